@@ -1,0 +1,123 @@
+/**
+ * The C ABI as TypeScript sees it: one row for every symbol of the library.
+ *
+ * The same table stands in `zig/src/abi.zig`, and the library prints its own as a manifest (`kv_abi_manifest`); a test
+ * proves the two equal. A row says which words cross, never what they mean: that is told by the body of the same noun
+ * in `zig/src/abi/`.
+ *
+ * Only five kinds of word cross. A 64-bit integer argument would leave Deno's fast path (3 ns become 60 to 90), so
+ * sizes travel as f64 or inside records. Every buffer is followed by its element count. A result is an i32: 0 or a
+ * positive count or handle, or a negative status (`status.ts`).
+ *
+ * @module
+ */
+
+/** A kind of word that may cross the boundary. */
+export type Word = "u32" | "i32" | "f32" | "f64" | "buffer";
+
+/** The version of the ABI below; the library answers `kv_abi_version` with the same number. */
+export const ABI_VERSION = 1;
+
+/** Every symbol of the library, in the order of `zig/src/abi.zig`. */
+export const EXPORTS = {
+  // () -> the ABI version
+  kv_abi_version: { parameters: [], result: "i32" },
+  // (text, text_bytes) -> bytes of the manifest, written when they fit
+  kv_abi_manifest: { parameters: ["buffer", "u32"], result: "i32" },
+  // (SystemRecord out, bytes)
+  kv_system_info: { parameters: ["buffer", "u32"], result: "i32" },
+  // (level)
+  kv_level_set: { parameters: ["u32"], result: "i32" },
+  // (ContiguousRecord, bytes, bytes out, count)
+  kv_memory_bytes: { parameters: ["buffer", "u32", "buffer", "u32"], result: "i32" },
+
+  // (ContiguousRecord, bytes) -> handle
+  kv_contiguous_create: { parameters: ["buffer", "u32"], result: "i32" },
+  // (handle)
+  kv_contiguous_free: { parameters: ["u32"], result: "i32" },
+  // (handle, ContiguousRecord out, bytes)
+  kv_contiguous_config: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, sequence, k, k_count, v, v_count, dtype)
+  kv_contiguous_store: {
+    parameters: ["u32", "u32", "u32", "buffer", "u32", "buffer", "u32", "u32"],
+    result: "i32",
+  },
+  // (handle, layer, sequence, k, k_count, v, v_count, dtype, layout) -> start
+  kv_contiguous_append: {
+    parameters: ["u32", "u32", "u32", "buffer", "u32", "buffer", "u32", "u32", "u32"],
+    result: "i32",
+  },
+  // (handle)
+  kv_contiguous_advance: { parameters: ["u32"], result: "i32" },
+  // (handle)
+  kv_contiguous_reset: { parameters: ["u32"], result: "i32" },
+  // (handle, sequence, token_count)
+  kv_contiguous_commit: { parameters: ["u32", "u32", "u32"], result: "i32" },
+  // (handle, sequence, seq_len)
+  kv_contiguous_truncate: { parameters: ["u32", "u32", "u32"], result: "i32" },
+  // (handle, sequence) -> committed tokens
+  kv_contiguous_seq_len: { parameters: ["u32", "u32"], result: "i32" },
+  // (handle, layer, sequence) -> committed and pending rows of that layer
+  kv_contiguous_row_count: { parameters: ["u32", "u32", "u32"], result: "i32" },
+  // (handle, layer, sequence) -> a number that changes whenever a view of that layer goes stale
+  kv_contiguous_generation: { parameters: ["u32", "u32", "u32"], result: "i32" },
+  // (handle, bytes out, count)
+  kv_contiguous_memory_bytes: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // (handle, StatsRecord out, bytes)
+  kv_contiguous_stats: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, sequence, position, kv_head, dim, element offset out, count)
+  kv_contiguous_offset: {
+    parameters: ["u32", "u32", "u32", "u32", "u32", "u32", "buffer", "u32"],
+    result: "i32",
+  },
+  // (handle, layer, sequence, RowsRecord out, bytes) -> rows
+  kv_contiguous_keys: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, sequence, RowsRecord out, bytes) -> rows
+  kv_contiguous_values: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, sequence, ViewRecord out, bytes) -> views, 0 or 1
+  kv_contiguous_views: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, sequence, row_count, ViewRecord out, bytes) -> rows
+  kv_contiguous_contiguous_kv: {
+    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32"],
+    result: "i32",
+  },
+  // (handle, layer, sequence, k out, k_count, v out, v_count, dtype) -> rows
+  kv_contiguous_gather: {
+    parameters: ["u32", "u32", "u32", "buffer", "u32", "buffer", "u32", "u32"],
+    result: "i32",
+  },
+  // (handle, layer) -> 0 for the CPU, n for GPU n - 1
+  kv_contiguous_layer_device: { parameters: ["u32", "u32"], result: "i32" },
+  // (handle, layer, sequence, q, q_count, AttendRecord, bytes, alibi_slopes, count, sink_logits, count,
+  //  output out, output_count, lse out, lse_count)
+  kv_contiguous_attend: {
+    parameters: [
+      "u32",
+      "u32",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+    ],
+    result: "i32",
+  },
+} as const;
+
+/** What JavaScript passes for the words of a row; every row of `EXPORTS` must pass the check this makes. */
+type Arguments<Words extends readonly Word[]> = {
+  -readonly [I in keyof Words]: Words[I] extends "buffer" ? ArrayBufferView : number;
+};
+
+/** The opened library: one function for each row of `EXPORTS`. */
+export type Library = {
+  readonly [Name in keyof typeof EXPORTS]: (...args: Arguments<(typeof EXPORTS)[Name]["parameters"]>) => number;
+};

@@ -1,0 +1,96 @@
+//! The C ABI: one table, from which come the exported symbols and the manifest that callers compare their own with.
+//!
+//! A result is an i32: 0 or a positive count or handle, or a negative status (`abi/status.zig`). Only u32, i32, f32, f64
+//! and buffers cross. To add a symbol: its body in `abi/<noun>.zig`, a row here, a row in `src/ffi/exports.ts`, a test.
+
+const std = @import("std");
+const contiguous = @import("abi/contiguous.zig");
+const library = @import("abi/library.zig");
+const status = @import("abi/status.zig");
+
+/// Every symbol of the library.
+const exports = struct {
+    pub const kv_abi_version = library.version;
+    pub const kv_abi_manifest = manifest;
+    pub const kv_system_info = library.systemInfo;
+    pub const kv_level_set = library.levelSet;
+    pub const kv_memory_bytes = contiguous.memoryBytes;
+
+    pub const kv_contiguous_create = contiguous.create;
+    pub const kv_contiguous_free = contiguous.free;
+    pub const kv_contiguous_config = contiguous.config;
+    pub const kv_contiguous_store = contiguous.store;
+    pub const kv_contiguous_append = contiguous.append;
+    pub const kv_contiguous_advance = contiguous.advance;
+    pub const kv_contiguous_reset = contiguous.reset;
+    pub const kv_contiguous_commit = contiguous.commit;
+    pub const kv_contiguous_truncate = contiguous.truncate;
+    pub const kv_contiguous_seq_len = contiguous.seqLen;
+    pub const kv_contiguous_row_count = contiguous.rowCount;
+    pub const kv_contiguous_generation = contiguous.generation;
+    pub const kv_contiguous_memory_bytes = contiguous.cacheMemoryBytes;
+    pub const kv_contiguous_stats = contiguous.stats;
+    pub const kv_contiguous_offset = contiguous.offset;
+    pub const kv_contiguous_keys = contiguous.keys;
+    pub const kv_contiguous_values = contiguous.values;
+    pub const kv_contiguous_views = contiguous.views;
+    pub const kv_contiguous_contiguous_kv = contiguous.contiguousKv;
+    pub const kv_contiguous_gather = contiguous.gather;
+    pub const kv_contiguous_layer_device = contiguous.layerDevice;
+    pub const kv_contiguous_attend = contiguous.attend;
+};
+
+comptime {
+    for (std.meta.declarations(exports)) |row| {
+        @export(&@field(exports, row.name), .{ .name = row.name });
+    }
+}
+
+/// One line for each symbol: `kv_contiguous_commit(u32, u32, u32) i32`.
+const manifest_text = text: {
+    @setEvalBranchQuota(20_000);
+    var text: []const u8 = "";
+    for (std.meta.declarations(exports)) |row| {
+        const function = @typeInfo(@TypeOf(@field(exports, row.name))).@"fn";
+        text = text ++ row.name ++ "(";
+        for (function.params, 0..) |parameter, i| {
+            text = text ++ (if (i == 0) "" else ", ") ++ wordName(parameter.type.?);
+        }
+        text = text ++ ") " ++ wordName(function.return_type.?) ++ "\n";
+    }
+    break :text text;
+};
+
+fn wordName(comptime Word: type) []const u8 {
+    return switch (Word) {
+        u32, i32, f32, f64 => @typeName(Word),
+        ?[*]u8, ?[*]const u8 => "buffer",
+        else => @compileError(@typeName(Word) ++ " may not cross the C ABI"),
+    };
+}
+
+/// Bytes of the manifest; the text itself is written when `text_bytes` is enough for it.
+fn manifest(text: ?[*]u8, text_bytes: u32) callconv(.c) i32 {
+    if (text) |destination| {
+        if (text_bytes >= manifest_text.len) @memcpy(destination[0..manifest_text.len], manifest_text);
+    }
+    return status.count(manifest_text.len);
+}
+
+// The root of all tests: `kvern.zig` pulls in those of the Zig API.
+test {
+    _ = @import("kvern.zig");
+    _ = contiguous;
+    _ = library;
+    _ = status;
+    _ = @import("abi/handle.zig");
+    _ = @import("abi/record.zig");
+    _ = @import("abi/abi_test.zig");
+}
+
+test "the manifest has a line for each symbol" {
+    const lines = std.mem.count(u8, manifest_text, "\n");
+    try std.testing.expectEqual(std.meta.declarations(exports).len, lines);
+    try std.testing.expect(std.mem.startsWith(u8, manifest_text, "kv_abi_version() i32\n"));
+    try std.testing.expect(std.mem.indexOf(u8, manifest_text, "kv_contiguous_commit(u32, u32, u32) i32\n") != null);
+}

@@ -1,0 +1,79 @@
+//! Bodies of the exports that are about the library itself: version, level, system facts.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const cpu = @import("../device/cpu.zig");
+const dispatch = @import("../kernels/dispatch.zig");
+const handle = @import("handle.zig");
+const record = @import("record.zig");
+const status = @import("status.zig");
+
+/// Raised whenever a symbol or a record changes in a way older callers cannot see past.
+const version_number = 1;
+
+pub fn version() callconv(.c) i32 {
+    pin();
+    return version_number;
+}
+
+/// Keeps the library loaded for the life of the process: unloading it with a call in flight crashes both runtimes.
+fn pin() void {
+    switch (builtin.os.tag) {
+        .linux, .macos => {
+            var info: DlInfo = undefined;
+            if (dladdr(@ptrCast(&version), &info) == 0) return;
+            const path = info.file_name orelse return;
+            // NODELETE outlives the dlclose below, which only takes our own reference back.
+            const library = std.c.dlopen(path, .{ .LAZY = true, .NOLOAD = true, .NODELETE = true }) orelse return;
+            _ = std.c.dlclose(library);
+        },
+        .windows => {
+            var module: ?*anyopaque = null;
+            const from_address = 4;
+            const pin_flag = 1;
+            _ = GetModuleHandleExW(from_address | pin_flag, @ptrCast(&version), &module);
+        },
+        else => @compileError("pin() does not know this system"),
+    }
+}
+
+const DlInfo = extern struct {
+    file_name: ?[*:0]const u8,
+    base: ?*anyopaque,
+    symbol_name: ?[*:0]const u8,
+    symbol_address: ?*anyopaque,
+};
+extern "c" fn dladdr(address: *const anyopaque, info: *DlInfo) c_int;
+extern "kernel32" fn GetModuleHandleExW(flags: u32, address: *const anyopaque, module: *?*anyopaque) callconv(.winapi) i32;
+
+const SystemRecord = extern struct {
+    size_bytes: u32 = 0,
+    level: u32,
+    /// One bit a level: 1 << level.
+    levels: u32,
+    cpu_count: u32,
+    memory_limit_bytes: record.Wide,
+    live_handles: u32,
+    reserved: u32 = 0,
+    /// Of all caches together.
+    reserved_bytes: record.Wide,
+};
+
+pub fn systemInfo(out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
+    const totals = handle.totals();
+    record.write(SystemRecord, out, out_bytes, .{
+        .level = @intFromEnum(dispatch.kernels().level),
+        .levels = dispatch.levelMask(),
+        .cpu_count = cpu.cpuCount(),
+        .memory_limit_bytes = .from(cpu.memoryLimit()),
+        .live_handles = totals.live_count,
+        .reserved_bytes = .from(totals.reserved_bytes),
+    }) catch |err| return status.fromError(err);
+    return 0;
+}
+
+pub fn levelSet(level: u32) callconv(.c) i32 {
+    const wanted = std.enums.fromInt(dispatch.Level, level) orelse return status.fromError(error.InvalidConfig);
+    dispatch.setLevel(wanted) catch |err| return status.fromError(err);
+    return 0;
+}

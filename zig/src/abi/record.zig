@@ -1,0 +1,97 @@
+//! Records: options and answers that cross the C ABI as 4-byte words, the first of them the record's byte size.
+//!
+//! Fields are appended, never moved. An older caller's record is shorter: what it lacks is 0. A newer caller's is longer:
+//! what we do not know must be 0, or it asked for something this library cannot do. 64-bit values take two words, low
+//! first. Callers' memory is unaligned and only borrowed for the call.
+
+const std = @import("std");
+const assert = std.debug.assert;
+
+/// Reads a record from a caller. `record_bytes` is what the caller's buffer holds.
+pub fn read(comptime Record: type, source: ?[*]const u8, record_bytes: u32) error{ InvalidConfig, InvalidSize, Unsupported }!Record {
+    comptime check(Record);
+    const bytes = (source orelse return error.InvalidSize)[0..record_bytes];
+    if (bytes.len < 4) return error.InvalidSize;
+    const size = std.mem.readInt(u32, bytes[0..4], .little);
+    if (size < 4 or size % 4 != 0 or size > bytes.len) return error.InvalidSize;
+    var record: Record = std.mem.zeroes(Record);
+    const known = @min(size, @sizeOf(Record));
+    @memcpy(std.mem.asBytes(&record)[0..known], bytes[0..known]);
+    for (bytes[known..size]) |byte| if (byte != 0) return error.Unsupported;
+    record.size_bytes = @sizeOf(Record);
+    return record;
+}
+
+/// Writes as much of a record as the caller asked for in its first word; that word then tells how much it was.
+pub fn write(comptime Record: type, destination: ?[*]u8, record_bytes: u32, record: Record) error{InvalidSize}!void {
+    comptime check(Record);
+    const bytes = (destination orelse return error.InvalidSize)[0..record_bytes];
+    if (bytes.len < 4) return error.InvalidSize;
+    const wanted = std.mem.readInt(u32, bytes[0..4], .little);
+    if (wanted < 4 or wanted % 4 != 0 or wanted > bytes.len) return error.InvalidSize;
+    var answer = record;
+    answer.size_bytes = @min(wanted, @sizeOf(Record));
+    @memcpy(bytes[0..answer.size_bytes], std.mem.asBytes(&answer)[0..answer.size_bytes]);
+}
+
+fn check(comptime Record: type) void {
+    const fields = std.meta.fields(Record);
+    assert(std.mem.eql(u8, fields[0].name, "size_bytes"));
+    for (fields) |field| assert(@sizeOf(field.type) % 4 == 0 and @alignOf(field.type) == 4);
+    assert(@sizeOf(Record) % 4 == 0);
+}
+
+/// A 64-bit value in two words, low first.
+pub const Wide = extern struct {
+    low: u32 = 0,
+    high: u32 = 0,
+
+    pub fn from(wide: u64) Wide {
+        return .{ .low = @truncate(wide), .high = @truncate(wide >> 32) };
+    }
+
+    pub fn value(wide: Wide) u64 {
+        return @as(u64, wide.high) << 32 | wide.low;
+    }
+};
+
+/// A number that is 64-bit and leaves through an f64 out-buffer. Past 2^53 it would not be exact.
+pub fn writeF64(destination: ?[*]u8, element_count: u32, value: u64) error{ InvalidSize, OutOfMemory }!void {
+    if (element_count < 1) return error.InvalidSize;
+    const bytes = (destination orelse return error.InvalidSize)[0..8];
+    if (value > 1 << 53) return error.OutOfMemory;
+    std.mem.writeInt(u64, bytes, @bitCast(@as(f64, @floatFromInt(value))), .little);
+}
+
+const Example = extern struct { size_bytes: u32, first: u32, second: u32 };
+
+test "read: shorter, equal, longer, and malformed records" {
+    const testing = std.testing;
+    const words = [_]u32{ 12, 7, 8, 0, 9 };
+    const bytes: [*]const u8 = @ptrCast(&words);
+    try testing.expectEqual(Example{ .size_bytes = 12, .first = 7, .second = 8 }, try read(Example, bytes, 12));
+    var shorter = words;
+    shorter[0] = 8;
+    try testing.expectEqual(0, (try read(Example, @ptrCast(&shorter), 20)).second);
+    var longer = words;
+    longer[0] = 16;
+    try testing.expectEqual(8, (try read(Example, @ptrCast(&longer), 16)).second);
+    longer[0] = 20;
+    try testing.expectError(error.Unsupported, read(Example, @ptrCast(&longer), 20));
+    for ([_]u32{ 0, 3, 6, 24, 0xffff_fffc }) |size| {
+        var bad = words;
+        bad[0] = size;
+        try testing.expectError(error.InvalidSize, read(Example, @ptrCast(&bad), 20));
+    }
+    try testing.expectError(error.InvalidSize, read(Example, bytes, 3));
+    try testing.expectError(error.InvalidSize, read(Example, null, 12));
+}
+
+test "write: no more than asked for" {
+    const testing = std.testing;
+    var words = [_]u32{ 8, 0, 99 };
+    try write(Example, @ptrCast(&words), 12, .{ .size_bytes = 0, .first = 7, .second = 8 });
+    try testing.expectEqual([_]u32{ 8, 7, 99 }, words);
+    words[0] = 16;
+    try testing.expectError(error.InvalidSize, write(Example, @ptrCast(&words), 12, undefined));
+}

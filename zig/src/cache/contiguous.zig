@@ -1,0 +1,413 @@
+//! The contiguous cache: every sequence owns max_seq_len positions in each layer, from creation to the end.
+//!
+//!     keys, values: [layer][sequence][position][kv_head][head_dim]
+//!
+//!                    sequence 0            sequence 1
+//!     layer 0   | rows . . pending _ _ | rows . pending _ _ _ |      a run: max_seq_len positions
+//!     layer 1   | rows . . _ _ _ _ _ _ | rows . _ _ _ _ _ _ _ |
+//!
+//! Writing has two phases. Rows are appended to each layer and are *pending* there: reads of that layer see them, reads
+//! of the next layer do not see stale ones. A commit makes them count once every layer has them.
+//!
+//! The runs lie in slabs of at most 1 GiB (or one run, where that is longer), each run whole in one of them, straight
+//! from the operating system: reserved at creation, zero, and backed by memory only as rows arrive.
+//!
+//! Not thread safe; a caller that shares a cache holds a lock. Nothing is ever overwritten but rows dropped by
+//! `truncate` or `reset`, and every refusal leaves the cache as it was.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const Allocator = std.mem.Allocator;
+const Dtype = @import("../dtype.zig").Dtype;
+const shapes = @import("../shape.zig");
+const Shape = shapes.Shape;
+const dispatch = @import("../kernels/dispatch.zig");
+
+/// Slabs are no larger than this unless one run is: every view of one then fits a JavaScript ArrayBuffer.
+pub const slab_bytes_max = 1 << 30;
+
+const slab_alignment: std.mem.Alignment = .fromByteUnits(std.heap.page_size_max);
+
+pub const Options = struct {
+    layer_count: u32,
+    sequence_count: u32 = 1,
+    kv_head_count: u32,
+    head_dim: u32,
+    max_seq_len: u32,
+    dtype_k: Dtype = .f32,
+    dtype_v: Dtype = .f32,
+    /// Refuse a cache whose slabs would take more; null for no limit.
+    max_bytes: ?u64 = null,
+
+    pub fn shape(options: Options) Shape {
+        return .{
+            .layer_count = options.layer_count,
+            .sequence_count = options.sequence_count,
+            .kv_head_count = options.kv_head_count,
+            .head_dim = options.head_dim,
+            .max_seq_len = options.max_seq_len,
+        };
+    }
+};
+
+/// How the rows of an input stand in memory.
+pub const Layout = enum(u32) {
+    /// [token][kv_head][head_dim], as the cache stores them.
+    token_major = 0,
+    /// [kv_head][token][head_dim]
+    head_major = 1,
+};
+
+/// Rows of one side as a caller hands them over; unaligned.
+pub const Input = struct {
+    bytes: [*]const u8,
+    element_count: u64,
+    dtype: Dtype = .f32,
+    layout: Layout = .token_major,
+
+    pub fn fromF32(elements: []align(1) const f32) Input {
+        return .{ .bytes = @ptrCast(elements.ptr), .element_count = elements.len };
+    }
+};
+
+/// A copy's destination, [token][kv_head][head_dim]; unaligned.
+pub const Output = struct {
+    bytes: [*]u8,
+    element_count: u64,
+    dtype: Dtype = .f32,
+};
+
+/// The rows of one layer of one sequence, in place. Valid until rows are dropped or the cache is freed.
+pub const Rows = struct {
+    shape: Shape,
+    /// [position][kv_head][head_dim]
+    keys: [*]const u8,
+    values: [*]const u8,
+    dtype_k: Dtype,
+    dtype_v: Dtype,
+    /// Committed and pending rows.
+    row_count: u32,
+};
+
+pub const ContiguousCache = struct {
+    gpa: Allocator,
+    slab_allocator: Allocator,
+    shape: Shape,
+    dtype_k: Dtype,
+    dtype_v: Dtype,
+    keys: Side,
+    values: Side,
+    /// Committed rows, [sequence].
+    seq_lens: []u32,
+    /// Appended and not committed rows, [layer][sequence].
+    pending: []u32,
+    /// Counts what makes a view of a (layer, sequence) stale, [layer][sequence]; wraps.
+    generations: []u32,
+
+    pub const InitError = error{ InvalidConfig, OutOfMemory };
+    pub const IndexError = error{ LayerOutOfRange, SequenceOutOfRange };
+    pub const StoreError = IndexError || error{ CacheFull, InvalidSize, CommitMismatch, NotFinite };
+    pub const AppendError = IndexError || error{ CacheFull, InvalidSize, NotFinite };
+    pub const AdvanceError = error{ CacheFull, CommitMismatch };
+    pub const CommitError = error{ SequenceOutOfRange, CommitMismatch };
+    pub const TruncateError = error{ SequenceOutOfRange, PositionOutOfRange };
+    pub const GatherError = IndexError || error{InvalidSize};
+
+    /// Small tables come from `gpa`, the slabs from the operating system.
+    pub fn init(gpa: Allocator, options: Options) InitError!ContiguousCache {
+        return initSlabs(gpa, std.heap.page_allocator, options);
+    }
+
+    /// As `init`, with an allocator for the slabs. Its memory must be zero and is not touched before rows arrive.
+    pub fn initSlabs(gpa: Allocator, slab_allocator: Allocator, options: Options) InitError!ContiguousCache {
+        const shape = options.shape();
+        try shape.validate();
+        const kv_bytes = try shape.memoryBytes(options.dtype_k, options.dtype_v);
+        if (kv_bytes > options.max_bytes orelse std.math.maxInt(u64)) return error.OutOfMemory;
+        const run_count = std.math.cast(usize, shape.runCount()) orelse return error.OutOfMemory;
+
+        const seq_lens = try gpa.alloc(u32, shape.sequence_count);
+        errdefer gpa.free(seq_lens);
+        const pending = try gpa.alloc(u32, run_count);
+        errdefer gpa.free(pending);
+        const generations = try gpa.alloc(u32, run_count);
+        errdefer gpa.free(generations);
+        @memset(seq_lens, 0);
+        @memset(pending, 0);
+        @memset(generations, 0);
+
+        var keys: Side = try .init(gpa, slab_allocator, shape, options.dtype_k);
+        errdefer keys.deinit(gpa, slab_allocator);
+        const values: Side = try .init(gpa, slab_allocator, shape, options.dtype_v);
+        return .{
+            .gpa = gpa,
+            .slab_allocator = slab_allocator,
+            .shape = shape,
+            .dtype_k = options.dtype_k,
+            .dtype_v = options.dtype_v,
+            .keys = keys,
+            .values = values,
+            .seq_lens = seq_lens,
+            .pending = pending,
+            .generations = generations,
+        };
+    }
+
+    pub fn deinit(self: *ContiguousCache) void {
+        self.values.deinit(self.gpa, self.slab_allocator);
+        self.keys.deinit(self.gpa, self.slab_allocator);
+        self.gpa.free(self.generations);
+        self.gpa.free(self.pending);
+        self.gpa.free(self.seq_lens);
+        self.* = undefined;
+    }
+
+    /// Appends one row of one layer: `k` and `v` are [kv_head][head_dim]. A second `store` before `advance` is
+    /// `CommitMismatch`.
+    pub fn store(self: *ContiguousCache, layer_index: u32, sequence_index: u32, k: Input, v: Input) StoreError!void {
+        try self.checkIndices(layer_index, sequence_index);
+        if (self.seq_lens[sequence_index] == self.shape.max_seq_len) return error.CacheFull;
+        if (k.element_count != self.shape.kvDim() or v.element_count != self.shape.kvDim()) return error.InvalidSize;
+        if (self.pending[self.shape.runIndex(layer_index, sequence_index)] != 0) return error.CommitMismatch;
+        const start = try self.append(layer_index, sequence_index, k, v);
+        assert(start == self.seq_lens[sequence_index]);
+    }
+
+    /// Appends n >= 0 rows of one layer and returns the position of the first.
+    pub fn append(self: *ContiguousCache, layer_index: u32, sequence_index: u32, k: Input, v: Input) AppendError!u32 {
+        try self.checkIndices(layer_index, sequence_index);
+        if (k.element_count != v.element_count) return error.InvalidSize;
+        const token_count = shapes.rowCount(self.shape, k.element_count) orelse return error.InvalidSize;
+        const run = self.shape.runIndex(layer_index, sequence_index);
+        const start = self.seq_lens[sequence_index] + self.pending[run];
+        assert(start <= self.shape.max_seq_len);
+        if (token_count > self.shape.max_seq_len - start) return error.CacheFull;
+        if (token_count == 0) return start;
+        const kernels = dispatch.kernels();
+        if (kernels.storable(k.bytes, k.dtype, self.dtype_k, k.element_count) == 0) return error.NotFinite;
+        if (kernels.storable(v.bytes, v.dtype, self.dtype_v, v.element_count) == 0) return error.NotFinite;
+
+        self.write(&self.keys, run, start, @intCast(token_count), k);
+        self.write(&self.values, run, start, @intCast(token_count), v);
+        self.pending[run] += @intCast(token_count);
+        self.generations[run] +%= 1;
+        return start;
+    }
+
+    fn write(self: *ContiguousCache, side: *Side, run: u64, start: u32, token_count: u32, input: Input) void {
+        const shape = self.shape;
+        const kernels = dispatch.kernels();
+        const destination = side.run(run) + shape.positionBytes(start, side.dtype);
+        switch (input.layout) {
+            .token_major => kernels.convert(destination, side.dtype, input.bytes, input.dtype, input.element_count),
+            .head_major => for (0..shape.kv_head_count) |kv_head| for (0..token_count) |token| {
+                const kv_head_index: u32 = @intCast(kv_head);
+                const source = shapes.headMajorOffset(shape, token_count, kv_head_index, token);
+                kernels.convert(
+                    destination + shape.positionBytes(@intCast(token), side.dtype) + shape.headBytes(kv_head_index, side.dtype),
+                    side.dtype,
+                    input.bytes + source * input.dtype.elementBytes(),
+                    input.dtype,
+                    shape.head_dim,
+                );
+            },
+        }
+    }
+
+    /// Commits one row for every sequence that has exactly one pending in every layer; sequences without a new row
+    /// stay. Anything else pending, or no new row at all, is `CommitMismatch` and changes nothing.
+    ///
+    /// When a sequence just committed is now full, the answer is `CacheFull` *after* committing: the one call that
+    /// reports after acting. With nothing pending and a sequence full, it is `CacheFull` again.
+    pub fn advance(self: *ContiguousCache) AdvanceError!void {
+        var any_pending = false;
+        var any_full = false;
+        for (self.seq_lens, 0..) |seq_len, sequence| {
+            any_full = any_full or seq_len == self.shape.max_seq_len;
+            const row_count = self.pendingEverywhere(@intCast(sequence)) orelse return error.CommitMismatch;
+            if (row_count > 1) return error.CommitMismatch;
+            any_pending = any_pending or row_count == 1;
+        }
+        if (!any_pending) return if (any_full) error.CacheFull else error.CommitMismatch;
+
+        var now_full = false;
+        for (self.seq_lens, 0..) |*seq_len, sequence| {
+            if (self.pendingEverywhere(@intCast(sequence)).? == 0) continue;
+            self.clearPending(@intCast(sequence));
+            seq_len.* += 1;
+            now_full = now_full or seq_len.* == self.shape.max_seq_len;
+        }
+        if (now_full) return error.CacheFull;
+    }
+
+    /// Makes `token_count` pending rows of one sequence count. Every layer must have exactly that many.
+    pub fn commit(self: *ContiguousCache, sequence_index: u32, token_count: u32) CommitError!void {
+        if (sequence_index >= self.shape.sequence_count) return error.SequenceOutOfRange;
+        if (token_count == 0) return;
+        if (self.pendingEverywhere(sequence_index) != token_count) return error.CommitMismatch;
+        self.clearPending(sequence_index);
+        self.seq_lens[sequence_index] += token_count;
+        assert(self.seq_lens[sequence_index] <= self.shape.max_seq_len);
+    }
+
+    /// Rewinds one sequence to `seq_len` rows and drops its pending ones. No K/V byte is touched.
+    pub fn truncate(self: *ContiguousCache, sequence_index: u32, seq_len: u32) TruncateError!void {
+        if (sequence_index >= self.shape.sequence_count) return error.SequenceOutOfRange;
+        if (seq_len > self.seq_lens[sequence_index]) return error.PositionOutOfRange;
+        self.clearPending(sequence_index);
+        self.seq_lens[sequence_index] = seq_len;
+        for (0..self.shape.layer_count) |layer| {
+            self.generations[self.shape.runIndex(@intCast(layer), sequence_index)] +%= 1;
+        }
+    }
+
+    /// Empties every sequence. No K/V byte is touched; old rows are never visible.
+    pub fn reset(self: *ContiguousCache) void {
+        for (0..self.shape.sequence_count) |sequence| {
+            self.truncate(@intCast(sequence), 0) catch unreachable; // 0 is never past the end
+        }
+    }
+
+    /// Committed rows of a sequence.
+    pub fn seqLen(self: *const ContiguousCache, sequence_index: u32) error{SequenceOutOfRange}!u32 {
+        if (sequence_index >= self.shape.sequence_count) return error.SequenceOutOfRange;
+        return self.seq_lens[sequence_index];
+    }
+
+    /// The longest committed length.
+    pub fn currentPos(self: *const ContiguousCache) u32 {
+        return std.mem.max(u32, self.seq_lens);
+    }
+
+    /// Bytes of keys and values by the formula, and 4 for each sequence's length.
+    pub fn memoryBytes(self: *const ContiguousCache) u64 {
+        const kv_bytes = self.shape.memoryBytes(self.dtype_k, self.dtype_v) catch unreachable; // checked by init
+        return kv_bytes + self.seq_lens.len * @sizeOf(u32);
+    }
+
+    /// What is really allocated.
+    pub const Stats = struct { kv_bytes: u64, reserved_bytes: u64, metadata_bytes: u64, slab_count: u32 };
+
+    pub fn stats(self: *const ContiguousCache) Stats {
+        const words = self.seq_lens.len + self.pending.len + self.generations.len;
+        const tables = self.keys.slabs.len + self.values.slabs.len;
+        return .{
+            .kv_bytes = self.shape.memoryBytes(self.dtype_k, self.dtype_v) catch unreachable, // checked by init
+            .reserved_bytes = self.keys.reservedBytes() + self.values.reservedBytes(),
+            .metadata_bytes = words * @sizeOf(u32) + tables * @sizeOf(Slab),
+            .slab_count = @intCast(tables),
+        };
+    }
+
+    /// The rows of a layer as a reader sees them now: committed and, of this layer, pending ones.
+    pub fn rows(self: *const ContiguousCache, layer_index: u32, sequence_index: u32) IndexError!Rows {
+        try self.checkIndices(layer_index, sequence_index);
+        const run = self.shape.runIndex(layer_index, sequence_index);
+        return .{
+            .shape = self.shape,
+            .keys = self.keys.run(run),
+            .values = self.values.run(run),
+            .dtype_k = self.dtype_k,
+            .dtype_v = self.dtype_v,
+            .row_count = self.seq_lens[sequence_index] + self.pending[run],
+        };
+    }
+
+    /// A number that changes whenever a view of this layer and sequence goes stale.
+    pub fn generation(self: *const ContiguousCache, layer_index: u32, sequence_index: u32) IndexError!u32 {
+        try self.checkIndices(layer_index, sequence_index);
+        return self.generations[self.shape.runIndex(layer_index, sequence_index)];
+    }
+
+    /// Copies all rows of a layer, [row][kv_head][head_dim], and returns their count.
+    pub fn gather(self: *const ContiguousCache, layer_index: u32, sequence_index: u32, k: Output, v: Output) GatherError!u32 {
+        const source = try self.rows(layer_index, sequence_index);
+        const element_count = shapes.rowElements(self.shape, source.row_count).?; // a part of a checked size
+        if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
+        const kernels = dispatch.kernels();
+        kernels.convert(k.bytes, k.dtype, source.keys, source.dtype_k, element_count);
+        kernels.convert(v.bytes, v.dtype, source.values, source.dtype_v, element_count);
+        return source.row_count;
+    }
+
+    fn checkIndices(self: *const ContiguousCache, layer_index: u32, sequence_index: u32) IndexError!void {
+        if (layer_index >= self.shape.layer_count) return error.LayerOutOfRange;
+        if (sequence_index >= self.shape.sequence_count) return error.SequenceOutOfRange;
+    }
+
+    /// The rows a sequence has pending, if that is the same number in every layer.
+    fn pendingEverywhere(self: *const ContiguousCache, sequence_index: u32) ?u32 {
+        const first = self.pending[self.shape.runIndex(0, sequence_index)];
+        for (1..self.shape.layer_count) |layer| {
+            if (self.pending[self.shape.runIndex(@intCast(layer), sequence_index)] != first) return null;
+        }
+        return first;
+    }
+
+    fn clearPending(self: *ContiguousCache, sequence_index: u32) void {
+        for (0..self.shape.layer_count) |layer| {
+            self.pending[self.shape.runIndex(@intCast(layer), sequence_index)] = 0;
+        }
+    }
+};
+
+const Slab = []align(slab_alignment.toByteUnits()) u8;
+
+/// The keys or the values: all runs of one side.
+const Side = struct {
+    dtype: Dtype,
+    run_bytes: u64,
+    runs_per_slab: u64,
+    slabs: []Slab,
+
+    fn init(gpa: Allocator, slab_allocator: Allocator, shape: Shape, dtype: Dtype) error{OutOfMemory}!Side {
+        const run_bytes = shape.runBytes(dtype);
+        const runs_per_slab = @max(1, slab_bytes_max / run_bytes);
+        const slab_count = std.math.divCeil(u64, shape.runCount(), runs_per_slab) catch unreachable; // not 0
+        const slabs = try gpa.alloc(Slab, std.math.cast(usize, slab_count) orelse return error.OutOfMemory);
+        errdefer gpa.free(slabs);
+        var runs_left = shape.runCount();
+        for (slabs, 0..) |*slab, i| {
+            errdefer for (slabs[0..i]) |taken| freeSlab(slab_allocator, taken);
+            const run_count = @min(runs_left, runs_per_slab);
+            slab.* = try allocSlab(slab_allocator, run_count * run_bytes);
+            runs_left -= run_count;
+        }
+        assert(runs_left == 0);
+        return .{ .dtype = dtype, .run_bytes = run_bytes, .runs_per_slab = runs_per_slab, .slabs = slabs };
+    }
+
+    fn deinit(side: *Side, gpa: Allocator, slab_allocator: Allocator) void {
+        for (side.slabs) |slab| freeSlab(slab_allocator, slab);
+        gpa.free(side.slabs);
+    }
+
+    fn run(side: *const Side, run_index: u64) [*]u8 {
+        const slab = side.slabs[@intCast(run_index / side.runs_per_slab)];
+        const offset = (run_index % side.runs_per_slab) * side.run_bytes;
+        assert(offset + side.run_bytes <= slab.len);
+        return slab.ptr + offset;
+    }
+
+    fn reservedBytes(side: *const Side) u64 {
+        var bytes: u64 = 0;
+        for (side.slabs) |slab| bytes += std.mem.alignForward(u64, slab.len, std.heap.pageSize());
+        return bytes;
+    }
+
+    /// `rawAlloc`, because `alloc` writes a pattern over the memory in safe builds: that would touch every page of it,
+    /// and the zeros would be gone.
+    fn allocSlab(slab_allocator: Allocator, bytes: u64) error{OutOfMemory}!Slab {
+        const len = std.math.cast(usize, bytes) orelse return error.OutOfMemory;
+        const pointer = slab_allocator.rawAlloc(len, slab_alignment, @returnAddress()) orelse return error.OutOfMemory;
+        return @alignCast(pointer[0..len]);
+    }
+
+    fn freeSlab(slab_allocator: Allocator, slab: Slab) void {
+        slab_allocator.rawFree(slab, slab_alignment, @returnAddress());
+    }
+};
+
+test {
+    _ = @import("contiguous_test.zig");
+}

@@ -1,0 +1,34 @@
+//! The CPU kernels of one level.
+//!
+//! `build.zig` compiles this file once per CPU level, with that level's instructions, into an object that exports one
+//! table under the level's name; all objects are linked into one library and `kernels/dispatch.zig` picks a table at
+//! start. Nothing outside `kernels/` may be imported from here but the element types: whatever is compiled into two
+//! objects must not have state.
+
+const std = @import("std");
+const attend_float = @import("kernels/attend_float.zig");
+const convert = @import("kernels/convert.zig");
+const table = @import("kernels/table.zig");
+const level_name = @import("level").name;
+
+/// No stack traces from kernels: a failed assertion of a Debug build says what failed and stops.
+pub const panic = std.debug.simple_panic;
+
+const kernels: table.Table = .{
+    .level = @field(table.Level, level_name),
+    .lanes = convert.lanes,
+    .convert = convert.convert,
+    .storable = convert.storable,
+    .attend = attend_float.attend,
+    .finish = attend_float.finish,
+};
+
+comptime {
+    @export(&kernels, .{ .name = "kvern_kernels_" ++ level_name, .visibility = .hidden });
+    std.debug.assert(convert.lanes <= table.lanes_max);
+    std.debug.assert(convert.lanes == switch (kernels.level) {
+        .v2, .neon => 4,
+        .v3 => 8,
+        .avx512 => 16,
+    });
+}

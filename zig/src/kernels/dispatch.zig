@@ -1,0 +1,287 @@
+//! Picks the kernel table of this CPU, once, at start. Everything above `kernels/` reaches them through here.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const assert = std.debug.assert;
+const kernel_table = @import("table.zig");
+
+pub const AttendTask = kernel_table.AttendTask;
+pub const FinishTask = kernel_table.FinishTask;
+pub const Level = kernel_table.Level;
+pub const Row = kernel_table.Row;
+pub const Run = kernel_table.Run;
+pub const Table = kernel_table.Table;
+pub const lanes_max = kernel_table.lanes_max;
+pub const row_count_max = kernel_table.row_count_max;
+
+/// Linked tables, lowest level first. Each is the export of one compilation of `kernels.zig`.
+const linked = switch (builtin.cpu.arch) {
+    .x86_64 => struct {
+        extern const kvern_kernels_v2: Table;
+        extern const kvern_kernels_v3: Table;
+        extern const kvern_kernels_avx512: Table;
+        const tables = [_]*const Table{ &kvern_kernels_v2, &kvern_kernels_v3, &kvern_kernels_avx512 };
+    },
+    .aarch64 => struct {
+        extern const kvern_kernels_neon: Table;
+        const tables = [_]*const Table{&kvern_kernels_neon};
+    },
+    else => @compileError("kvern has kernels for x86_64 and aarch64"),
+};
+
+/// The levels in `linked`, in the same order.
+const linked_levels = switch (builtin.cpu.arch) {
+    .x86_64 => [_]Level{ .v2, .v3, .avx512 },
+    .aarch64 => [_]Level{.neon},
+    else => unreachable,
+};
+
+/// The table in force, or null before the first use.
+var chosen: std.atomic.Value(?*const Table) = .init(null);
+
+/// The kernels of the level in force: the highest this CPU has, unless `setLevel` chose a lower one.
+pub fn kernels() *const Table {
+    return chosen.load(.acquire) orelse choose();
+}
+
+fn choose() *const Table {
+    @branchHint(.cold);
+    var best: ?*const Table = null;
+    for (linked_levels) |candidate| best = tableOf(candidate) orelse best;
+    // The lowest level is the CPU the rest of the library is compiled for.
+    const table = best.?;
+    // Two threads may come here at once: both choose the same table.
+    _ = chosen.cmpxchgStrong(null, table, .acq_rel, .acquire);
+    return chosen.load(.acquire).?;
+}
+
+/// The table of a level, or null when this library or this CPU does not have it.
+pub fn tableOf(wanted: Level) ?*const Table {
+    inline for (linked_levels, linked.tables) |candidate, table| {
+        if (candidate == wanted) {
+            if (!cpuHas(candidate)) return null;
+            assert(table.level == candidate);
+            return table;
+        }
+    }
+    return null;
+}
+
+/// Forces a level. Attention already computed keeps the bits of the old one.
+pub fn setLevel(wanted: Level) error{Unsupported}!void {
+    chosen.store(tableOf(wanted) orelse return error.Unsupported, .release);
+}
+
+/// One bit for each level this library and this CPU have: 1 << level.
+pub fn levelMask() u32 {
+    var mask: u32 = 0;
+    for (linked_levels) |candidate| {
+        if (tableOf(candidate) != null) mask |= @as(u32, 1) << @intCast(@intFromEnum(candidate));
+    }
+    return mask;
+}
+
+fn cpuHas(wanted: Level) bool {
+    return switch (wanted) {
+        .v2, .neon => true,
+        .v3 => builtin.cpu.arch == .x86_64 and hasAvx2(),
+        .avx512 => builtin.cpu.arch == .x86_64 and hasAvx2() and hasAvx512(),
+    };
+}
+
+const Cpuid = struct { eax: u32, ebx: u32, ecx: u32, edx: u32 };
+
+fn cpuid(leaf: u32, subleaf: u32) Cpuid {
+    var eax: u32 = undefined;
+    var ebx: u32 = undefined;
+    var ecx: u32 = undefined;
+    var edx: u32 = undefined;
+    asm volatile ("cpuid"
+        : [_] "={eax}" (eax),
+          [_] "={ebx}" (ebx),
+          [_] "={ecx}" (ecx),
+          [_] "={edx}" (edx),
+        : [_] "{eax}" (leaf),
+          [_] "{ecx}" (subleaf),
+    );
+    return .{ .eax = eax, .ebx = ebx, .ecx = ecx, .edx = edx };
+}
+
+/// The register states the operating system saves (XCR0). Call only when CPUID reports OSXSAVE.
+fn xgetbv() u32 {
+    return asm volatile (
+        \\ xor %%ecx, %%ecx
+        \\ xgetbv
+        : [_] "={eax}" (-> u32),
+        :
+        : .{ .edx = true, .ecx = true });
+}
+
+fn allSet(word: u32, comptime bits: []const u5) bool {
+    comptime var mask: u32 = 0;
+    inline for (bits) |bit| mask |= @as(u32, 1) << bit;
+    return word & mask == mask;
+}
+
+/// All that `x86_64_v3` may emit: AVX2, BMI1, BMI2, F16C, FMA, LZCNT, MOVBE, and YMM saved by the system.
+fn hasAvx2() bool {
+    if (cpuid(0, 0).eax < 7) return false;
+    const leaf1 = cpuid(1, 0);
+    // FMA 12, MOVBE 22, XSAVE 26, OSXSAVE 27, AVX 28, F16C 29
+    if (!allSet(leaf1.ecx, &.{ 12, 22, 26, 27, 28, 29 })) return false;
+    if (!allSet(xgetbv(), &.{ 1, 2 })) return false;
+    // BMI1 3, AVX2 5, BMI2 8
+    if (!allSet(cpuid(7, 0).ebx, &.{ 3, 5, 8 })) return false;
+    if (cpuid(0x8000_0000, 0).eax < 0x8000_0001) return false;
+    return allSet(cpuid(0x8000_0001, 0).ecx, &.{5}); // LZCNT
+}
+
+/// All that `x86_64_v4` and VNNI may emit: AVX-512 F, DQ, CD, BW, VL, VNNI, and ZMM saved by the system.
+fn hasAvx512() bool {
+    const leaf7 = cpuid(7, 0);
+    // F 16, DQ 17, CD 28, BW 30, VL 31
+    if (!allSet(leaf7.ebx, &.{ 16, 17, 28, 30, 31 })) return false;
+    if (!allSet(leaf7.ecx, &.{11})) return false; // VNNI
+    return allSet(xgetbv(), &.{ 1, 2, 5, 6, 7 });
+}
+
+const testing = std.testing;
+const reference = @import("reference.zig");
+const Dtype = @import("../dtype.zig").Dtype;
+
+const dtypes = [_]Dtype{ .f32, .f16, .bf16 };
+const lengths = [_]usize{ 0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 67, 127, 129, 1023 };
+
+/// Every table of this CPU; a kernel test runs on all of them.
+fn availableTables(buffer: *[linked_levels.len]*const Table) []const *const Table {
+    var count: usize = 0;
+    for (linked_levels) |candidate| {
+        buffer[count] = tableOf(candidate) orelse continue;
+        count += 1;
+    }
+    return buffer[0..count];
+}
+
+test "each level has its own lanes" {
+    var buffer: [linked_levels.len]*const Table = undefined;
+    const tables = availableTables(&buffer);
+    try testing.expect(tables.len >= 1);
+    for (tables) |table| {
+        const expected: u32 = switch (table.level) {
+            .v2, .neon => 4,
+            .v3 => 8,
+            .avx512 => 16,
+        };
+        try testing.expectEqual(expected, table.lanes);
+        try testing.expect(levelMask() >> @intCast(@intFromEnum(table.level)) & 1 == 1);
+    }
+    try testing.expectEqual(tables[tables.len - 1], kernels());
+}
+
+/// An f32 that is likely to be awkward: ties, denormals of the narrow types, extremes, zeros of both signs.
+fn awkward(random: std.Random) f32 {
+    return switch (random.uintLessThan(u8, 6)) {
+        0 => random.floatNorm(f32),
+        1 => @as(f32, @floatFromInt(random.intRangeAtMost(i32, -5000, 5000))) * 0x1p-25, // f16 denormals and their ties
+        2 => @bitCast((random.int(u32) & 0xbfff_8000) | 0x8000), // ties of bf16
+        3 => @bitCast((@as(u32, random.uintLessThan(u32, 30)) + 113) << 23 | (random.int(u32) & 0x7ff) << 12), // of f16
+        4 => if (random.boolean()) 0.0 else -0.0,
+        else => 65519.99 * (random.float(f32) * 2 - 1),
+    };
+}
+
+test "convert equals the reference bit for bit, at every length and alignment" {
+    var buffer: [linked_levels.len]*const Table = undefined;
+    var prng: std.Random.DefaultPrng = .init(testing.random_seed);
+    const random = prng.random();
+    var source: [1023 * 4 + 16]u8 = undefined;
+    var got: [1023 * 4 + 32]u8 = undefined;
+    for (availableTables(&buffer)) |table| for (dtypes) |from| for (dtypes) |to| for (lengths, 0..) |length, i| {
+        const shift = i; // 0 to 15
+        const in = source[shift..];
+        for (0..length) |index| {
+            const value: f64 = awkward(random);
+            switch (from) {
+                .f32 => std.mem.writeInt(u32, in[index * 4 ..][0..4], @bitCast(@as(f32, @floatCast(value))), .little),
+                else => std.mem.writeInt(u16, in[index * 2 ..][0..2], reference.round16(from, value), .little),
+            }
+        }
+        @memset(&got, 0xaa);
+        const out = got[shift..];
+        table.convert(out.ptr, to, in.ptr, from, length);
+        for (0..length) |index| {
+            const value = reference.element(from, in, index);
+            if (std.math.isInf(value)) continue;
+            switch (to) {
+                .f32 => try testing.expectEqual(
+                    @as(u32, @bitCast(@as(f32, @floatCast(value)))),
+                    std.mem.readInt(u32, out[index * 4 ..][0..4], .little),
+                ),
+                else => try testing.expectEqual(
+                    reference.round16(to, value),
+                    std.mem.readInt(u16, out[index * 2 ..][0..2], .little),
+                ),
+            }
+        }
+        // Nothing is written beside the elements.
+        for (got[0..shift]) |byte| try testing.expectEqual(0xaa, byte);
+        for (out[length * to.elementBytes() ..]) |byte| try testing.expectEqual(0xaa, byte);
+    };
+}
+
+test "every f16 and bf16 widens to its value and narrows back to itself" {
+    var buffer: [linked_levels.len]*const Table = undefined;
+    for (availableTables(&buffer)) |table| for ([_]Dtype{ .f16, .bf16 }) |dtype| {
+        var bits: u32 = 0;
+        while (bits < 0x1_0000) : (bits += 16) {
+            var narrow: [16]u16 = undefined;
+            for (&narrow, 0..) |*word, i| word.* = @intCast(bits + i);
+            var wide: [16]f32 = undefined;
+            table.convert(@ptrCast(&wide), .f32, @ptrCast(&narrow), dtype, 16);
+            var back: [16]u16 = undefined;
+            table.convert(@ptrCast(&back), dtype, @ptrCast(&wide), .f32, 16);
+            for (narrow, wide, back, 0..) |word, value, again, i| {
+                const truth = reference.element(dtype, std.mem.asBytes(&narrow), i);
+                if (std.math.isNan(truth)) {
+                    try testing.expect(std.math.isNan(value));
+                } else {
+                    try testing.expectEqual(truth, value);
+                    try testing.expectEqual(word, again);
+                }
+            }
+        }
+    };
+}
+
+test "storable refuses NaN, Inf and what would become Inf, wherever it stands" {
+    var buffer: [linked_levels.len]*const Table = undefined;
+    for (availableTables(&buffer)) |table| for (lengths) |length| {
+        var values: [1023]f32 = undefined;
+        @memset(&values, -65519.9);
+        const bytes: [*]const u8 = @ptrCast(&values);
+        for (dtypes) |to| try testing.expectEqual(1, table.storable(bytes, .f32, to, length));
+        if (length == 0) continue;
+        for ([_]usize{ 0, length / 2, length - 1 }) |at| {
+            for ([_]f32{ std.math.nan(f32), std.math.inf(f32), -std.math.inf(f32) }) |bad| {
+                values[at] = bad;
+                for (dtypes) |to| try testing.expectEqual(0, table.storable(bytes, .f32, to, length));
+            }
+            values[at] = -65520;
+            try testing.expectEqual(0, table.storable(bytes, .f32, .f16, length));
+            try testing.expectEqual(1, table.storable(bytes, .f32, .bf16, length));
+            values[at] = @bitCast(@as(u32, 0xff7f_8000));
+            try testing.expectEqual(0, table.storable(bytes, .f32, .bf16, length));
+            try testing.expectEqual(1, table.storable(bytes, .f32, .f32, length));
+            values[at] = 0;
+        }
+    };
+    const words = [_]u16{ 0x477f, 0x4780, 0x7f80 };
+    const bytes: [*]const u8 = @ptrCast(&words);
+    try testing.expectEqual(1, kernels().storable(bytes, .bf16, .f16, 1));
+    try testing.expectEqual(0, kernels().storable(bytes, .bf16, .f16, 2));
+    try testing.expectEqual(1, kernels().storable(bytes, .bf16, .f32, 2));
+    try testing.expectEqual(0, kernels().storable(bytes, .bf16, .f32, 3));
+    const half_inf = [_]u16{ 0x7bff, 0xfc00 };
+    try testing.expectEqual(1, kernels().storable(@ptrCast(&half_inf), .f16, .f16, 1));
+    try testing.expectEqual(0, kernels().storable(@ptrCast(&half_inf), .f16, .f16, 2));
+}

@@ -1,0 +1,152 @@
+//! exp, tanh and ln in our own arithmetic, so that their bits depend on the CPU level alone.
+//!
+//! The C library's versions differ between its releases and between CPUs.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const convert = @import("convert.zig");
+const Vector = convert.Vector;
+const VectorU32 = convert.VectorU32;
+const lanes = convert.lanes;
+
+const has_fma = switch (builtin.cpu.arch) {
+    .x86_64 => builtin.cpu.has(.x86, .fma),
+    .aarch64 => true,
+    else => false,
+};
+
+/// a * b + c: fused where the level has the instruction, else rounded twice (a call into libm would be 50 times slower).
+pub inline fn mulAdd(a: anytype, b: @TypeOf(a), c: @TypeOf(a)) @TypeOf(a) {
+    return if (has_fma) @mulAdd(@TypeOf(a), a, b, c) else a * b + c;
+}
+
+/// exp(x) for x <= 88, relative error below 3e-7; 0 from -87 down (and for -Inf), where the true value is below the
+/// smallest normal f32. NaN stays NaN, so that bad queries are seen in the output.
+///
+/// x = n * ln 2 + r with |r| <= ln 2 / 2; exp(r) by a polynomial of degree 6 (Taylor's remainder there is
+/// 0.3466^7 / 5040 = 1.2e-7); 2^n is put into the exponent bits.
+pub inline fn exp(x: Vector) Vector {
+    // Adding and subtracting 1.5 * 2^23 rounds to an integer, half to even, on every level alike.
+    const magic: Vector = @splat(0x1.8p23);
+    const n = mulAdd(x, @as(Vector, @splat(std.math.log2e)), magic) - magic;
+    // ln 2 in two parts: the first has 15 significant bits, so n * ln2_high is exact.
+    const ln2_high: Vector = @splat(0x1.62e4p-1);
+    const ln2_low: Vector = @splat(0x1.7f7d1cp-20);
+    const r = mulAdd(n, -ln2_low, mulAdd(n, -ln2_high, x));
+
+    var y: Vector = @splat(1.0 / 720.0);
+    inline for (.{ 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0 }) |coefficient| {
+        y = mulAdd(y, r, @as(Vector, @splat(coefficient)));
+    }
+
+    // The low bits of (n + magic) are n itself; shifted to the exponent they multiply by 2^n.
+    const n_bits: VectorU32 = @bitCast(n + magic);
+    const scaled: Vector = @bitCast(@as(VectorU32, @bitCast(y)) +% (n_bits << @splat(23)));
+    const underflows = x < @as(Vector, @splat(-87.0));
+    return @select(f32, underflows, @as(Vector, @splat(0)), scaled);
+}
+
+/// tanh(x), absolute error below 3e-7: 1 - 2 / (exp(2|x|) + 1) with the sign of x.
+pub inline fn tanh(x: Vector) Vector {
+    // From 10 on tanh rounds to 1 in f32, and exp stays finite.
+    const magnitude = @min(@abs(x), @as(Vector, @splat(10)));
+    const one: Vector = @splat(1);
+    const two: Vector = @splat(2);
+    const y = one - two / (exp(two * magnitude) + one);
+    // @min drops NaN; adding x - x brings it back and is 0 for every finite score.
+    return @select(f32, x < @as(Vector, @splat(0)), -y, y) + (x - x);
+}
+
+/// Natural logarithm of a positive finite x, relative error below 1e-12, in f64 without fused steps: the same bits on
+/// every level.
+///
+/// x = m * 2^e with m in [0.707, 1.414); ln m = 2 artanh(s) with s = (m - 1) / (m + 1), |s| <= 0.172; the series ends
+/// at s^15 (the next term is 2 * 0.172^17 / 17 = 1.2e-14).
+pub fn ln(x: f32) f64 {
+    const parts = std.math.frexp(@as(f64, x));
+    var m = parts.significand; // in [0.5, 1)
+    var e: f64 = @floatFromInt(parts.exponent);
+    if (m < std.math.sqrt1_2) {
+        m *= 2;
+        e -= 1;
+    }
+    const s = (m - 1) / (m + 1);
+    const s2 = s * s;
+    var series: f64 = 1.0 / 15.0;
+    inline for (.{ 13, 11, 9, 7, 5, 3, 1 }) |odd| series = series * s2 + 1.0 / @as(f64, odd);
+    return e * std.math.ln2 + 2 * s * series;
+}
+
+/// The sum of the lanes, halves added to halves, then (0 + 2) + (1 + 3): one fixed order for a level.
+pub inline fn sum(values: Vector) f32 {
+    const four = foldToFour(values);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+/// The sums of four vectors, each in the order of `sum`.
+pub inline fn sumFour(a: Vector, b: Vector, c: Vector, d: Vector) @Vector(4, f32) {
+    const a4 = foldToFour(a);
+    const b4 = foldToFour(b);
+    const c4 = foldToFour(c);
+    const d4 = foldToFour(d);
+    const low = [4]i32{ 0, -1, 1, -2 }; // a0 b0 a1 b1
+    const high = [4]i32{ 2, -3, 3, -4 }; // a2 b2 a3 b3
+    const ab = @shuffle(f32, a4, b4, low) + @shuffle(f32, a4, b4, high);
+    const cd = @shuffle(f32, c4, d4, low) + @shuffle(f32, c4, d4, high);
+    return @shuffle(f32, ab, cd, [4]i32{ 0, 1, -1, -2 }) + @shuffle(f32, ab, cd, [4]i32{ 2, 3, -3, -4 });
+}
+
+inline fn foldToFour(values: Vector) @Vector(4, f32) {
+    if (lanes == 4) return values;
+    const eight: @Vector(8, f32) = if (lanes == 8) values else blk: {
+        const halves: [2][8]f32 = @bitCast(values);
+        break :blk @as(@Vector(8, f32), halves[0]) + @as(@Vector(8, f32), halves[1]);
+    };
+    const halves: [2][4]f32 = @bitCast(eight);
+    return @as(@Vector(4, f32), halves[0]) + @as(@Vector(4, f32), halves[1]);
+}
+
+test exp {
+    var x: f64 = -87;
+    while (x <= 20) : (x += 0.00731) {
+        const rounded: f32 = @floatCast(x);
+        const truth = std.math.exp(@as(f64, rounded));
+        const got: f64 = exp(@splat(rounded))[0];
+        try std.testing.expect(@abs(got - truth) <= 3e-7 * truth);
+    }
+    try std.testing.expectEqual(1, exp(@splat(0))[0]);
+    try std.testing.expectEqual(0, exp(@splat(-std.math.inf(f32)))[0]);
+    try std.testing.expectEqual(0, exp(@splat(-1e30))[0]);
+    try std.testing.expect(std.math.isNan(exp(@splat(std.math.nan(f32)))[0]));
+}
+
+test tanh {
+    var x: f64 = -12;
+    while (x <= 12) : (x += 0.0137) {
+        const rounded: f32 = @floatCast(x);
+        const got: f64 = tanh(@splat(rounded))[0];
+        try std.testing.expect(@abs(got - std.math.tanh(@as(f64, rounded))) <= 3e-7);
+    }
+    try std.testing.expectEqual(1, tanh(@splat(1e30))[0]);
+    try std.testing.expect(std.math.isNan(tanh(@splat(std.math.nan(f32)))[0]));
+}
+
+test ln {
+    for ([_]f32{ 1e-30, 0.1, 0.5, 0.99, 1, 1.01, 1.5, 2, 3, 1e4, 3e38 }) |x| {
+        const truth = @log(@as(f64, x));
+        try std.testing.expect(@abs(ln(x) - truth) <= 1e-12 * @max(1, @abs(truth)));
+    }
+    try std.testing.expectEqual(0, ln(1));
+}
+
+test sumFour {
+    var v: [4]Vector = undefined;
+    var prng: std.Random.DefaultPrng = .init(1);
+    for (&v) |*vector| {
+        var elements: [lanes]f32 = undefined;
+        for (&elements) |*element| element.* = prng.random().floatNorm(f32);
+        vector.* = elements;
+    }
+    const sums: [4]f32 = sumFour(v[0], v[1], v[2], v[3]);
+    for (v, sums) |vector, expected| try std.testing.expectEqual(expected, sum(vector));
+}

@@ -1,0 +1,114 @@
+//! What a CPU level offers: one function pointer for each kernel, and the records they take.
+//!
+//! `kernels.zig` is compiled once per level and exports one `Table`. Both sides of that line are separate compilations,
+//! so everything here is `extern`. A kernel never checks its arguments against the caller: `shape.zig`, the caches and
+//! `abi/` have done that; it asserts.
+
+const Dtype = @import("../dtype.zig").Dtype;
+
+/// An instruction set the kernels are compiled for. The numbers cross the C ABI and are never changed.
+pub const Level = enum(u32) {
+    v2 = 1,
+    v3 = 2,
+    avx512 = 3,
+    neon = 5,
+};
+
+/// Tokens of a tile. Tiles begin at multiples of this *position*, whatever block or slab the rows lie in, so that the
+/// same rows give the same bits in every layout.
+pub const tile_tokens = 64;
+
+/// Query rows one task may hold: a row is one query of one query head.
+pub const row_count_max = 16;
+
+/// Vectors of the widest level have this many f32 lanes; head_dim is padded with zeros to a multiple of it.
+pub const lanes_max = 16;
+
+/// A stretch of adjacent rows of one KV head, `token_stride` bytes apart.
+pub const Run = extern struct {
+    /// First key, [head_dim].
+    keys: [*]const u8,
+    /// First value, [head_dim].
+    values: [*]const u8,
+    /// Absolute position of the first row.
+    position: u32,
+    token_count: u32,
+};
+
+/// One query row: what it may see, how its scores are biased, and its running softmax.
+pub const Row = extern struct {
+    /// Visible are the positions in [0, sink_end) and in [first, end).
+    first: u32,
+    end: u32,
+    sink_end: u32,
+    /// Absolute position of the query.
+    position: u32,
+    /// The score of a key `n` positions back is lowered by `slope * n`; 0 for none.
+    alibi_slope: f32,
+    /// Largest score so far, -Inf before the first visible key.
+    score_max: f32,
+    /// Sum of exp(score - score_max) so far.
+    weight_sum: f32,
+};
+
+/// Online-softmax attention of a few query rows over the keys and values of one KV head.
+///
+/// The kernel reads each key and value once for all rows and leaves the sums unnormalized, so a task may be continued
+/// with further runs in ascending position.
+pub const AttendTask = extern struct {
+    /// Queries times softmax_scale, [row][head_dim_padded], padding 0.
+    queries: [*]const f32,
+    /// Sums of weight * value, [row][head_dim_padded].
+    sums: [*]f32,
+    rows: [*]Row,
+    row_count: u32,
+    head_dim: u32,
+    head_dim_padded: u32,
+    dtype_k: Dtype,
+    dtype_v: Dtype,
+    /// Scores become softcap * tanh(score / softcap); 0 for none.
+    softcap: f32,
+    /// Bytes from one row of a run to the next.
+    token_stride_k: u64,
+    token_stride_v: u64,
+    /// In ascending position; a gap is a stretch that nobody may see.
+    runs: [*]const Run,
+    run_count: u32,
+};
+
+/// Turns the sums of one row into its output.
+pub const FinishTask = extern struct {
+    /// [head_dim]
+    sums: [*]const f32,
+    /// [head_dim], unaligned
+    output: [*]u8,
+    row: *const Row,
+    head_dim: u32,
+    has_sink_logit: u32,
+    /// exp(sink_logit) joins the denominator and adds no value.
+    sink_logit: f32,
+};
+
+pub const Table = extern struct {
+    level: Level,
+    /// f32 lanes of a vector.
+    lanes: u32,
+    /// `element_count` elements from one dtype to another, rounded half to even. Nothing is aligned.
+    convert: *const fn (
+        destination: [*]u8,
+        destination_dtype: Dtype,
+        source: [*]const u8,
+        source_dtype: Dtype,
+        element_count: usize,
+    ) callconv(.c) void,
+    /// 1 when all elements are finite and stay finite when stored as `destination_dtype`, else 0.
+    storable: *const fn (
+        source: [*]const u8,
+        source_dtype: Dtype,
+        destination_dtype: Dtype,
+        element_count: usize,
+    ) callconv(.c) u32,
+    attend: *const fn (task: *const AttendTask) callconv(.c) void,
+    /// Writes the output and returns the log-sum-exp of the row's scores, natural logarithm.
+    finish: *const fn (task: *const FinishTask) callconv(.c) f32,
+};

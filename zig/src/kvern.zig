@@ -1,0 +1,49 @@
+//! kvern, the KV cache of a transformer, as a Zig package.
+//!
+//!     var cache: kvern.ContiguousCache = try .init(gpa, .{
+//!         .layer_count = 32, .kv_head_count = 8, .head_dim = 128, .max_seq_len = 4096, .dtype_k = .f16, .dtype_v = .f16,
+//!     });
+//!     defer cache.deinit();
+//!     _ = try cache.append(layer, 0, .fromF32(k), .fromF32(v)); // every layer, then
+//!     try cache.commit(0, token_count);
+//!     try kvern.attend(&cache, layer, 0, q, .{}, output, &.{});
+//!
+//! Not thread safe: a cache shared between threads needs the caller's lock.
+
+pub const Dtype = @import("dtype.zig").Dtype;
+pub const Shape = @import("shape.zig").Shape;
+
+const contiguous = @import("cache/contiguous.zig");
+pub const ContiguousCache = contiguous.ContiguousCache;
+pub const ContiguousOptions = contiguous.Options;
+pub const Input = contiguous.Input;
+pub const Layout = contiguous.Layout;
+pub const Output = contiguous.Output;
+pub const Rows = contiguous.Rows;
+
+const attention = @import("attention/attend.zig");
+pub const attend = attention.attend;
+pub const AttendOptions = attention.Options;
+
+const dispatch = @import("kernels/dispatch.zig");
+pub const Level = dispatch.Level;
+pub const kernels = dispatch.kernels;
+pub const levelMask = dispatch.levelMask;
+pub const setLevel = dispatch.setLevel;
+
+const cpu = @import("device/cpu.zig");
+pub const cpuCount = cpu.cpuCount;
+pub const memoryLimit = cpu.memoryLimit;
+
+test {
+    _ = @import("dtype.zig");
+    _ = @import("shape.zig");
+    _ = @import("kernels/convert.zig");
+    _ = @import("kernels/softmax.zig");
+    _ = @import("kernels/attend_float.zig");
+    _ = @import("kernels/reference.zig");
+    _ = dispatch;
+    _ = cpu;
+    _ = contiguous;
+    _ = attention;
+}

@@ -1,0 +1,234 @@
+//! Counts, layouts, offsets and byte sizes: the only file that multiplies indices.
+//!
+//! A contiguous cache is two arrays, keys and values, each
+//!
+//!     [layer][sequence][position][kv_head][head_dim]
+//!
+//!     offset(l, s, p, h, d) = (((l * S + s) * P + p) * H + h) * D + d
+//!
+//! with S sequences, P = max_seq_len positions, H KV heads and D = head_dim. The rows of one (layer, sequence) pair are
+//! adjacent and called a *run*: [position][kv_head][head_dim].
+//!
+//! All sizes are 64-bit and checked. Llama-7B at 4096 tokens is 2 * 32 * 4096 * 32 * 128 * 4 B = 4 GiB, which is 0 in
+//! 32 bits.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const Dtype = @import("dtype.zig").Dtype;
+
+/// The largest head_dim: scratch for one head lies on the stack.
+pub const head_dim_max = 256;
+
+/// The largest number of positions: a position and a count of rows fit an i32 result.
+pub const max_seq_len_max = std.math.maxInt(i32);
+
+/// The counts that fix the size of a contiguous cache.
+pub const Shape = struct {
+    layer_count: u32,
+    sequence_count: u32 = 1,
+    kv_head_count: u32,
+    head_dim: u32,
+    max_seq_len: u32,
+
+    pub const Error = error{ InvalidConfig, OutOfMemory };
+
+    /// Every count at least 1, head_dim at most 256, and every size of it in 64 bits.
+    pub fn validate(shape: Shape) Error!void {
+        const counts = [_]u32{
+            shape.layer_count, shape.sequence_count, shape.kv_head_count, shape.head_dim, shape.max_seq_len,
+        };
+        for (counts) |count| if (count == 0) return error.InvalidConfig;
+        if (shape.head_dim > head_dim_max) return error.InvalidConfig;
+        if (shape.max_seq_len > max_seq_len_max) return error.InvalidConfig;
+        // One row must be countable in the u32 element counts that cross the C ABI.
+        if (shape.kv_head_count > std.math.maxInt(u32) / shape.head_dim) return error.InvalidConfig;
+        // The widest element on both sides: every other product below is a part of this one.
+        _ = try shape.memoryBytes(.f32, .f32);
+    }
+
+    /// Elements of one row of one side: kv_head_count * head_dim.
+    pub fn kvDim(shape: Shape) u32 {
+        return shape.kv_head_count * shape.head_dim;
+    }
+
+    /// Runs a side: one for each (layer, sequence).
+    pub fn runCount(shape: Shape) u64 {
+        return @as(u64, shape.layer_count) * shape.sequence_count;
+    }
+
+    /// The run of a layer and sequence.
+    pub fn runIndex(shape: Shape, layer_index: u32, sequence_index: u32) u64 {
+        assert(layer_index < shape.layer_count);
+        assert(sequence_index < shape.sequence_count);
+        return @as(u64, layer_index) * shape.sequence_count + sequence_index;
+    }
+
+    /// Bytes of one run of one side. Does not overflow once `validate` has passed.
+    pub fn runBytes(shape: Shape, dtype: Dtype) u64 {
+        return @as(u64, shape.max_seq_len) * shape.rowBytes(dtype);
+    }
+
+    /// Bytes of one row, [kv_head][head_dim]: the token stride.
+    pub fn rowBytes(shape: Shape, dtype: Dtype) u64 {
+        return @as(u64, shape.kvDim()) * dtype.elementBytes();
+    }
+
+    /// Byte offset of a head inside a row: the head stride is head_dim.
+    pub fn headBytes(shape: Shape, kv_head_index: u32, dtype: Dtype) u64 {
+        assert(kv_head_index < shape.kv_head_count);
+        return @as(u64, kv_head_index) * shape.head_dim * dtype.elementBytes();
+    }
+
+    /// Byte offset of a position inside its run.
+    pub fn positionBytes(shape: Shape, position: u32, dtype: Dtype) u64 {
+        assert(position <= shape.max_seq_len);
+        return @as(u64, position) * shape.rowBytes(dtype);
+    }
+
+    /// Element offset in the logical array of a side, by the formula at the top of this file.
+    pub fn offset(
+        shape: Shape,
+        layer_index: u32,
+        sequence_index: u32,
+        position: u32,
+        kv_head_index: u32,
+        dim: u32,
+    ) u64 {
+        assert(position < shape.max_seq_len);
+        assert(kv_head_index < shape.kv_head_count);
+        assert(dim < shape.head_dim);
+        const row = shape.runIndex(layer_index, sequence_index) * shape.max_seq_len + position;
+        return (row * shape.kv_head_count + kv_head_index) * shape.head_dim + dim;
+    }
+
+    /// Bytes of the keys and values:
+    /// layers * sequences * positions * KV heads * head_dim * (element bytes of K + element bytes of V).
+    pub fn memoryBytes(shape: Shape, dtype_k: Dtype, dtype_v: Dtype) error{OutOfMemory}!u64 {
+        const factors = [_]u64{
+            shape.sequence_count,
+            shape.max_seq_len,
+            shape.kv_head_count,
+            shape.head_dim,
+            dtype_k.elementBytes() + dtype_v.elementBytes(),
+        };
+        var bytes: u64 = shape.layer_count;
+        for (factors) |factor| {
+            bytes = std.math.mul(u64, bytes, factor) catch return error.OutOfMemory;
+        }
+        return bytes;
+    }
+};
+
+/// Elements that `token_count` rows of a side have, or null when that does not fit 64 bits.
+pub fn rowElements(shape: Shape, token_count: u64) ?u64 {
+    return std.math.mul(u64, token_count, shape.kvDim()) catch null;
+}
+
+/// The whole rows in `element_count` elements, or null when the last one is ragged.
+pub fn rowCount(shape: Shape, element_count: u64) ?u64 {
+    const kv_dim: u64 = shape.kvDim();
+    if (element_count % kv_dim != 0) return null;
+    return element_count / kv_dim;
+}
+
+/// Element offset in an input of `token_count` rows that stands [kv_head][token][head_dim].
+pub fn headMajorOffset(shape: Shape, token_count: u64, kv_head_index: u32, token_index: u64) u64 {
+    assert(kv_head_index < shape.kv_head_count);
+    assert(token_index < token_count);
+    return (kv_head_index * token_count + token_index) * shape.head_dim;
+}
+
+const testing = std.testing;
+
+fn gigabytes(layers: u32, heads: u32, dim: u32, max_seq_len: u32) !u64 {
+    const shape: Shape = .{
+        .layer_count = layers,
+        .kv_head_count = heads,
+        .head_dim = dim,
+        .max_seq_len = max_seq_len,
+    };
+    try shape.validate();
+    return shape.memoryBytes(.f32, .f32);
+}
+
+test "memoryBytes: nine geometries, three of them past 2^32" {
+    const lengths = [_]u32{ 2048, 4096, 8192 };
+    const rows = [_]struct { layers: u32, heads: u32, dim: u32, bytes: [3]u64 }{
+        .{ .layers = 12, .heads = 12, .dim = 64, .bytes = .{ 150_994_944, 301_989_888, 603_979_776 } },
+        .{ .layers = 32, .heads = 32, .dim = 80, .bytes = .{ 1_342_177_280, 2_684_354_560, 5_368_709_120 } },
+        .{ .layers = 32, .heads = 32, .dim = 128, .bytes = .{ 2_147_483_648, 4_294_967_296, 8_589_934_592 } },
+    };
+    for (rows) |row| {
+        for (lengths, row.bytes) |length, bytes| {
+            try testing.expectEqual(bytes, try gigabytes(row.layers, row.heads, row.dim, length));
+        }
+    }
+}
+
+test "memoryBytes: TinyLlama stores 4 KV heads, not 32 query heads" {
+    const shape: Shape = .{ .layer_count = 22, .kv_head_count = 4, .head_dim = 64, .max_seq_len = 2048 };
+    try testing.expectEqual(88 << 20, try shape.memoryBytes(.f32, .f32));
+    try testing.expectEqual(44 << 20, try shape.memoryBytes(.f16, .f16));
+    try testing.expectEqual(66 << 20, try shape.memoryBytes(.f16, .f32));
+    try testing.expectEqual(704 << 20, try gigabytes(22, 32, 64, 2048));
+}
+
+test "offset equals the formula for random indices, also past 2^32 elements" {
+    var prng: std.Random.DefaultPrng = .init(testing.random_seed);
+    const random = prng.random();
+    const shape: Shape = .{
+        .layer_count = 80,
+        .sequence_count = 64,
+        .kv_head_count = 8,
+        .head_dim = 128,
+        .max_seq_len = 131_072,
+    };
+    try shape.validate();
+    for (0..1000) |_| {
+        const l = random.uintLessThan(u32, 80);
+        const s = random.uintLessThan(u32, 64);
+        const p = random.uintLessThan(u32, 131_072);
+        const h = random.uintLessThan(u32, 8);
+        const d = random.uintLessThan(u32, 128);
+        const expected = (((@as(u128, l) * 64 + s) * 131_072 + p) * 8 + h) * 128 + d;
+        try testing.expectEqual(expected, shape.offset(l, s, p, h, d));
+        // The same place by way of the run: no second truth.
+        const in_run = shape.positionBytes(p, .f32) + shape.headBytes(h, .f32) + d * 4;
+        try testing.expectEqual(
+            expected * 4,
+            @as(u128, shape.runIndex(l, s)) * shape.runBytes(.f32) + in_run,
+        );
+    }
+    const last = shape.offset(79, 63, 131_071, 7, 127);
+    try testing.expectEqual(80 * 64 * 131_072 * 8 * 128 - 1, last);
+}
+
+test "validate refuses zero counts, wide heads and sizes past 64 bits" {
+    const good: Shape = .{ .layer_count = 1, .kv_head_count = 1, .head_dim = 256, .max_seq_len = 1 };
+    try good.validate();
+    inline for (std.meta.fields(Shape)) |field| {
+        var bad = good;
+        @field(bad, field.name) = 0;
+        try testing.expectError(error.InvalidConfig, bad.validate());
+    }
+    var wide = good;
+    wide.head_dim = 257;
+    try testing.expectError(error.InvalidConfig, wide.validate());
+    var long = good;
+    long.max_seq_len = 0x8000_0000;
+    try testing.expectError(error.InvalidConfig, long.validate());
+    const absurd: Shape = .{
+        .layer_count = 0xffff_ffff,
+        .sequence_count = 0xffff_ffff,
+        .kv_head_count = 0xff_ffff,
+        .head_dim = 256,
+        .max_seq_len = 0x7fff_ffff,
+    };
+    try testing.expectError(error.OutOfMemory, absurd.validate());
+}
+
+test headMajorOffset {
+    // [kv_head][token][head_dim] of 2 heads, 4 tokens, head_dim 3: head 1, token 2 begins at (1 * 4 + 2) * 3 = 18.
+    const shape: Shape = .{ .layer_count = 1, .kv_head_count = 2, .head_dim = 3, .max_seq_len = 8 };
+    try testing.expectEqual(18, headMajorOffset(shape, 4, 1, 2));
+}
