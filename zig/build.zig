@@ -3,6 +3,9 @@
 //!     zig build                             the shared library, for any x86_64 or aarch64 CPU of its baseline
 //!     zig build test                        all Zig tests, in Debug
 //!     zig build test -Doptimize=ReleaseSafe
+//!     zig build targets                     the library for every target, into ../lib/<target>/
+//!     zig build memcheck                    the tests under valgrind, and a planted error that it must find
+//!     zig build test -Dtarget=aarch64-linux-musl -fqemu     the tests of another CPU
 //!
 //! The kernels are compiled once per CPU level and linked side by side; the library picks a level when it starts. So the
 //! target is a baseline CPU, not this machine's: a library built here runs elsewhere.
@@ -14,14 +17,17 @@ pub fn build(b: *std.Build) void {
     const target = baseline(b, b.standardTargetOptions(.{}));
     const optimize = b.option(OptimizeMode, "optimize", "Build mode of all but the kernels (library: ReleaseSafe, tests: Debug)");
 
-    const library_module = rootModule(b, "src/abi.zig", target, optimize orelse .ReleaseSafe);
-    const library = b.addLibrary(.{
-        .name = "kvern",
-        .linkage = .dynamic,
-        .root_module = library_module,
-        .use_llvm = true,
-    });
-    b.installArtifact(library);
+    b.installArtifact(addLibrary(b, target, optimize orelse .ReleaseSafe));
+
+    const targets_step = b.step("targets", "Build the library for every target into ../lib");
+    for (release_targets) |release| {
+        const library = addLibrary(b, baseline(b, b.resolveTargetQuery(release.query)), .ReleaseSafe);
+        library.root_module.strip = true;
+        const file_name = b.fmt("../lib/{s}/{s}", .{ release.name, library.out_filename });
+        const copy = b.addUpdateSourceFiles();
+        copy.addCopyFileToSource(library.getEmittedBin(), file_name);
+        targets_step.dependOn(&copy.step);
+    }
 
     // The package: `b.dependency("kvern", .{ .target = target, .optimize = optimize }).module("kvern")`.
     const package = b.addModule("kvern", .{
@@ -30,6 +36,7 @@ pub fn build(b: *std.Build) void {
         .optimize = optimize orelse .ReleaseSafe,
         .link_libc = true,
     });
+    addOptions(b, package, .{});
     addKernels(b, package, target, .ReleaseFast);
 
     const test_step = b.step("test", "Run all tests");
@@ -40,6 +47,39 @@ pub fn build(b: *std.Build) void {
         .use_llvm = true,
     });
     test_step.dependOn(&b.addRunArtifact(tests).step);
+
+    addMemcheck(b, target);
+}
+
+/// What a release carries. The folder is the name by which the TypeScript side looks for its library.
+const release_targets = [_]struct { name: []const u8, query: std.Target.Query }{
+    // glibc 2.17 is of 2012: every distribution that the runtimes support has a newer one.
+    .{ .name = "x86_64-linux-gnu", .query = .{
+        .cpu_arch = .x86_64,
+        .os_tag = .linux,
+        .abi = .gnu,
+        .glibc_version = .{ .major = 2, .minor = 17, .patch = 0 },
+    } },
+    .{ .name = "aarch64-linux-gnu", .query = .{
+        .cpu_arch = .aarch64,
+        .os_tag = .linux,
+        .abi = .gnu,
+        .glibc_version = .{ .major = 2, .minor = 17, .patch = 0 },
+    } },
+    .{ .name = "x86_64-linux-musl", .query = .{ .cpu_arch = .x86_64, .os_tag = .linux, .abi = .musl } },
+    .{ .name = "aarch64-linux-musl", .query = .{ .cpu_arch = .aarch64, .os_tag = .linux, .abi = .musl } },
+    .{ .name = "x86_64-macos", .query = .{ .cpu_arch = .x86_64, .os_tag = .macos } },
+    .{ .name = "aarch64-macos", .query = .{ .cpu_arch = .aarch64, .os_tag = .macos } },
+    .{ .name = "x86_64-windows", .query = .{ .cpu_arch = .x86_64, .os_tag = .windows, .abi = .gnu } },
+};
+
+fn addLibrary(b: *std.Build, target: std.Build.ResolvedTarget, optimize: OptimizeMode) *std.Build.Step.Compile {
+    return b.addLibrary(.{
+        .name = "kvern",
+        .linkage = .dynamic,
+        .root_module = rootModule(b, "src/abi.zig", target, optimize),
+        .use_llvm = true,
+    });
 }
 
 /// A module with the kernels of every level linked in.
@@ -53,7 +93,48 @@ fn rootModule(b: *std.Build, root: []const u8, target: std.Build.ResolvedTarget,
     });
     // Debug tests assert inside the kernels too; everything else links what is shipped.
     addKernels(b, module, target, if (optimize == .Debug) .Debug else .ReleaseFast);
+    addOptions(b, module, .{});
     return module;
+}
+
+/// What the sources see of the build.
+const Options = struct {
+    /// Slabs from the C allocator, marked undefined: see `src/device/slab.zig`.
+    memcheck: bool = false,
+};
+
+fn addOptions(b: *std.Build, module: *std.Build.Module, options: Options) void {
+    const step = b.addOptions();
+    step.addOption(bool, "memcheck", options.memcheck);
+    module.addOptions("build_options", step);
+}
+
+/// The tests under valgrind, on the levels it can emulate, and a program with a planted error that must be reported.
+fn addMemcheck(b: *std.Build, target: std.Build.ResolvedTarget) void {
+    const step = b.step("memcheck", "Run the tests under valgrind");
+    const found = 9;
+    for ([_]struct { root: []const u8, exit_code: u8 }{
+        .{ .root = "src/abi.zig", .exit_code = 0 },
+        .{ .root = "src/memcheck.zig", .exit_code = found },
+    }) |row| {
+        const module = b.createModule(.{
+            .root_source_file = b.path(row.root),
+            .target = target,
+            .optimize = .Debug,
+            .link_libc = true,
+            .valgrind = true,
+        });
+        addKernels(b, module, target, .Debug);
+        addOptions(b, module, .{ .memcheck = true });
+        const program = if (row.exit_code == 0)
+            b.addTest(.{ .name = "memcheck_tests", .root_module = module, .use_llvm = true })
+        else
+            b.addExecutable(.{ .name = "memcheck_planted", .root_module = module, .use_llvm = true });
+        const run = b.addSystemCommand(&.{ "valgrind", "--quiet", "--leak-check=full", b.fmt("--error-exitcode={d}", .{found}) });
+        run.addArtifactArg(program);
+        run.expectExitCode(row.exit_code);
+        step.dependOn(&run.step);
+    }
 }
 
 /// x86_64 gets the baseline of the lowest level in place of the native CPU, unless a CPU was asked for.

@@ -44,6 +44,7 @@ test {
     _ = @import("kernels/reference.zig");
     _ = dispatch;
     _ = cpu;
+    _ = @import("device/slab.zig");
     _ = contiguous;
     _ = attention;
 }

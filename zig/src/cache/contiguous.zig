@@ -22,11 +22,8 @@ const Dtype = @import("../dtype.zig").Dtype;
 const shapes = @import("../shape.zig");
 const Shape = shapes.Shape;
 const dispatch = @import("../kernels/dispatch.zig");
-
-/// Slabs are no larger than this unless one run is: every view of one then fits a JavaScript ArrayBuffer.
-pub const slab_bytes_max = 1 << 30;
-
-const slab_alignment: std.mem.Alignment = .fromByteUnits(std.heap.page_size_max);
+const slab_memory = @import("../device/slab.zig");
+const Slab = slab_memory.Slab;
 
 pub const Options = struct {
     layer_count: u32,
@@ -115,7 +112,7 @@ pub const ContiguousCache = struct {
 
     /// Small tables come from `gpa`, the slabs from the operating system.
     pub fn init(gpa: Allocator, options: Options) InitError!ContiguousCache {
-        return initSlabs(gpa, std.heap.page_allocator, options);
+        return initSlabs(gpa, slab_memory.system, options);
     }
 
     /// As `init`, with an allocator for the slabs. Its memory must be zero and is not touched before rows arrive.
@@ -351,8 +348,6 @@ pub const ContiguousCache = struct {
     }
 };
 
-const Slab = []align(slab_alignment.toByteUnits()) u8;
-
 /// The keys or the values: all runs of one side.
 const Side = struct {
     dtype: Dtype,
@@ -362,15 +357,15 @@ const Side = struct {
 
     fn init(gpa: Allocator, slab_allocator: Allocator, shape: Shape, dtype: Dtype) error{OutOfMemory}!Side {
         const run_bytes = shape.runBytes(dtype);
-        const runs_per_slab = @max(1, slab_bytes_max / run_bytes);
+        const runs_per_slab = @max(1, slab_memory.bytes_max / run_bytes);
         const slab_count = std.math.divCeil(u64, shape.runCount(), runs_per_slab) catch unreachable; // not 0
         const slabs = try gpa.alloc(Slab, std.math.cast(usize, slab_count) orelse return error.OutOfMemory);
         errdefer gpa.free(slabs);
         var runs_left = shape.runCount();
         for (slabs, 0..) |*slab, i| {
-            errdefer for (slabs[0..i]) |taken| freeSlab(slab_allocator, taken);
+            errdefer for (slabs[0..i]) |taken| slab_memory.free(slab_allocator, taken);
             const run_count = @min(runs_left, runs_per_slab);
-            slab.* = try allocSlab(slab_allocator, run_count * run_bytes);
+            slab.* = try slab_memory.alloc(slab_allocator, run_count * run_bytes);
             runs_left -= run_count;
         }
         assert(runs_left == 0);
@@ -378,7 +373,7 @@ const Side = struct {
     }
 
     fn deinit(side: *Side, gpa: Allocator, slab_allocator: Allocator) void {
-        for (side.slabs) |slab| freeSlab(slab_allocator, slab);
+        for (side.slabs) |slab| slab_memory.free(slab_allocator, slab);
         gpa.free(side.slabs);
     }
 
@@ -391,20 +386,8 @@ const Side = struct {
 
     fn reservedBytes(side: *const Side) u64 {
         var bytes: u64 = 0;
-        for (side.slabs) |slab| bytes += std.mem.alignForward(u64, slab.len, std.heap.pageSize());
+        for (side.slabs) |slab| bytes += slab_memory.reservedBytes(slab);
         return bytes;
-    }
-
-    /// `rawAlloc`, because `alloc` writes a pattern over the memory in safe builds: that would touch every page of it,
-    /// and the zeros would be gone.
-    fn allocSlab(slab_allocator: Allocator, bytes: u64) error{OutOfMemory}!Slab {
-        const len = std.math.cast(usize, bytes) orelse return error.OutOfMemory;
-        const pointer = slab_allocator.rawAlloc(len, slab_alignment, @returnAddress()) orelse return error.OutOfMemory;
-        return @alignCast(pointer[0..len]);
-    }
-
-    fn freeSlab(slab_allocator: Allocator, slab: Slab) void {
-        slab_allocator.rawFree(slab, slab_alignment, @returnAddress());
     }
 };
 
