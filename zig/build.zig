@@ -4,6 +4,7 @@
 //!     zig build test                        all Zig tests, in Debug
 //!     zig build test -Doptimize=ReleaseSafe
 //!     zig build targets                     the library for every target, into ../lib/<target>/
+//!     zig build bench -- --json             the kernels against the speed of memory
 //!     zig build memcheck                    the tests under valgrind, and a planted error that it must find
 //!     zig build test -Dtarget=aarch64-linux-musl -fqemu     the tests of another CPU
 //!
@@ -47,6 +48,15 @@ pub fn build(b: *std.Build) void {
         .use_llvm = true,
     });
     test_step.dependOn(&b.addRunArtifact(tests).step);
+
+    const bench = b.addExecutable(.{
+        .name = "bench",
+        .root_module = rootModule(b, "src/bench.zig", target, .ReleaseFast),
+        .use_llvm = true,
+    });
+    const run_bench = b.addRunArtifact(bench);
+    if (b.args) |arguments| run_bench.addArgs(arguments);
+    b.step("bench", "Measure the kernels against the speed of memory").dependOn(&run_bench.step);
 
     addMemcheck(b, target);
 }

@@ -8,6 +8,7 @@
 const std = @import("std");
 const attend_float = @import("kernels/attend_float.zig");
 const convert = @import("kernels/convert.zig");
+const memory_read = @import("kernels/read.zig");
 const table = @import("kernels/table.zig");
 const level_name = @import("level").name;
 
@@ -21,6 +22,7 @@ const kernels: table.Table = .{
     .storable = convert.storable,
     .attend = attend_float.attend,
     .finish = attend_float.finish,
+    .read = memory_read.read,
 };
 
 comptime {

@@ -35,6 +35,9 @@ const cpu = @import("device/cpu.zig");
 pub const cpuCount = cpu.cpuCount;
 pub const memoryLimit = cpu.memoryLimit;
 
+const bandwidth = @import("device/bandwidth.zig");
+pub const readRate = bandwidth.readRate;
+
 test {
     _ = @import("dtype.zig");
     _ = @import("shape.zig");
@@ -45,6 +48,7 @@ test {
     _ = dispatch;
     _ = cpu;
     _ = @import("device/slab.zig");
+    _ = bandwidth;
     _ = contiguous;
     _ = attention;
 }

@@ -40,6 +40,12 @@ pub fn alloc(allocator: Allocator, bytes: u64) error{OutOfMemory}!Slab {
     return slab;
 }
 
+/// Takes the wish for huge pages back; for measuring what they give.
+pub fn refuseHugePages(slab: Slab) void {
+    if (memcheck or builtin.os.tag != .linux or slab.len < huge_page_bytes) return;
+    std.posix.madvise(slab.ptr, slab.len, std.posix.MADV.NOHUGEPAGE) catch {};
+}
+
 pub fn free(allocator: Allocator, slab: Slab) void {
     const asked: std.mem.Alignment = if (slab.len >= huge_page_bytes) .fromByteUnits(huge_page_bytes) else alignment;
     allocator.rawFree(slab, asked, @returnAddress());

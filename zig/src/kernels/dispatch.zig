@@ -285,3 +285,17 @@ test "storable refuses NaN, Inf and what would become Inf, wherever it stands" {
     try testing.expectEqual(1, kernels().storable(@ptrCast(&half_inf), .f16, .f16, 1));
     try testing.expectEqual(0, kernels().storable(@ptrCast(&half_inf), .f16, .f16, 2));
 }
+
+test "read folds every word once" {
+    var buffer: [linked_levels.len]*const Table = undefined;
+    var words: [1536 / 4]u32 = undefined;
+    var expected: u32 = 0;
+    for (&words, 0..) |*word, i| {
+        word.* = @as(u32, @truncate(i)) *% 0x9e37_79b9;
+        expected ^= word.*;
+    }
+    for (availableTables(&buffer)) |table| for ([_]usize{ 0, 512 }) |distance| {
+        try testing.expectEqual(expected, table.read(@ptrCast(&words), @sizeOf(@TypeOf(words)), distance));
+        try testing.expectEqual(0, table.read(@ptrCast(&words), 0, distance));
+    };
+}

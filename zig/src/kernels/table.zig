@@ -111,4 +111,6 @@ pub const Table = extern struct {
     attend: *const fn (task: *const AttendTask) callconv(.c) void,
     /// Writes the output and returns the log-sum-exp of the row's scores, natural logarithm.
     finish: *const fn (task: *const FinishTask) callconv(.c) f32,
+    /// The exclusive or of all words of `byte_count` bytes, a multiple of 512, asking `prefetch_bytes` ahead.
+    read: *const fn (source: [*]const u8, byte_count: usize, prefetch_bytes: usize) callconv(.c) u32,
 };

@@ -1,0 +1,223 @@
+//! How near do the kernels come to the speed of memory?
+//!
+//!     zig build bench                   a table
+//!     zig build bench -- --json         one line a row
+//!     zig build bench -- --level v3     the kernels of a lower level
+//!
+//! Decode is one query of 32 heads over 8 KV heads of 128 (GQA 4), by one thread; each step takes the next layer of a
+//! cache of at least 1 GiB, so that no key is in the last cache level. `share` is the part of R that the stored bytes
+//! were read at; R is measured in the same run (`device/bandwidth.zig`). Storing is compared with a copy of the same
+//! f32 bytes into memory that was touched before.
+//!
+//! Every row checks its result against the reference before it is timed. Not a goal: absolute numbers, as machines are
+//! shared; the ratios within one run are what counts.
+
+const std = @import("std");
+const kvern = @import("kvern.zig");
+const reference = @import("kernels/reference.zig");
+
+const kv_head_count = 8;
+const ratio = 4;
+const head_dim = 128;
+const rotated_bytes = 1 << 30;
+const repeats = 5;
+
+const Row = struct {
+    name: []const u8,
+    kv: []const u8,
+    tokens: u32,
+    milliseconds: f64,
+    gigabytes_per_second: f64,
+    share: f64,
+};
+
+const Output = struct {
+    json: bool,
+    writer: *std.Io.Writer,
+
+    fn row(out: Output, line: Row) !void {
+        if (out.json) {
+            try out.writer.print("{{\"bench\":\"{s}\",\"runtime\":\"zig\",\"level\":\"{s}\",\"kv\":\"{s}\",\"tokens\":{d}," ++
+                "\"ms\":{d:.4},\"gbps\":{d:.2},\"share\":{d:.3}}}\n", .{
+                line.name,         @tagName(kvern.kernels().level), line.kv,    line.tokens,
+                line.milliseconds, line.gigabytes_per_second,       line.share,
+            });
+        } else {
+            try out.writer.print("{s:<10} {s:<5} {d:>7} tokens {d:>9.3} ms {d:>7.2} GB/s {d:>6.2}\n", .{
+                line.name,  line.kv, line.tokens, line.milliseconds, line.gigabytes_per_second,
+                line.share,
+            });
+        }
+        try out.writer.flush();
+    }
+};
+
+pub fn main(init: std.process.Init) !void {
+    var json = false;
+    var arguments = try init.minimal.args.iterateAllocator(init.gpa);
+    defer arguments.deinit();
+    _ = arguments.skip();
+    while (arguments.next()) |argument| {
+        if (std.mem.eql(u8, argument, "--json")) {
+            json = true;
+        } else if (std.mem.eql(u8, argument, "--level")) {
+            const name = arguments.next() orelse fail("--level wants a name");
+            const level = std.meta.stringToEnum(kvern.Level, name) orelse fail("no such level");
+            kvern.setLevel(level) catch fail("this CPU does not have that level");
+        } else fail("options: --json, --level NAME");
+    }
+    var buffer: [1024]u8 = undefined;
+    var file_writer = std.Io.File.stdout().writer(init.io, &buffer);
+    const out: Output = .{ .json = json, .writer = &file_writer.interface };
+
+    const read_rate = try kvern.readRate(rotated_bytes, 1);
+    if (!json) {
+        try out.writer.print("level {s}, R {d:.2} GB/s by one thread; the last column is the share of R, of a copy for store\n", .{
+            @tagName(kvern.kernels().level), read_rate / 1e9,
+        });
+    }
+    for (std.enums.values(kvern.Dtype)) |dtype| {
+        for ([_]u32{ 4096, 32_768 }) |tokens| try decode(init.gpa, init.io, out, dtype, tokens, read_rate);
+    }
+    for (std.enums.values(kvern.Dtype)) |dtype| try store(init.gpa, init.io, out, dtype);
+}
+
+fn fail(text: []const u8) noreturn {
+    std.debug.print("bench: {s}\n", .{text});
+    std.process.exit(2);
+}
+
+fn seconds(io: std.Io, since: std.Io.Clock.Timestamp) f64 {
+    return @as(f64, @floatFromInt(since.untilNow(io).raw.nanoseconds)) / std.time.ns_per_s;
+}
+
+fn start(io: std.Io) std.Io.Clock.Timestamp {
+    return .now(io, .awake);
+}
+
+fn median(values: []f64) f64 {
+    std.mem.sort(f64, values, {}, std.sort.asc(f64));
+    return values[values.len / 2];
+}
+
+fn decode(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype, tokens: u32, read_rate: f64) !void {
+    const shape: kvern.Shape = .{ .layer_count = 1, .kv_head_count = kv_head_count, .head_dim = head_dim, .max_seq_len = tokens };
+    const layer_bytes = try shape.memoryBytes(dtype, dtype);
+    const layer_count: u32 = @intCast(try std.math.divCeil(u64, rotated_bytes, layer_bytes));
+    var cache: kvern.ContiguousCache = try .init(gpa, .{
+        .layer_count = layer_count,
+        .kv_head_count = kv_head_count,
+        .head_dim = head_dim,
+        .max_seq_len = tokens,
+        .dtype_k = dtype,
+        .dtype_v = dtype,
+    });
+    defer cache.deinit();
+    var prng: std.Random.DefaultPrng = .init(1);
+    const rows = try gpa.alloc(f32, tokens * shape.kvDim());
+    defer gpa.free(rows);
+    for (rows) |*element| element.* = prng.random().floatNorm(f32);
+    for (0..layer_count) |layer| _ = try cache.append(@intCast(layer), 0, .fromF32(rows), .fromF32(rows));
+    var q: [kv_head_count * ratio * head_dim]f32 = undefined;
+    for (&q) |*element| element.* = prng.random().floatNorm(f32);
+    var output: [q.len]f32 = undefined;
+    try checkDecode(gpa, &cache, &q, &output);
+
+    var times: [repeats]f64 = undefined;
+    const steps = layer_count;
+    for (&times) |*time| {
+        const begin = start(io);
+        for (0..steps) |layer| try kvern.attend(&cache, @intCast(layer), 0, &q, .{}, &output, &.{});
+        time.* = seconds(io, begin) / @as(f64, @floatFromInt(steps));
+    }
+    const time = median(&times);
+    const rate = @as(f64, @floatFromInt(layer_bytes)) / time;
+    try out.row(.{
+        .name = "decode",
+        .kv = @tagName(dtype),
+        .tokens = tokens,
+        .milliseconds = time * 1e3,
+        .gigabytes_per_second = rate / 1e9,
+        .share = rate / read_rate,
+    });
+}
+
+/// The last query head against the reference.
+fn checkDecode(gpa: std.mem.Allocator, cache: *const kvern.ContiguousCache, q: []const f32, output: []f32) !void {
+    try kvern.attend(cache, 0, 0, q, .{}, output, &.{});
+    const rows = try cache.rows(0, 0);
+    const kv_dim = cache.shape.kvDim();
+    const keys = try gpa.alloc(f64, rows.row_count * head_dim);
+    defer gpa.free(keys);
+    const values = try gpa.alloc(f64, rows.row_count * head_dim);
+    defer gpa.free(values);
+    const bytes: usize = @intCast(cache.shape.runBytes(rows.dtype_k));
+    for (0..rows.row_count) |token| for (0..head_dim) |d| {
+        const at = token * kv_dim + (kv_head_count - 1) * head_dim + d;
+        keys[token * head_dim + d] = reference.element(rows.dtype_k, rows.keys[0..bytes], at);
+        values[token * head_dim + d] = reference.element(rows.dtype_v, rows.values[0..bytes], at);
+    };
+    var truth: [head_dim]f64 = undefined;
+    _ = reference.attend(.{
+        .query = q[q.len - head_dim ..],
+        .keys = keys,
+        .values = values,
+        .position = rows.row_count - 1,
+        .softmax_scale = 1 / @sqrt(@as(f64, head_dim)),
+    }, &truth);
+    var difference: f64 = 0;
+    var magnitude: f64 = 0;
+    for (output[output.len - head_dim ..], truth) |got, expected| {
+        difference += @abs(got - expected);
+        magnitude += @abs(expected);
+    }
+    if (!(difference <= 1e-5 * magnitude)) fail("attend is wrong");
+}
+
+fn store(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype) !void {
+    const tokens = 16_384; // 64 MiB of f32 keys, 64 MiB of values
+    var cache: kvern.ContiguousCache = try .init(gpa, .{
+        .layer_count = 1,
+        .kv_head_count = kv_head_count,
+        .head_dim = head_dim,
+        .max_seq_len = tokens,
+        .dtype_k = dtype,
+        .dtype_v = dtype,
+    });
+    defer cache.deinit();
+    const rows = try gpa.alloc(f32, tokens * cache.shape.kvDim());
+    defer gpa.free(rows);
+    var prng: std.Random.DefaultPrng = .init(1);
+    for (rows) |*element| element.* = prng.random().float(f32);
+    const copy = try gpa.alloc(f32, rows.len);
+    defer gpa.free(copy);
+    @memcpy(copy, rows);
+
+    _ = try cache.append(0, 0, .fromF32(rows), .fromF32(rows)); // touches every page
+    const stored = try cache.rows(0, 0);
+    const last = reference.element(dtype, stored.values[0..@intCast(cache.shape.runBytes(dtype))], rows.len - 1);
+    if (!(@abs(last - rows[rows.len - 1]) <= 0x1p-8)) fail("append is wrong");
+
+    var times: [repeats]f64 = undefined;
+    var copies: [repeats]f64 = undefined;
+    for (&times, &copies) |*time, *copy_time| {
+        try cache.truncate(0, 0);
+        var begin = start(io);
+        _ = try cache.append(0, 0, .fromF32(rows), .fromF32(rows));
+        time.* = seconds(io, begin);
+        begin = start(io);
+        @memcpy(copy, rows);
+        @memcpy(copy, rows);
+        copy_time.* = seconds(io, begin);
+    }
+    const bytes: f64 = @floatFromInt(2 * rows.len * @sizeOf(f32));
+    const time = median(&times);
+    try out.row(.{
+        .name = "store",
+        .kv = @tagName(dtype),
+        .tokens = tokens,
+        .milliseconds = time * 1e3,
+        .gigabytes_per_second = bytes / time / 1e9,
+        .share = median(&copies) / time,
+    });
+}
