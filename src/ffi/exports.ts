@@ -28,6 +28,8 @@ export const EXPORTS = {
   kv_system_info: { parameters: ["buffer", "u32"], result: "i32" },
   // (level)
   kv_level_set: { parameters: ["u32"], result: "i32" },
+  // (bytes, thread_count, bytes a second out, count)
+  kv_read_rate: { parameters: ["f64", "u32", "buffer", "u32"], result: "i32" },
   // (ContiguousRecord, bytes, bytes out, count)
   kv_memory_bytes: { parameters: ["buffer", "u32", "buffer", "u32"], result: "i32" },
 

@@ -14,6 +14,7 @@ const exports = struct {
     pub const kv_abi_manifest = manifest;
     pub const kv_system_info = library.systemInfo;
     pub const kv_level_set = library.levelSet;
+    pub const kv_read_rate = library.readRate;
     pub const kv_memory_bytes = contiguous.memoryBytes;
 
     pub const kv_contiguous_create = contiguous.create;

@@ -2,6 +2,7 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
+const bandwidth = @import("../device/bandwidth.zig");
 const cpu = @import("../device/cpu.zig");
 const dispatch = @import("../kernels/dispatch.zig");
 const handle = @import("handle.zig");
@@ -75,5 +76,14 @@ pub fn systemInfo(out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
 pub fn levelSet(level: u32) callconv(.c) i32 {
     const wanted = std.enums.fromInt(dispatch.Level, level) orelse return status.fromError(error.InvalidConfig);
     dispatch.setLevel(wanted) catch |err| return status.fromError(err);
+    return 0;
+}
+
+/// (bytes, thread_count, f64 out, count): R of `device/bandwidth.zig`, in bytes a second.
+pub fn readRate(byte_count: f64, thread_count: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
+    // Written so that NaN is refused.
+    if (!(byte_count >= 0 and byte_count <= 1 << 40)) return status.fromError(error.InvalidConfig);
+    const rate = bandwidth.readRate(@intFromFloat(byte_count), thread_count) catch |err| return status.fromError(err);
+    record.writeF64(out, out_count, @intFromFloat(rate)) catch |err| return status.fromError(err);
     return 0;
 }

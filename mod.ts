@@ -1,0 +1,54 @@
+/**
+ * The KV cache of a transformer for Deno and Bun: keys and values kept in native memory, attended by Zig kernels.
+ *
+ * Nothing is read or opened at import; the native library opens on first use. In Deno that takes `--allow-ffi`, or
+ * `--allow-ffi=<path of the library>` for everything but zero-copy arrays.
+ *
+ * @example Prefill a prompt, then decode: 8 query heads share 2 KV heads
+ * ```ts
+ * import { ContiguousCache } from "@kvern/kvern";
+ *
+ * const layerCount = 2, qHeadCount = 8, kvHeadCount = 2, headDim = 64;
+ * using cache = new ContiguousCache({ layerCount, kvHeadCount, headDim, maxSeqLen: 2048, dtype: "f16" });
+ * const sequence = cache.sequence(0);
+ * const random = (length: number) => Float32Array.from({ length }, () => Math.random() - 0.5);
+ *
+ * const prompt = 100;
+ * for (let layer = 0; layer < layerCount; layer++) {
+ *   sequence.append(layer, random(prompt * sequence.kvDim), random(prompt * sequence.kvDim)); // [token][kv_head][head_dim]
+ *   sequence.attend(layer, random(prompt * qHeadCount * headDim), { queryCount: prompt }); // causal
+ * }
+ * sequence.commit(prompt);
+ *
+ * const into = new Float32Array(qHeadCount * headDim); // reused: a step allocates no output
+ * for (let step = 0; step < 10; step++) {
+ *   for (let layer = 0; layer < layerCount; layer++) {
+ *     sequence.append(layer, random(sequence.kvDim), random(sequence.kvDim));
+ *     sequence.attend(layer, random(qHeadCount * headDim), { into });
+ *   }
+ *   sequence.commit(1);
+ * }
+ * console.log(`${sequence.seqLen} tokens in a cache of ${cache.memoryBytes} bytes`);
+ * ```
+ *
+ * @module
+ */
+
+export type { AttendOptions } from "./src/attention.ts";
+export type {
+  AppendOptions,
+  AppendResult,
+  CommitOptions,
+  ContiguousKv,
+  DevicePlacement,
+  GatheredRows,
+  GatherOptions,
+  KvCache,
+  PackedView,
+  View,
+} from "./src/cache.ts";
+export { type ContiguousCacheOptions, type DType, memoryBytes } from "./src/config.ts";
+export { ContiguousCache, type ContiguousStats, type StoreOptions } from "./src/contiguous_cache.ts";
+export { type Level, readRate, type ReadRateOptions, type SystemInfo, systemInfo } from "./src/device.ts";
+export { KvError, type KvErrorCode } from "./src/error.ts";
+export type { Rows } from "./src/rows.ts";

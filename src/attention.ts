@@ -1,0 +1,102 @@
+/**
+ * The options of attend: what a query sees, and how scores become weights.
+ *
+ * For query head `h` with KV head `g = floor(h / (q heads / kv heads))`, a row `j` that the query at position `p` sees
+ * has the score `softmaxScale * q . k[j][g]`, then softcap, then ALiBi; one softmax over the rows seen, maximum
+ * subtracted, weighs the rows of `v`.
+ *
+ * @module
+ */
+
+import { checkCount } from "./config.ts";
+import { KvError } from "./error.ts";
+import { ATTEND_FLAGS, type AttendRecord } from "./ffi/record.ts";
+import { checkFloats } from "./rows.ts";
+
+/** What a query sees, how its scores become weights, and where the result goes. */
+export interface AttendOptions {
+  /** Query rows in `q`, 1 by default; the query heads are `q.length / (queryCount * headDim)`. */
+  readonly queryCount?: number;
+  /** Factor of `q . k`; `1 / sqrt(headDim)` by default. */
+  readonly softmaxScale?: number;
+  /**
+   * Query `i` of `m` sees rows 0 to `total - m + i`; true by default.
+   *
+   * `total` counts committed and pending rows of the layer. False: every query sees all of them.
+   */
+  readonly causal?: boolean;
+  /** Newest rows a query sees, its own position included, at least 1; all by default. Needs `causal`. */
+  readonly windowTokens?: number;
+  /** First rows of the sequence that a window never hides; 0 by default, no effect without `windowTokens`. */
+  readonly sinkTokens?: number;
+  /** Replaces a score `s` by `softcap * tanh(s / softcap)`; above 0. */
+  readonly softcap?: number;
+  /** ALiBi slopes `[q_head]`: `slope * (query position - key position)` is taken off a score. */
+  readonly alibiSlopes?: Float32Array;
+  /** Learned sink logits `[q_head]`: `exp(logit)` joins the denominator and the lse, and adds no value. */
+  readonly sinkLogits?: Float32Array;
+  /** Where the output goes, `[query][q_head][head_dim]`, and what the call returns; a new array by default. */
+  readonly into?: Float32Array;
+  /** Filled when given, `[query][q_head]`: the natural log of the sum of exp of the scores. */
+  readonly lse?: Float32Array;
+}
+
+/** Absent buffers cross as an empty array, because Bun refuses null. */
+export const NO_FLOATS: Float32Array = new Float32Array(0);
+
+/** Checks `q` and `options` and fills `record`; allocates nothing. */
+export function writeAttend(record: AttendRecord, q: Float32Array, options: AttendOptions): void {
+  const { queryCount = 1, softmaxScale, causal = true, windowTokens, sinkTokens = 0, softcap } = options;
+  checkFloats("q", q);
+  checkCount("queryCount", queryCount);
+  if (queryCount === 0) throw invalid("queryCount must be at least 1: queryCount is 0");
+  if (typeof causal !== "boolean") throw new TypeError(`causal must be a boolean: ${typeof causal}`);
+  checkCount("sinkTokens", sinkTokens);
+
+  const { words, floats } = record;
+  let flags: number = causal ? ATTEND_FLAGS.causal : 0;
+  if (softmaxScale !== undefined) {
+    checkFinite("softmaxScale", softmaxScale);
+    flags |= ATTEND_FLAGS.softmaxScale;
+  }
+  if (softcap !== undefined) {
+    checkFinite("softcap", softcap);
+    if (!(Math.fround(softcap) > 0)) throw invalid(`softcap must be above 0: softcap is ${softcap}`);
+    flags |= ATTEND_FLAGS.softcap;
+  }
+  if (windowTokens !== undefined) {
+    checkCount("windowTokens", windowTokens);
+    if (windowTokens === 0) throw invalid("windowTokens must be at least 1: windowTokens is 0");
+    if (!causal) throw invalid(`windowTokens needs causal: windowTokens is ${windowTokens}, causal is false`);
+    flags |= ATTEND_FLAGS.window;
+  }
+  if (options.alibiSlopes !== undefined) checkGiven("alibiSlopes", options.alibiSlopes);
+  if (options.sinkLogits !== undefined) checkGiven("sinkLogits", options.sinkLogits);
+  if (options.lse !== undefined) checkGiven("lse", options.lse);
+  if (options.into !== undefined) checkFloats("into", options.into);
+
+  words[1] = queryCount;
+  words[2] = flags;
+  floats[3] = softmaxScale ?? 0;
+  words[4] = windowTokens ?? 0;
+  words[5] = sinkTokens;
+  floats[6] = softcap ?? 0;
+}
+
+/** An array that is given but empty must not pass for an absent one. */
+function checkGiven(name: string, array: Float32Array): void {
+  checkFloats(name, array);
+  if (array.length === 0) {
+    throw new KvError("invalid_size", `Cannot attend as ${name} must have an element for each query head: it is empty`);
+  }
+}
+
+/** The value crosses as an f32, so it must be finite as one. */
+function checkFinite(name: string, value: number): void {
+  if (typeof value !== "number") throw new TypeError(`${name} must be a number: ${typeof value}`);
+  if (!Number.isFinite(Math.fround(value))) throw invalid(`${name} must be finite as an f32: ${name} is ${value}`);
+}
+
+function invalid(rule: string): KvError {
+  return new KvError("invalid_config", `Cannot attend as ${rule}`);
+}

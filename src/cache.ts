@@ -1,0 +1,226 @@
+/**
+ * The verbs every cache shares: one sequence of tokens, whatever layout is behind it.
+ *
+ * A step has two phases. Each layer appends its new rows, and reads of that layer see them at once; when every layer
+ * has, `commit` makes them count. A refused call changes nothing.
+ *
+ * @module
+ */
+
+import type { AttendOptions } from "./attention.ts";
+import type { DType } from "./config.ts";
+import type { Rows } from "./rows.ts";
+
+/** How the rows given to append are stored in their arrays. */
+export interface AppendOptions {
+  /** What the bits in a `Uint16Array` are; the other arrays say it themselves. */
+  readonly dtype?: DType;
+  /** `[n][kv_head][head_dim]`, the default, or `[kv_head][n][head_dim]`, as in a `past_key_values` tensor. */
+  readonly layout?: "token_major" | "head_major";
+}
+
+/** Where appended rows went. */
+export interface AppendResult {
+  /** Position of the first appended row. */
+  readonly start: number;
+  /**
+   * Views of the appended rows, made on first read: appending alone needs no permission for views.
+   *
+   * @throws {KvError} `needs_permission` in Deno with a path-scoped `--allow-ffi`; `unsupported` on an attached cache
+   */
+  readonly views: View[];
+}
+
+/** What a commit may carry beside the count. */
+export interface CommitOptions {
+  /** The ids of the committed tokens `[n]`; a cache with a prefix index keeps them, others only check the length. */
+  readonly tokens?: Uint32Array;
+}
+
+/** What a copy is made of, and where it goes. */
+export interface GatherOptions {
+  /** The dtype of the copy, `"f32"` by default. */
+  readonly dtype?: DType;
+  /** Where the rows go, `[row][kv_head][head_dim]`, at least as long as the rows; new arrays by default. */
+  readonly into?: { readonly k: Rows; readonly v: Rows };
+}
+
+/** A copy of rows, `[row][kv_head][head_dim]`: f32, or the bits of f16 or bf16, or the arrays of `into`. */
+export interface GatheredRows {
+  /** Keys. */
+  readonly k: Rows;
+  /** Values. */
+  readonly v: Rows;
+}
+
+/** Where a layer lives. */
+export interface DevicePlacement {
+  /** The kind of device. */
+  readonly device: "cpu" | "cuda";
+  /** The ordinal of the GPU, -1 on the CPU. */
+  readonly gpu: number;
+}
+
+/**
+ * A window on rows in the cache's own memory: element `d` of KV head `h` of row `t` is
+ * `k[t * tokenStride + h * headStride + d]`.
+ *
+ * A view is valid until the next append to its layer, truncate, reset or free of its sequence; each property read
+ * checks that and throws a KvError `stale_view` after it. An array taken out of a view is not guarded: it goes on
+ * showing the cache's memory until `free` detaches it. Do not transfer its buffer at full size: the cache cannot
+ * detach the new one.
+ */
+export interface View extends DevicePlacement {
+  /** Keys of the rows; `null` when they are not in host memory. */
+  readonly k: Float32Array | Uint16Array | null;
+  /** Values of the rows; `null` when they are not in host memory. */
+  readonly v: Float32Array | Uint16Array | null;
+  /** Absolute position of the first row. */
+  readonly start: number;
+  /** Rows in the view. */
+  readonly length: number;
+  /** How keys are stored. */
+  readonly dtypeK: DType;
+  /** How values are stored. */
+  readonly dtypeV: DType;
+  /** Elements from one row to the next; 0 for quantized rows. */
+  readonly tokenStride: number;
+  /** Elements from one KV head to the next; 0 for quantized rows. */
+  readonly headStride: number;
+  /** `"tail"`: the newest rows, in floats. */
+  readonly tier: "tail";
+  /** Positions these rows were shifted by, 0 unless shifted. */
+  readonly delta: number;
+}
+
+/** One block, head-major: element `d` of KV head `h` of row `t` is `k[(h * blockSize + t) * headDim + d]`. */
+export interface PackedView {
+  /** Keys `[kv_head][block_size][head_dim]`; rows from `length` on are undefined. */
+  readonly k: Float32Array | Uint16Array;
+  /** Values `[kv_head][block_size][head_dim]`; rows from `length` on are undefined. */
+  readonly v: Float32Array | Uint16Array;
+  /** Absolute position of the first row. */
+  readonly start: number;
+  /** Valid rows, 1 to `blockSize`. */
+  readonly length: number;
+  /** Rows the block can hold, and so the head stride in rows. */
+  readonly blockSize: number;
+  /** Elements of a head. */
+  readonly headDim: number;
+  /** KV heads. */
+  readonly kvHeadCount: number;
+  /** How the elements are stored. */
+  readonly dtype: DType;
+}
+
+/** The rows of a layer as one run `[row][kv_head][head_dim]`, or why there is no such run. */
+export type ContiguousKv =
+  | {
+    readonly ok: true;
+    /** Keys, zero copy. */
+    readonly k: Float32Array | Uint16Array;
+    /** Values, zero copy. */
+    readonly v: Float32Array | Uint16Array;
+    /** Rows in the run. */
+    readonly length: number;
+  }
+  | {
+    readonly ok: false;
+    /** What stands in the way; `gather` and `attend` work all the same. */
+    readonly reason: "head_major" | "not_adjacent" | "quantized" | "evicted" | "on_gpu";
+  };
+
+/** One sequence of tokens: what a model needs of a cache, and all it needs. */
+export interface KvCache extends Disposable {
+  /** Transformer layers. */
+  readonly layerCount: number;
+  /** KV heads of a layer. */
+  readonly kvHeadCount: number;
+  /** Elements of a head. */
+  readonly headDim: number;
+  /** Elements of a row: `kvHeadCount * headDim`. */
+  readonly kvDim: number;
+  /** Committed tokens. */
+  readonly seqLen: number;
+  /** Most tokens the sequence can hold. */
+  readonly maxSeqLen: number;
+  /** True when every layer is on a GPU. */
+  readonly isOnGpu: boolean;
+
+  /**
+   * Writes `n = k.length / kvDim` rows behind those layer `layer` has; they count after `commit`.
+   *
+   * `k` and `v` are of one kind: `Float32Array`, `Float16Array`, or `Uint16Array` with a `dtype`. No row is legal.
+   *
+   * @throws {KvError} `layer_out_of_range`, `cache_full`, `invalid_size`, `not_finite`, `invalid_config`,
+   * `stale_handle`
+   */
+  append(layer: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult;
+
+  /**
+   * Makes `n` rows count; every layer must have exactly `n` pending. `commit(0)` does nothing.
+   *
+   * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens, `stale_handle`
+   */
+  commit(n: number, options?: CommitOptions): void;
+
+  /**
+   * The first `kvLen` rows of a layer as one run, without a copy; by default all committed and pending ones.
+   *
+   * @throws {KvError} `layer_out_of_range`, `position_out_of_range`, `needs_permission`, `unsupported`, `stale_handle`
+   */
+  contiguousKv(layer: number, kvLen?: number): ContiguousKv;
+
+  /**
+   * Copies the rows of a layer, `[row][kv_head][head_dim]`, converted to `dtype`, rounded half to even.
+   *
+   * @throws {KvError} `layer_out_of_range`, `invalid_size` if `into` is too short, `unsupported` for more than 2^32
+   * elements, `stale_handle`
+   */
+  gather(layer: number, options?: GatherOptions): GatheredRows;
+
+  /**
+   * Windows on the rows of a layer, committed and pending, by ascending position.
+   *
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   */
+  views(layer: number): View[];
+
+  /**
+   * The blocks of a layer, head-major; all of them or `null`. Absent where rows are token-major.
+   *
+   * @throws {KvError} `layer_out_of_range`, `needs_permission`, `stale_handle`
+   */
+  packedViews?(layer: number): PackedView[] | null;
+
+  /**
+   * Rewinds to `n` committed tokens and drops all pending rows; `truncate(seqLen)` abandons a half-done step.
+   *
+   * @throws {KvError} `position_out_of_range`, `stale_handle`
+   */
+  truncate(n: number): void;
+
+  /**
+   * Where a layer lives.
+   *
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   */
+  layerDevice(layer: number): DevicePlacement;
+
+  /**
+   * Attends with `q` `[query][q_head][head_dim]` over the committed and pending rows of a layer; gives an output of
+   * the same shape.
+   *
+   * No row to see gives output 0 and lse -Infinity. With `into` and `lse` nothing is allocated.
+   *
+   * @throws {KvError} `layer_out_of_range`, `invalid_size`, `invalid_config`, `not_finite` for such a number in `q`,
+   * `stale_handle`
+   */
+  attend(layer: number, q: Float32Array, options?: AttendOptions): Float32Array;
+
+  /** Gives all resources back and detaches the arrays handed out; later calls give `stale_handle`. */
+  free(): void;
+
+  /** The same as `free`, for `using`. */
+  [Symbol.dispose](): void;
+}

@@ -1,0 +1,133 @@
+/**
+ * Options, their defaults and range checks, and the memory formula.
+ *
+ * The FFI layer of either runtime checks nothing (a -1 may arrive as 4294967295), so every number is checked here
+ * before a call, and again in native code.
+ *
+ * @module
+ */
+
+import { KvError } from "./error.ts";
+import { library } from "./ffi/library.ts";
+import { contiguousRecord } from "./ffi/record.ts";
+import { refusal } from "./ffi/status.ts";
+
+/** How one element is stored: 4 bytes, 2 bytes (IEEE half), 2 bytes (the upper half of an f32). */
+export type DType = "f32" | "f16" | "bf16";
+
+/** The dtypes by their number in the ABI. */
+const DTYPES: readonly DType[] = ["f32", "f16", "bf16"];
+
+/** The geometry of a {@linkcode ContiguousCache}, and how it stores its elements. */
+export interface ContiguousCacheOptions {
+  /** Transformer layers, at least 1. */
+  readonly layerCount: number;
+  /** KV heads of a layer, at least 1; with grouped-query attention fewer than query heads. */
+  readonly kvHeadCount: number;
+  /** Elements of a head, 1 to 256, the same for K and V; multiples of 32 are fast. */
+  readonly headDim: number;
+  /** Rows each sequence can hold, 1 to 2^31 - 1. */
+  readonly maxSeqLen: number;
+  /** Sequences, at least 1; 1 by default. */
+  readonly sequenceCount?: number;
+  /** How elements are stored, for K and V together or apart; `"f32"` by default. */
+  readonly dtype?: DType | { readonly k: DType; readonly v: DType };
+  /** Most bytes the cache may reserve; by default what this machine or its cgroup has. */
+  readonly maxBytes?: number;
+}
+
+/** Head dimensions the kernels are built for. */
+const HEAD_DIM_MAX = 256;
+
+/** A position, and a count of rows, must fit a result of the ABI. */
+const SEQ_LEN_MAX = 2 ** 31 - 1;
+
+/**
+ * Bytes of K and V a cache of these options holds: `2 * layers * sequences * rows * kv heads * headDim * bytes`.
+ *
+ * Exact, whether or not this machine could hold it; nothing is allocated. K and V count apart when their
+ * dtypes differ.
+ *
+ * @example GPT-2 small at 2048 tokens: 2 * 12 * 2048 * 12 * 64 * 4 B = 144 MiB
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { memoryBytes } from "@kvern/kvern";
+ *
+ * const bytes = memoryBytes({ layerCount: 12, kvHeadCount: 12, headDim: 64, maxSeqLen: 2048 });
+ * assert.equal(bytes, 144 * 2 ** 20);
+ * ```
+ *
+ * @throws {TypeError} an option of the wrong type
+ * @throws {RangeError} an option that is no count
+ * @throws {KvError} `invalid_config` for an option out of its range; `out_of_memory` past 2^53 bytes;
+ * `library_unavailable`, `needs_permission`
+ */
+export function memoryBytes(options: ContiguousCacheOptions): number {
+  const record = recordOf(options, "plan a cache");
+  const bytes = new Float64Array(1);
+  const status = library().kv_memory_bytes(record, record.byteLength, bytes, bytes.length);
+  if (status < 0) throw refusal(status, "plan a cache");
+  return bytes[0]!;
+}
+
+/** The checked record of `options`; `action` begins the text of a refusal. */
+export function recordOf(options: ContiguousCacheOptions, action: string): Uint32Array {
+  if (typeof options !== "object" || options === null) {
+    throw new TypeError(`Cannot ${action} as its options must be an object: ${typeof options}`);
+  }
+  const { dtype = "f32", sequenceCount = 1, maxBytes } = options;
+  const pair = typeof dtype === "object" && dtype !== null ? dtype : { k: dtype, v: dtype };
+  return contiguousRecord({
+    layerCount: checkOption("layerCount", options.layerCount, action),
+    sequenceCount: checkOption("sequenceCount", sequenceCount, action),
+    kvHeadCount: checkOption("kvHeadCount", options.kvHeadCount, action),
+    headDim: checkOption("headDim", options.headDim, action, HEAD_DIM_MAX),
+    maxSeqLen: checkOption("maxSeqLen", options.maxSeqLen, action, SEQ_LEN_MAX),
+    dtypeK: dtypeCode("dtype.k", pair.k),
+    dtypeV: dtypeCode("dtype.v", pair.v),
+    maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
+  });
+}
+
+/** A count of at least 1, and at most `max`. */
+function checkOption(name: string, value: number, action: string, max = 2 ** 32 - 1): number {
+  checkCount(name, value);
+  if (value < 1 || value > max) {
+    const range = max < 2 ** 32 - 1 ? `1 to ${max}` : "at least 1";
+    throw new KvError("invalid_config", `Cannot ${action} as ${name} must be ${range}: ${name} is ${value}`);
+  }
+  return value;
+}
+
+/** Bytes travel in 64 bits, so they have a wider range than other counts. */
+export function checkBytes(name: string, value: number, action: string): number {
+  if (typeof value !== "number") throw new TypeError(`${name} must be a number: ${typeof value}`);
+  if (!Number.isSafeInteger(value) || value < 0) {
+    throw new RangeError(`${name} must be a whole number from 0 to ${Number.MAX_SAFE_INTEGER}: ${value}`);
+  }
+  if (value === 0) throw new KvError("invalid_config", `Cannot ${action} as ${name} must be at least 1: ${name} is 0`);
+  return value;
+}
+
+/** Refuses what is no count: only a whole number of 32 bits may cross the boundary. */
+export function checkCount(name: string, value: number): void {
+  if (typeof value !== "number") throw new TypeError(`${name} must be a number: ${typeof value}`);
+  if (value >>> 0 !== value) throw new RangeError(`${name} must be a whole number from 0 to 4294967295: ${value}`);
+}
+
+/** The number of a dtype in the ABI. */
+export function dtypeCode(name: string, dtype: DType): number {
+  if (typeof dtype !== "string") throw new TypeError(`${name} must be a string: ${typeof dtype}`);
+  const code = DTYPES.indexOf(dtype);
+  if (code < 0) {
+    throw new KvError("invalid_config", `Cannot use ${name} ${dtype} as it must be one of ${DTYPES.join(", ")}`);
+  }
+  return code;
+}
+
+/** The dtype of a number in the ABI. */
+export function dtypeOf(code: number): DType {
+  const dtype = DTYPES[code];
+  if (dtype === undefined) throw new Error(`Cannot read a dtype as the library gave an unknown number: ${code}`);
+  return dtype;
+}

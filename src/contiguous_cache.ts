@@ -1,0 +1,338 @@
+/**
+ * The contiguous cache: every sequence has room for `maxSeqLen` rows in every layer, in one piece.
+ *
+ * Layout of keys and of values, outermost first:
+ * `[layer][sequence][position][kv_head][head_dim]`, so that
+ * `offset(l, s, p, h, d) = (((l * sequences + s) * maxSeqLen + p) * kvHeads + h) * headDim + d`.
+ *
+ * Memory is reserved when the cache is made and used as rows arrive.
+ *
+ * @module
+ */
+
+import type { AppendOptions, AppendResult, KvCache } from "./cache.ts";
+import { checkCount, type ContiguousCacheOptions, type DType } from "./config.ts";
+import { ContiguousMemory, type Side } from "./contiguous_memory.ts";
+import { appendRows, rangeRules, writeRefusal } from "./contiguous_rows.ts";
+import { ContiguousSequence } from "./contiguous_sequence.ts";
+import { library } from "./ffi/library.ts";
+import { newRecord, uint64At } from "./ffi/record.ts";
+import { refusal } from "./ffi/status.ts";
+import { inputDtype, type Rows } from "./rows.ts";
+
+/** How the rows given to store are stored in their arrays. */
+export interface StoreOptions {
+  /** What the bits in a `Uint16Array` are; the other arrays say it themselves. */
+  readonly dtype?: DType;
+}
+
+/** Where the bytes of a contiguous cache are. */
+export interface ContiguousStats {
+  /** Sequences. */
+  readonly sequenceCount: number;
+  /** Bytes of K and V by the formula of {@linkcode memoryBytes}. */
+  readonly kvBytes: number;
+  /** Bytes reserved for K and V, whole memory pages. */
+  readonly reservedBytes: number;
+  /** Bytes of lengths and bookkeeping. */
+  readonly metadataBytes: number;
+  /** `reservedBytes - kvBytes`. */
+  readonly paddingBytes: number;
+  /** Pieces the reservation consists of. */
+  readonly slabCount: number;
+}
+
+/**
+ * Keys and values of all layers for a fixed number of sequences of a fixed greatest length.
+ *
+ * Either token by token, `store` in each layer and then `advance`, or through `sequence(i)`, which appends any number of
+ * rows and attends. Free it with `using` or `free`; a dropped one is freed at some garbage collection.
+ *
+ * @example One token in two layers
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { ContiguousCache } from "@kvern/kvern";
+ *
+ * using cache = new ContiguousCache({ layerCount: 2, kvHeadCount: 4, headDim: 8, maxSeqLen: 10 });
+ * const row = new Float32Array(4 * 8).fill(0.5);
+ * cache.store(0, 0, row, row);
+ * cache.store(1, 0, row, row);
+ * cache.advance();
+ * assert.equal(cache.currentPos, 1);
+ * assert.equal(cache.memoryBytes, 2 * 2 * 10 * 4 * 8 * 4 + 4);
+ * ```
+ */
+export class ContiguousCache {
+  readonly #memory: ContiguousMemory;
+  readonly #sequences: Map<number, ContiguousSequence> = new Map();
+
+  /**
+   * Reserves the memory for all rows; pages are used as rows arrive.
+   *
+   * @throws {TypeError} an option of the wrong type
+   * @throws {RangeError} an option that is no count
+   * @throws {KvError} `invalid_config`; `out_of_memory` past the limit; `library_unavailable`, `needs_permission`
+   */
+  constructor(options: ContiguousCacheOptions) {
+    // An attached memory has the fields of the options, and is taken as it is.
+    this.#memory = options instanceof ContiguousMemory ? options : ContiguousMemory.create(options);
+  }
+
+  /**
+   * Opens a cache that was made elsewhere, in a Worker say, by its `handle`.
+   *
+   * The attached cache owns nothing: dropping or freeing it frees nothing, and zero-copy arrays are refused with
+   * `unsupported`, because its owner could not detach them. The owner must outlive its use.
+   *
+   * @throws {KvError} `stale_handle` if there is no such cache
+   */
+  static attach(handle: number): ContiguousCache {
+    checkCount("handle", handle);
+    return new ContiguousCache(new ContiguousMemory(library(), handle, false));
+  }
+
+  /** The number that opens this cache elsewhere, see {@linkcode ContiguousCache.attach}; 0 once freed. */
+  get handle(): number {
+    return this.#memory.handle;
+  }
+
+  /** Transformer layers. */
+  get layerCount(): number {
+    return this.#memory.layerCount;
+  }
+
+  /** KV heads of a layer. */
+  get kvHeadCount(): number {
+    return this.#memory.kvHeadCount;
+  }
+
+  /** Elements of a head. */
+  get headDim(): number {
+    return this.#memory.headDim;
+  }
+
+  /** Elements of a row: `kvHeadCount * headDim`. */
+  get kvDim(): number {
+    return this.#memory.kvDim;
+  }
+
+  /** Rows each sequence can hold. */
+  get maxSeqLen(): number {
+    return this.#memory.maxSeqLen;
+  }
+
+  /** Sequences. */
+  get sequenceCount(): number {
+    return this.#memory.sequenceCount;
+  }
+
+  /** How keys are stored. */
+  get dtypeK(): DType {
+    return this.#memory.dtype.k;
+  }
+
+  /** How values are stored. */
+  get dtypeV(): DType {
+    return this.#memory.dtype.v;
+  }
+
+  /**
+   * Writes one row of one layer, to count at the next `advance`; a second one before that is refused.
+   *
+   * `k` and `v` are `[kv_head][head_dim]`.
+   *
+   * @throws {KvError} in this order: `layer_out_of_range`, `sequence_out_of_range`, `cache_full`, `invalid_size`,
+   * `commit_mismatch`, `not_finite`; `invalid_config`, `stale_handle`
+   */
+  store(layer: number, sequence: number, k: Rows, v: Rows, options: StoreOptions = NO_OPTIONS): void {
+    checkCount("layer", layer);
+    checkCount("sequence", sequence);
+    const dtype = inputDtype(k, v, options.dtype);
+    const { library, handle } = this.#memory;
+    const status = library.kv_contiguous_store(handle, layer, sequence, k, k.length, v, v.length, dtype);
+    if (status < 0) throw writeRefusal(status, this.#memory, "store", layer, sequence, k, v);
+  }
+
+  /**
+   * Commits one row for every sequence that has exactly one pending in every layer; sequences without a new row stay.
+   *
+   * When a sequence just committed is full now, this throws `cache_full` after committing: the row counts. From then
+   * on `store` and `advance` give `cache_full` until `truncate` or `reset`.
+   *
+   * @throws {KvError} `commit_mismatch` if other rows or none are pending; `cache_full`, `stale_handle`
+   */
+  advance(): void {
+    const status = this.#memory.library.kv_contiguous_advance(this.#memory.handle);
+    if (status < 0) {
+      throw refusal(status, "advance", {
+        cache_full: () => `a sequence holds all its ${this.maxSeqLen} rows now: truncate or reset makes room`,
+        commit_mismatch: () => "a sequence needs one row pending in every layer or none, and one of them a new row",
+      });
+    }
+  }
+
+  /**
+   * Writes `n = k.length / kvDim` rows of one layer and one sequence; the same as `sequence(sequence).append`.
+   *
+   * `k` and `v` are `[n][kv_head][head_dim]`; the rows count after `sequence(sequence).commit(n)`.
+   *
+   * @throws {KvError} `layer_out_of_range`, `sequence_out_of_range`, `cache_full`, `invalid_size`, `not_finite`,
+   * `invalid_config`, `stale_handle`
+   */
+  append(layer: number, sequence: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
+    return appendRows(this.#memory, this.#memory.handle, layer, sequence, k, v, options);
+  }
+
+  /**
+   * One sequence as a {@linkcode KvCache}: the same object until it is freed.
+   *
+   * Freeing it empties the sequence, detaches the arrays over it, and leaves the cache as it is.
+   *
+   * @throws {KvError} `sequence_out_of_range`, `stale_handle`
+   */
+  sequence(index: number): KvCache {
+    this.getSeqLen(index);
+    const known = this.#sequences.get(index);
+    if (known !== undefined && !known.isFreed) return known;
+    const sequence = new ContiguousSequence(this.#memory, index);
+    this.#sequences.set(index, sequence);
+    return sequence;
+  }
+
+  /**
+   * The keys of one layer of one sequence without a copy, `[row][kv_head][head_dim]`: committed and pending rows.
+   *
+   * f16 and bf16 come as their bits. The array has length 0 once its sequence or the cache is freed. Do not transfer its
+   * buffer at full size: the cache cannot detach the new one.
+   *
+   * @throws {KvError} `layer_out_of_range`, `sequence_out_of_range`, `needs_permission` in Deno with a path-scoped
+   * `--allow-ffi`, `unsupported` on an attached cache or for more than 4 GiB in Bun, `stale_handle`
+   */
+  getKeys(layer: number, sequence: number): Float32Array | Uint16Array {
+    return this.#side("k", layer, sequence);
+  }
+
+  /**
+   * The values of one layer of one sequence, in every way like the keys.
+   *
+   * @throws {KvError} as {@linkcode ContiguousCache.getKeys}
+   */
+  getValues(layer: number, sequence: number): Float32Array | Uint16Array {
+    return this.#side("v", layer, sequence);
+  }
+
+  /**
+   * Committed rows of one sequence.
+   *
+   * @throws {KvError} `sequence_out_of_range`, `stale_handle`
+   */
+  getSeqLen(sequence: number): number {
+    checkCount("sequence", sequence);
+    const length = this.#memory.library.kv_contiguous_seq_len(this.#memory.handle, sequence);
+    if (length < 0) throw refusal(length, `read sequence ${sequence}`, rangeRules(this.#memory, 0, sequence));
+    return length;
+  }
+
+  /**
+   * The longest committed length of all sequences.
+   *
+   * @throws {KvError} `stale_handle`
+   */
+  get currentPos(): number {
+    let longest = 0;
+    for (let sequence = 0; sequence < this.sequenceCount; sequence++) {
+      longest = Math.max(longest, this.getSeqLen(sequence));
+    }
+    return longest;
+  }
+
+  /**
+   * Bytes of K and V by the formula, and 4 more for the length of each sequence.
+   *
+   * @throws {KvError} `stale_handle`
+   */
+  get memoryBytes(): number {
+    const bytes = new Float64Array(1);
+    const status = this.#memory.library.kv_contiguous_memory_bytes(this.#memory.handle, bytes, bytes.length);
+    if (status < 0) throw refusal(status, "count the bytes of a cache");
+    return bytes[0]!;
+  }
+
+  /**
+   * Where the bytes are: formula, reservation, bookkeeping, padding.
+   *
+   * @throws {KvError} `stale_handle`
+   */
+  stats(): ContiguousStats {
+    const record = newRecord("stats");
+    const status = this.#memory.library.kv_contiguous_stats(this.#memory.handle, record, record.byteLength);
+    if (status < 0) throw refusal(status, "count the bytes of a cache");
+    return {
+      sequenceCount: record[1]!,
+      kvBytes: uint64At(record, 2),
+      reservedBytes: uint64At(record, 4),
+      metadataBytes: uint64At(record, 6),
+      paddingBytes: uint64At(record, 8),
+      slabCount: record[10]!,
+    };
+  }
+
+  /**
+   * The element offset of one number in the logical array of all keys, or of all values.
+   *
+   * Logical, because several slabs may hold it; each run of one layer and sequence is whole in one of them.
+   *
+   * @throws {KvError} `layer_out_of_range`, `sequence_out_of_range`, `position_out_of_range`, also for a head or element
+   * past those of a row, `stale_handle`
+   */
+  offset(layer: number, sequence: number, position: number, kvHead: number, dim: number): number {
+    checkCount("layer", layer);
+    checkCount("sequence", sequence);
+    checkCount("position", position);
+    checkCount("kvHead", kvHead);
+    checkCount("dim", dim);
+    const offset = new Float64Array(1);
+    const { library, handle } = this.#memory;
+    const status = library.kv_contiguous_offset(handle, layer, sequence, position, kvHead, dim, offset, offset.length);
+    if (status < 0) {
+      throw refusal(status, "compute an offset", {
+        ...rangeRules(this.#memory, layer, sequence),
+        position_out_of_range: () =>
+          `a sequence is [${this.maxSeqLen}][${this.kvHeadCount}][${this.headDim}]: ` +
+          `asked for [${position}][${kvHead}][${dim}]`,
+      });
+    }
+    return offset[0]!;
+  }
+
+  /**
+   * Sets all lengths to 0 and drops pending rows; no K or V byte is touched, old rows are never visible again.
+   *
+   * @throws {KvError} `stale_handle`
+   */
+  reset(): void {
+    const status = this.#memory.library.kv_contiguous_reset(this.#memory.handle);
+    if (status < 0) throw refusal(status, "reset a cache");
+  }
+
+  /** Detaches every array handed out and gives the memory back; harmless when repeated, later calls are refused. */
+  free(): void {
+    this.#memory.free();
+  }
+
+  /** The same as `free`, for `using`. */
+  [Symbol.dispose](): void {
+    this.free();
+  }
+
+  #side(side: Side, layer: number, sequence: number): Float32Array | Uint16Array {
+    checkCount("layer", layer);
+    checkCount("sequence", sequence);
+    const rows = this.#memory.rowCount(layer, sequence);
+    if (rows < 0) throw refusal(rows, `read layer ${layer}`, rangeRules(this.#memory, layer, sequence));
+    return this.#memory.rows(layer, sequence, side, 0, rows);
+  }
+}
+
+/** Options left out; shared, so that a call without them allocates none. */
+const NO_OPTIONS = {};

@@ -1,0 +1,103 @@
+/**
+ * What this machine has, and what the library makes of it.
+ *
+ * @module
+ */
+
+import { checkBytes, checkCount } from "./config.ts";
+import { adapter, type LevelName, levelNames, library, libraryPath } from "./ffi/library.ts";
+import { newRecord, uint64At } from "./ffi/record.ts";
+import { refusal } from "./ffi/status.ts";
+import { finalizedCaches } from "./finalization.ts";
+
+/** A CPU level: which instructions the kernels may use. */
+export type Level = LevelName;
+
+/** Facts of the process. */
+export interface SystemInfo {
+  /** The level in force; equal stored bytes give equal bits on one level. */
+  readonly level: Level;
+  /** The levels this CPU has, lowest first; `KVERN_LEVEL` picks one before first use. */
+  readonly levels: Level[];
+  /** CPUs this process may use. */
+  readonly cpuCount: number;
+  /** Most bytes caches may reserve by default: physical memory or the cgroup's limit. */
+  readonly memoryLimitBytes: number;
+  /** Caches alive in the process. */
+  readonly liveCaches: number;
+  /** Caches this thread has freed because they were dropped without `free`. */
+  readonly finalizedCaches: number;
+  /** Bytes all caches of the process have reserved. */
+  readonly reservedBytes: number;
+  /** The file the library was opened from. */
+  readonly libraryPath: string;
+  /** The runtime this runs in. */
+  readonly runtime: "deno" | "bun";
+}
+
+/**
+ * What this machine has, and what the library makes of it; opens the library.
+ *
+ * @example Which instructions are used
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { systemInfo } from "@kvern/kvern";
+ *
+ * const { level, levels } = systemInfo();
+ * assert.ok(levels.includes(level));
+ * ```
+ *
+ * @throws {KvError} `library_unavailable`, `needs_permission`, `invalid_config` if `KVERN_LEVEL` names no level
+ */
+export function systemInfo(): SystemInfo {
+  const record = newRecord("system");
+  const status = library().kv_system_info(record, record.byteLength);
+  if (status < 0) throw refusal(status, "read the facts of the system");
+  return {
+    level: levelNames(1 << record[1]!)[0]!,
+    levels: levelNames(record[2]!),
+    cpuCount: record[3]!,
+    memoryLimitBytes: uint64At(record, 4),
+    liveCaches: record[6]!,
+    finalizedCaches: finalizedCaches(),
+    reservedBytes: uint64At(record, 8),
+    libraryPath: libraryPath(),
+    runtime: adapter.name,
+  };
+}
+
+/** What to measure. */
+export interface ReadRateOptions {
+  /** Bytes to read through, taken twice one after the other; more than the last cache level holds. Default 1 GiB. */
+  readonly bytes?: number;
+  /** Threads that read. Default 1. */
+  readonly threads?: number;
+}
+
+/**
+ * How fast this machine reads memory, in bytes a second: what the speed of attention is to be compared with.
+ *
+ * The best of plain and prefetched reading, with huge pages and without. Takes about a second a GiB.
+ *
+ * @example The share of it that a step reached
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { readRate } from "@kvern/kvern";
+ *
+ * assert.ok(readRate({ bytes: 2 ** 24 }) > 0);
+ * ```
+ *
+ * @throws {TypeError} an option of the wrong type
+ * @throws {RangeError} an option that is no count
+ * @throws {KvError} `invalid_config` below 512 bytes a thread or past 1024 threads; `out_of_memory`;
+ * `library_unavailable`, `needs_permission`
+ */
+export function readRate(options: ReadRateOptions = {}): number {
+  const { bytes = 2 ** 30, threads = 1 } = options;
+  checkBytes("bytes", bytes, "measure the read rate");
+  checkCount("threads", threads);
+  const rate = new Float64Array(1);
+  const status = library().kv_read_rate(bytes, threads, rate, rate.length);
+  if (status < 0) throw refusal(status, `read ${bytes} bytes with ${threads} threads`);
+  return rate[0]!;
+}

@@ -1,0 +1,72 @@
+/**
+ * Bun's side of the boundary: opens a library with the table of exports, makes arrays over native memory.
+ *
+ * It translates and knows no API of kvern. `bun:ffi` is asked for at the first call and not imported, because a static
+ * import of it breaks `deno run`.
+ *
+ * @module
+ */
+
+import process from "node:process";
+import { EXPORTS, type Library, type Word } from "./exports.ts";
+
+/** The part of `bun:ffi` that is used here. */
+interface BunFfi {
+  dlopen(path: string, symbols: Record<string, { args: string[]; returns: string }>): { symbols: Library };
+  toArrayBuffer(address: number, byteOffset: number, byteLength: number): ArrayBuffer;
+}
+
+let loaded: BunFfi | undefined;
+
+function ffi(): BunFfi {
+  return loaded ??= process.getBuiltinModule("bun:ffi") as unknown as BunFfi;
+}
+
+/** Bun calls a typed array passed by address a pointer; the other words have equal names. */
+function argument(word: Word): string {
+  return word === "buffer" ? "ptr" : word;
+}
+
+/** Which runtime this adapter speaks for. */
+export const name = "bun";
+
+/** Bun makes no ArrayBuffer larger than 4 GiB. */
+export const viewBytesMax: number = 2 ** 32;
+
+/** Opens the library at `path`; throws what Bun throws. */
+export function open(path: string): Library {
+  const symbols = Object.entries(EXPORTS).map(([symbol, row]) =>
+    [symbol, { args: row.parameters.map(argument), returns: row.result }] as const
+  );
+  try {
+    return ffi().dlopen(path, Object.fromEntries(symbols)).symbols;
+  } catch (error) {
+    if (!(error instanceof Error && error.message.includes("requires the JIT"))) throw error;
+    throw new Error("Bun calls native code through its JIT, which is off here: unset BUN_JSC_useJIT", { cause: error });
+  }
+}
+
+/** A variable of the environment. */
+export function env(variable: string): string | undefined {
+  return process.env[variable];
+}
+
+/** Bun has no permissions. */
+export function permission(_path: string): "granted" {
+  return "granted";
+}
+
+/** Whether a file is there is left to the attempt to open it. */
+export function mayExist(_path: string): boolean {
+  return true;
+}
+
+/** Bun denies nothing. */
+export function isDenial(_error: unknown): boolean {
+  return false;
+}
+
+/** An ArrayBuffer over native memory. */
+export function view(addressLow: number, addressHigh: number, byteLength: number): ArrayBuffer {
+  return ffi().toArrayBuffer(addressHigh * 2 ** 32 + addressLow, 0, byteLength);
+}

@@ -1,0 +1,88 @@
+/**
+ * Deno's side of the boundary: opens a library with the table of exports, makes arrays over native memory.
+ *
+ * It translates and knows no API of kvern. Deno is reached through `globalThis` and described by the few lines below,
+ * so that the file type checks in a Bun project, too.
+ *
+ * @module
+ */
+
+import { KvError } from "../error.ts";
+import { EXPORTS, type Library } from "./exports.ts";
+
+type State = "granted" | "prompt" | "denied";
+type Permission = { name: "ffi"; path?: string } | { name: "read"; path: string } | { name: "env"; variable: string };
+
+/** The part of Deno that is used here. */
+interface DenoApi {
+  dlopen(path: string, symbols: typeof EXPORTS): { symbols: Library };
+  readonly permissions: { querySync(permission: Permission): { state: State } };
+  readonly env: { get(name: string): string | undefined };
+  readonly errors: { NotCapable: new () => Error };
+  statSync(path: string): unknown;
+  readonly UnsafePointer: { create(address: bigint): object | null };
+  readonly UnsafePointerView: { getArrayBuffer(pointer: object, byteLength: number): ArrayBuffer };
+}
+
+/** Deno is not asked for before the first call. */
+function api(): DenoApi {
+  return (globalThis as unknown as { Deno: DenoApi }).Deno;
+}
+
+function state(permission: Permission): State {
+  return api().permissions.querySync(permission).state;
+}
+
+/** Which runtime this adapter speaks for. */
+export const name = "deno";
+
+/** No ArrayBuffer of this runtime is too large for a run of rows (64 GiB were tried). */
+export const viewBytesMax: number = Infinity;
+
+/** Opens the library at `path`; throws what Deno throws. */
+export function open(path: string): Library {
+  return api().dlopen(path, EXPORTS).symbols;
+}
+
+/** A variable of the environment, if reading it is allowed already: a library asks nobody for its own settings. */
+export function env(variable: string): string | undefined {
+  return state({ name: "env", variable }) === "granted" ? api().env.get(variable) : undefined;
+}
+
+/** May this path be opened, might the user allow it when asked, or is it refused? */
+export function permission(path: string): State {
+  return state({ name: "ffi", path });
+}
+
+/** False if the file is known to be missing; without the permission to look it counts as there. */
+export function mayExist(path: string): boolean {
+  if (state({ name: "read", path }) !== "granted") return true;
+  try {
+    api().statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** True for the error Deno throws when a permission is missing. */
+export function isDenial(error: unknown): boolean {
+  return error instanceof api().errors.NotCapable;
+}
+
+/** An ArrayBuffer over native memory; needs `--allow-ffi` without a path. */
+export function view(addressLow: number, addressHigh: number, byteLength: number): ArrayBuffer {
+  try {
+    const pointer = api().UnsafePointer.create((BigInt(addressHigh) << 32n) | BigInt(addressLow));
+    if (pointer === null) throw new TypeError("Cannot make an array over native memory as its address is 0");
+    return api().UnsafePointerView.getArrayBuffer(pointer, byteLength);
+  } catch (error) {
+    if (!isDenial(error)) throw error;
+    throw new KvError(
+      "needs_permission",
+      "Cannot make an array over native memory as Deno allows that with an unscoped --allow-ffi only: " +
+        "run with --allow-ffi, or use gather() and attend(), which need no more than --allow-ffi=<path>",
+      { cause: error },
+    );
+  }
+}

@@ -1,0 +1,104 @@
+/**
+ * Options and facts as the words of a record.
+ *
+ * A record is an array of 4-byte words whose first says its size in bytes, so that either side may know more fields
+ * than the other. A 64-bit value is two words, low first. Only plain numbers here: what they mean is said by the files
+ * that ask.
+ *
+ * @module
+ */
+
+/** Words in each record, as this module knows them. */
+export const RECORD_WORDS = {
+  contiguous: 10,
+  system: 10,
+  stats: 12,
+  rows: 8,
+  view: 14,
+  attend: 7,
+} as const;
+
+/** Flags of the AttendRecord: which of its fields count. */
+export const ATTEND_FLAGS = { causal: 1, softmaxScale: 2, softcap: 4, window: 8 } as const;
+
+/** Words of the ViewRecord. */
+export const VIEW = {
+  start: 5,
+  length: 6,
+  dtypeK: 7,
+  dtypeV: 8,
+  tokenStride: 9,
+  headStride: 10,
+  tier: 11,
+  delta: 12,
+  generation: 13,
+} as const;
+
+/** The numbers of a ContiguousRecord. */
+export interface ContiguousWords {
+  readonly layerCount: number;
+  readonly sequenceCount: number;
+  readonly kvHeadCount: number;
+  readonly headDim: number;
+  readonly maxSeqLen: number;
+  readonly dtypeK: number;
+  readonly dtypeV: number;
+  /** 0 is the default limit. */
+  readonly maxBytes: number;
+}
+
+/** An AttendRecord: one memory, seen as words and as floats. */
+export interface AttendRecord {
+  readonly words: Uint32Array;
+  readonly floats: Float32Array;
+}
+
+/** A fresh record with its size filled in; over an own ArrayBuffer, which Bun never moves. */
+export function newRecord(kind: keyof typeof RECORD_WORDS): Uint32Array {
+  const words = new Uint32Array(new ArrayBuffer(RECORD_WORDS[kind] * 4));
+  words[0] = words.byteLength;
+  return words;
+}
+
+/** A fresh AttendRecord. */
+export function newAttendRecord(): AttendRecord {
+  const words = newRecord("attend");
+  return { words, floats: new Float32Array(words.buffer) };
+}
+
+/** The 64-bit value at `word`; exact up to 2^53. */
+export function uint64At(record: Uint32Array, word: number): number {
+  return record[word + 1]! * 2 ** 32 + record[word]!;
+}
+
+/** The ContiguousRecord that says `shape`. */
+export function contiguousRecord(shape: ContiguousWords): Uint32Array {
+  const record = newRecord("contiguous");
+  record.set([
+    record.byteLength,
+    shape.layerCount,
+    shape.sequenceCount,
+    shape.kvHeadCount,
+    shape.headDim,
+    shape.maxSeqLen,
+    shape.dtypeK,
+    shape.dtypeV,
+    shape.maxBytes % 2 ** 32,
+    Math.floor(shape.maxBytes / 2 ** 32),
+  ]);
+  return record;
+}
+
+/** What a ContiguousRecord says. */
+export function contiguousWords(record: Uint32Array): ContiguousWords {
+  return {
+    layerCount: record[1]!,
+    sequenceCount: record[2]!,
+    kvHeadCount: record[3]!,
+    headDim: record[4]!,
+    maxSeqLen: record[5]!,
+    dtypeK: record[6]!,
+    dtypeV: record[7]!,
+    maxBytes: uint64At(record, 8),
+  };
+}

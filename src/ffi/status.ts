@@ -1,0 +1,79 @@
+/**
+ * From a native status to a `KvError`.
+ *
+ * The library answers with a number from one closed, never renumbered list; the text is composed where the call was
+ * made, because only there are the action and the values known.
+ *
+ * @module
+ */
+
+import { KvError, type KvErrorCode } from "../error.ts";
+
+/** The closed list; a code that is missing here fails the type check below. */
+export const STATUS = {
+  invalid_config: -1,
+  layer_out_of_range: -2,
+  sequence_out_of_range: -3,
+  position_out_of_range: -4,
+  invalid_size: -5,
+  not_finite: -6,
+  cache_full: -7,
+  pool_empty: -8,
+  out_of_memory: -9,
+  block_too_large: -10,
+  commit_mismatch: -11,
+  stale_handle: -12,
+  stale_view: -13,
+  unsupported: -14,
+  bad_snapshot: -15,
+  snapshot_mismatch: -16,
+  no_device: -17,
+  needs_permission: -18,
+  aborted: -19,
+} as const;
+
+/** Every code that crosses the boundary; `library_unavailable` arises before there is a boundary. */
+type NativeCode = Exclude<KvErrorCode, "library_unavailable">;
+
+/** The rules that read the same whatever was attempted. */
+const RULES: Record<NativeCode, string> = {
+  invalid_config: "an option is out of its range",
+  layer_out_of_range: "the cache has no such layer",
+  sequence_out_of_range: "the cache has no such sequence",
+  position_out_of_range: "the sequence has no such position",
+  invalid_size: "a buffer has the wrong length",
+  not_finite: "rows must be finite in the dtype they are stored in: found NaN, an infinity, or a value that overflows",
+  cache_full: "the sequence is full",
+  pool_empty: "no block is free",
+  out_of_memory: "the memory limit would be passed",
+  block_too_large: "the block is larger than the pool allows",
+  commit_mismatch: "the layers do not all have the rows it needs",
+  stale_handle: "it was freed",
+  stale_view: "the rows behind it have changed",
+  unsupported: "this cache cannot do it",
+  bad_snapshot: "the snapshot is damaged",
+  snapshot_mismatch: "the snapshot has another geometry",
+  no_device: "there is no such device",
+  needs_permission: "a runtime permission is missing",
+  aborted: "it was aborted",
+};
+
+const CODES = new Map<number, NativeCode>(
+  (Object.keys(RULES) as NativeCode[]).map((code) => [STATUS[code], code]),
+);
+
+/**
+ * Composes the error of a negative status: `Cannot <action> as <rule>`.
+ *
+ * `rules` replaces the general rule of a code by one that names the values; the functions run for that code only, so a
+ * call site may ask the cache for what it needs to say.
+ */
+export function refusal(
+  status: number,
+  action: string,
+  rules: Partial<Record<NativeCode, () => string>> = {},
+): KvError {
+  const code = CODES.get(status);
+  if (code === undefined) throw new Error(`Cannot ${action} as the library gave an unknown status: ${status}`);
+  return new KvError(code, `Cannot ${action} as ${rules[code]?.() ?? RULES[code]}`);
+}
