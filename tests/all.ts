@@ -1,0 +1,144 @@
+/**
+ * Runs every gate and every test, and counts them: `deno task test`.
+ *
+ * Each step is a task of `deno.json`, so that what runs here is what a person types. A failed step does not end the
+ * run: one run shows everything. A gate (format, lint, types, build) counts as one test. The last line is
+ * `N passed, N failed`, with `, N skipped` where something was skipped; the exit code is 1 when anything failed.
+ *
+ * @module
+ */
+import process from "node:process";
+import { provideTool, ROOT, run, say, seconds, ToolchainError, zigEnvironment } from "../zig/toolchain.ts";
+
+/** What a step came to. */
+export interface Counts {
+  readonly passed: number;
+  readonly failed: number;
+  readonly skipped: number;
+}
+
+/** One task: what it is for, the task and its arguments, and how its counts are read from its output. */
+interface Step {
+  readonly title: string;
+  readonly task: readonly string[];
+  readonly count: (output: string, code: number) => Counts | undefined;
+}
+
+/**
+ * Reads Zig's summary, `Build Summary: 2/5 steps succeeded (2 failed); 4/7 tests passed (1 skipped, 1 crashed)`.
+ * What neither passed nor was skipped has failed, whatever Zig calls it.
+ */
+export function countZig(output: string): Counts | undefined {
+  const found = lastMatch(output, /^Build Summary: .*; (\d+)\/(\d+) tests passed(?: \((?:(\d+) skipped)?.*\))?/gm);
+  if (!found) return undefined;
+  const [passed, total, skipped] = numbers(found);
+  return { passed: passed!, failed: total! - passed! - skipped!, skipped: skipped! };
+}
+
+/** Reads Deno's last line, `ok | 3 passed (2 steps) | 0 failed | 1 ignored (18s)`. */
+export function countDeno(output: string): Counts | undefined {
+  const step = "(?: \\(\\d+ steps?\\))?";
+  const line = `^(?:ok|FAILED) \\| (\\d+) passed${step} \\| (\\d+) failed${step}(?: \\| (\\d+) ignored)?`;
+  const found = lastMatch(output, new RegExp(line, "gm"));
+  if (!found) return undefined;
+  const [passed, failed, skipped] = numbers(found);
+  return { passed: passed!, failed: failed!, skipped: skipped! };
+}
+
+/** Reads Bun's last lines: ` 3 pass`, ` 1 skip`, ` 0 fail`, each on a line of its own, and `Ran 4 tests`. */
+export function countBun(output: string): Counts | undefined {
+  if (!/^Ran \d+ tests? across/m.test(output)) return undefined;
+  const of = (word: string) => Number(lastMatch(output, new RegExp(`^ *(\\d+) ${word}$`, "gm"))?.[1] ?? 0);
+  return { passed: of("pass"), failed: of("fail"), skipped: of("skip") + of("todo") };
+}
+
+/** A gate counts as one test, which its exit code decides. */
+export function countGate(_output: string, code: number): Counts {
+  return { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1, skipped: 0 };
+}
+
+/**
+ * The counts of a step that ended with that exit code. A step that reports no test at all has crashed, or has lost its
+ * tests; one that ends badly with no failed test has failed in another way (a leak, a compile error): both are one
+ * failure.
+ */
+export function settle(counts: Counts | undefined, code: number): Counts {
+  if (!counts || counts.passed + counts.failed + counts.skipped === 0) return { passed: 0, failed: 1, skipped: 0 };
+  return code !== 0 && counts.failed === 0 ? { ...counts, failed: 1 } : counts;
+}
+
+function lastMatch(text: string, pattern: RegExp): RegExpExecArray | undefined {
+  return [...text.matchAll(pattern)].at(-1) as RegExpExecArray | undefined;
+}
+
+function numbers(match: RegExpExecArray): number[] {
+  return match.slice(1).map((group) => Number(group ?? 0));
+}
+
+/** The last line of a run. */
+export function summary({ passed, failed, skipped }: Counts): string {
+  return `${passed} passed, ${failed} failed` + (skipped > 0 ? `, ${skipped} skipped` : "");
+}
+
+const STEPS: readonly Step[] = [
+  { title: "format", task: ["fmt:check"], count: countGate },
+  { title: "lint", task: ["lint"], count: countGate },
+  { title: "types, with Deno's", task: ["check:deno"], count: countGate },
+  { title: "types, with what Deno and Bun share", task: ["check:bun"], count: countGate },
+  { title: "Zig tests, Debug", task: ["test:zig"], count: countZig },
+  { title: "Zig tests, ReleaseSafe", task: ["test:zig", "-Doptimize=ReleaseSafe"], count: countZig },
+  { title: "library", task: ["build"], count: countGate },
+  { title: "TypeScript tests in Deno", task: ["test:deno"], count: countDeno },
+  { title: "TypeScript tests in Bun", task: ["test:bun"], count: countBun },
+  { title: "examples in the documentation", task: ["test:doc"], count: countDeno },
+  { title: "documentation", task: ["doc:lint"], count: countGate },
+  { title: "package", task: ["publish:check"], count: countGate },
+];
+
+async function main(): Promise<Counts> {
+  const started = performance.now();
+  say(`${STEPS.length} steps, about five minutes in all on two cores`);
+  // The tools are looked for once; the tasks below take them from these variables. Output is plain, as it is read.
+  const env: Record<string, string | undefined> = {
+    ...zigEnvironment(),
+    KVERN_ZIG: await provideTool("zig"),
+    KVERN_BUN: await provideTool("bun"),
+    NO_COLOR: "1",
+  };
+  delete env.FORCE_COLOR;
+  delete env.CLICOLOR_FORCE;
+
+  const total = { passed: 0, failed: 0, skipped: 0 };
+  const failures: string[] = [];
+  for (const [index, { title, task, count }] of STEPS.entries()) {
+    const stepStarted = performance.now();
+    const command = `deno task ${task.join(" ")}`;
+    say(`[${index + 1}/${STEPS.length}] ${title}: ${command}`);
+    const { code, output } = await run(`at ${command}`, process.execPath, ["task", "--quiet", ...task], {
+      cwd: ROOT,
+      env,
+      output: "forwarded",
+    });
+    const counts = settle(count(output, code), code);
+    total.passed += counts.passed;
+    total.failed += counts.failed;
+    total.skipped += counts.skipped;
+    if (counts.failed > 0) failures.push(command);
+    say(`[${index + 1}/${STEPS.length}] ${title}: ${summary(counts)}, ${seconds(stepStarted)}\n`);
+  }
+  for (const command of failures) say(`failed: ${command}`);
+  say(`took ${seconds(started)}`);
+  return total;
+}
+
+if (import.meta.main) {
+  let total: Counts = { passed: 0, failed: 1, skipped: 0 };
+  try {
+    total = await main();
+  } catch (error) {
+    if (!(error instanceof ToolchainError)) throw error;
+    say(error.message);
+  }
+  process.stdout.write(summary(total) + "\n");
+  process.exitCode = total.failed > 0 ? 1 : 0;
+}

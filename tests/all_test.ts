@@ -1,0 +1,65 @@
+/**
+ * The counting of `all.ts`: what it reads from the runners, and that a runner which says nothing has not passed.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { countBun, countDeno, countGate, countZig, settle, summary } from "./all.ts";
+
+test("countZig() reads the summary of a build", () => {
+  const read = (line: string) => countZig(`noise\nBuild Summary: ${line}\ntest success\n`);
+  assert.deepEqual(read("5/5 steps succeeded; 2/3 tests passed (1 skipped)"), { passed: 2, failed: 0, skipped: 1 });
+  assert.deepEqual(read("5/5 steps succeeded; 41/41 tests passed"), { passed: 41, failed: 0, skipped: 0 });
+  assert.deepEqual(read("2/5 steps succeeded (2 failed); 4/7 tests passed (1 skipped, 1 failed, 1 crashed)"), {
+    passed: 4,
+    failed: 2,
+    skipped: 1,
+  });
+  assert.deepEqual(read("2/3 steps succeeded (1 failed); 1/2 tests passed (1 failed)"), {
+    passed: 1,
+    failed: 1,
+    skipped: 0,
+  });
+  assert.equal(read("5/5 steps succeeded"), undefined);
+  assert.equal(countZig("error: no build.zig file found"), undefined);
+});
+
+test("countDeno() reads the last line of a run", () => {
+  assert.deepEqual(countDeno("\nok | 3 passed | 0 failed | 1 ignored (18s)\n"), { passed: 3, failed: 0, skipped: 1 });
+  assert.deepEqual(countDeno("FAILED | 2 passed (4 steps) | 1 failed (1 step) (25ms)\n\nerror: Test failed"), {
+    passed: 2,
+    failed: 1,
+    skipped: 0,
+  });
+  // A test that prints such a line of its own does not count.
+  assert.deepEqual(countDeno("ok | 9 passed | 0 failed (1s)\nok | 1 passed | 0 failed (1s)\n")?.passed, 1);
+  assert.equal(countDeno("error: Module not found"), undefined);
+});
+
+test("countBun() reads the last lines of a run", () => {
+  const output = " 15 pass\n 2 skip\n 1 todo\n 3 fail\n 40 expect() calls\nRan 21 tests across 2 files. [17.02s]\n";
+  assert.deepEqual(countBun(output), { passed: 15, failed: 3, skipped: 3 });
+  assert.deepEqual(countBun("\n 1 pass\n 0 fail\nRan 1 test across 1 file. [7ms]"), {
+    passed: 1,
+    failed: 0,
+    skipped: 0,
+  });
+  assert.equal(countBun("error: no tests found"), undefined);
+});
+
+test("a runner that reports no test, or ends badly without a failed one, has failed", () => {
+  const one = { passed: 0, failed: 1, skipped: 0 };
+  assert.deepEqual(settle(undefined, 0), one);
+  assert.deepEqual(settle({ passed: 0, failed: 0, skipped: 0 }, 0), one);
+  assert.deepEqual(settle({ passed: 4, failed: 0, skipped: 0 }, 1), { passed: 4, failed: 1, skipped: 0 });
+  assert.deepEqual(settle({ passed: 4, failed: 2, skipped: 0 }, 1), { passed: 4, failed: 2, skipped: 0 });
+  assert.deepEqual(settle({ passed: 4, failed: 0, skipped: 1 }, 0), { passed: 4, failed: 0, skipped: 1 });
+  assert.deepEqual(settle(countGate("", 1), 1), one);
+  assert.deepEqual(settle(countGate("", 0), 0), { passed: 1, failed: 0, skipped: 0 });
+});
+
+test("summary() is one plain line", () => {
+  assert.equal(summary({ passed: 12, failed: 0, skipped: 0 }), "12 passed, 0 failed");
+  assert.equal(summary({ passed: 12, failed: 1, skipped: 2 }), "12 passed, 1 failed, 2 skipped");
+});
