@@ -1,0 +1,185 @@
+/** The command line: one table of options, read by the parser, by the checks and by the help text. */
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import type { DType } from "../mod.ts";
+
+/** The caches that `--cache` can choose. */
+export type CacheKind = "contiguous";
+export const CACHE_KINDS: readonly CacheKind[] = ["contiguous"];
+
+/** The element types that `--kv` can choose. */
+export const KV_DTYPES: readonly DType[] = ["f32", "f16", "bf16"];
+
+/** What the program does: write text, score a file, or time the next token with and without the cache. */
+export type Mode = "generate" | "score" | "compare";
+
+/** A wrong command line; the message is one line. */
+export class UsageError extends Error {
+  override name = "UsageError";
+}
+
+/** The command line, read and checked. */
+export interface Options {
+  mode: Mode;
+  /** Directory of config.json and model.safetensors. */
+  modelDirectory: string;
+  cache: CacheKind;
+  kv: DType;
+  json: boolean;
+  // generate
+  prompt: string;
+  tokens: number;
+  temperature: number;
+  seed: number;
+  // score
+  /** The file to score. */
+  score: string;
+  /** Bytes a window; null: the model's context. */
+  window: number | null;
+  /** Bytes to score; null: the whole file. */
+  bytes: number | null;
+}
+
+interface OptionRow {
+  /** What stands for the value in the help text; an option without it is a switch. */
+  value?: string;
+  /** The only mode it makes sense in; null: all of them. */
+  mode: Mode | null;
+  help: string;
+}
+
+const DEFAULTS = {
+  prompt: "const ArrayList = struct {\n",
+  tokens: 240,
+  temperature: 0.7,
+  seed: 1,
+  cache: "contiguous",
+  kv: "f32",
+} as const;
+
+const OPTIONS = {
+  prompt: { value: "TEXT", mode: "generate", help: "text to go on from (a line of Zig)" },
+  tokens: { value: "N", mode: "generate", help: `bytes to write, fewer where the context ends (${DEFAULTS.tokens})` },
+  temperature: {
+    value: "T",
+    mode: "generate",
+    help: `0 takes the most likely byte each time (${DEFAULTS.temperature})`,
+  },
+  seed: { value: "N", mode: "generate", help: `same seed, same text (${DEFAULTS.seed})` },
+  score: { value: "FILE", mode: "score", help: "bits per byte that the model needs for the file" },
+  window: { value: "N", mode: "score", help: "bytes a window, each starts without a past (the model's context)" },
+  bytes: { value: "N", mode: "score", help: "score the first N bytes of the file only" },
+  compare: { mode: "compare", help: "time of the next token, with the cache and without it" },
+  cache: { value: "KIND", mode: null, help: `${CACHE_KINDS.join(", ")} (${DEFAULTS.cache})` },
+  kv: { value: "DTYPE", mode: null, help: `element type of keys and values: ${KV_DTYPES.join(", ")} (${DEFAULTS.kv})` },
+  model: { value: "DIR", mode: null, help: "directory of config.json and model.safetensors (examples/ziglet)" },
+  json: { mode: null, help: "one JSON object on stdout, and no text" },
+  help: { mode: null, help: "this text" },
+} as const satisfies Record<string, OptionRow>;
+
+type OptionName = keyof typeof OPTIONS;
+
+/** Reads the arguments; a wrong one is a UsageError. */
+export function parseOptions(args: string[]): Options | "help" {
+  const given = readArguments(args);
+  if (given.has("help")) return "help";
+
+  const mode: Mode = given.has("score") ? "score" : given.has("compare") ? "compare" : "generate";
+  for (const name of given.keys()) {
+    const row: OptionRow = OPTIONS[name];
+    if (row.mode === null || row.mode === mode) continue;
+    if (mode !== "generate") throw new UsageError(`--${name} and --${mode} exclude each other`);
+    throw new UsageError(`--${name} needs --${row.mode}`);
+  }
+
+  const text = (name: OptionName): string | undefined => given.get(name);
+  return {
+    mode,
+    modelDirectory: text("model") ?? fileURLToPath(new URL("./ziglet", import.meta.url)),
+    cache: choice("cache", text("cache") ?? DEFAULTS.cache, CACHE_KINDS),
+    kv: choice("kv", text("kv") ?? DEFAULTS.kv, KV_DTYPES),
+    json: given.has("json"),
+    prompt: text("prompt") ?? DEFAULTS.prompt,
+    tokens: integer("tokens", text("tokens"), 1) ?? DEFAULTS.tokens,
+    temperature: temperature(text("temperature")) ?? DEFAULTS.temperature,
+    seed: integer("seed", text("seed"), 0) ?? DEFAULTS.seed,
+    score: text("score") ?? "",
+    window: integer("window", text("window"), 1),
+    bytes: integer("bytes", text("bytes"), 1),
+  };
+}
+
+/** The text of --help. */
+export function helpText(): string {
+  const lines = Object.entries(OPTIONS).map(([name, row]: [string, OptionRow]) =>
+    `  --${`${name} ${row.value ?? ""}`.padEnd(16)} ${row.help}`
+  );
+  return `A small language model (5.3 M parameters, one token is one byte) writes Zig; kvern is its KV cache.
+
+  deno run -A examples/generate.ts [options]
+  bun examples/generate.ts [options]
+
+${lines.join("\n")}
+`;
+}
+
+/** The given options with their values, "" for a switch; each at most once. */
+function readArguments(args: string[]): Map<OptionName, string> {
+  const rows: [string, OptionRow][] = Object.entries(OPTIONS);
+  const { tokens } = parseArgs({
+    args,
+    options: Object.fromEntries(rows.map(([name, { value }]) => [name, { type: value ? "string" : "boolean" }])),
+    // Not strict, so that the messages are the same ones in both runtimes.
+    strict: false,
+    allowPositionals: true,
+    tokens: true,
+  });
+
+  const given = new Map<OptionName, string>();
+  for (const token of tokens) {
+    if (token.kind === "option-terminator") continue;
+    if (token.kind === "positional") throw new UsageError(`unexpected argument ${JSON.stringify(token.value)}`);
+    const { name, rawName, value, inlineValue } = token;
+    if (!isOptionName(name) || !rawName.startsWith("--")) throw new UsageError(`unknown option ${rawName}`);
+    if (given.has(name)) throw new UsageError(`--${name} is given twice`);
+    const row: OptionRow = OPTIONS[name];
+    if (row.value === undefined && value !== undefined) throw new UsageError(`--${name} takes no value`);
+    const missing = value === undefined || (value === "" && name !== "prompt");
+    if (row.value !== undefined && (missing || (!inlineValue && value.startsWith("--")))) {
+      throw new UsageError(`--${name} needs a value: --${name}=${row.value}`);
+    }
+    given.set(name, value ?? "");
+  }
+  return given;
+}
+
+function isOptionName(name: string): name is OptionName {
+  return Object.hasOwn(OPTIONS, name);
+}
+
+function choice<Choice extends string>(name: OptionName, text: string, choices: readonly Choice[]): Choice {
+  const chosen = choices.find((candidate) => candidate === text);
+  if (chosen === undefined) {
+    throw new UsageError(`--${name} must be one of ${choices.join(", ")}, not ${JSON.stringify(text)}`);
+  }
+  return chosen;
+}
+
+/** An integer from min to 2^32 - 1; null where the option is not given. */
+function integer(name: OptionName, text: string | undefined, min: number): number | null {
+  if (text === undefined) return null;
+  const value = Number(text);
+  if (!/^[0-9]+$/.test(text) || value < min || value >= 2 ** 32) {
+    throw new UsageError(`--${name} must be an integer from ${min} to ${2 ** 32 - 1}, not ${JSON.stringify(text)}`);
+  }
+  return value;
+}
+
+function temperature(text: string | undefined): number | null {
+  if (text === undefined) return null;
+  const value = Number(text);
+  if (!/^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$/.test(text) || !Number.isFinite(value)) {
+    throw new UsageError(`--temperature must be a number from 0 up, not ${JSON.stringify(text)}`);
+  }
+  return value;
+}
