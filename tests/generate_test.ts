@@ -1,0 +1,295 @@
+/** examples/generate.ts as a program: what it writes, where, and with which exit code. */
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+const PROGRAM = fileURLToPath(new URL("../examples/generate.ts", import.meta.url));
+const ZIGLET = fileURLToPath(new URL("../examples/ziglet", import.meta.url));
+const HELDOUT = join(ZIGLET, "heldout.txt");
+const TIMEOUT = { timeout: 60_000 };
+const LONG_TIMEOUT = { timeout: 300_000 }; // 16 KiB are 87 G multiplications: 15 to 30 s on an idle core
+
+interface Golden {
+  tolerance: number;
+  cases: { prompt: string; greedy: string }[];
+  score: { bytes: number; window: number; bitsPerByte: number }[];
+}
+const golden: Golden = JSON.parse(readFileSync(join(ZIGLET, "golden.json"), "utf8"));
+
+interface Result {
+  code: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+/** Runs the program with this runtime; with `linesWanted` stdout is closed after that many lines. */
+function generate(
+  args: string[],
+  { env = {}, linesWanted = Infinity }: { env?: Record<string, string>; linesWanted?: number } = {},
+): Promise<Result> {
+  const runtimeArgs = process.versions.deno === undefined ? [PROGRAM] : ["run", "-A", "--quiet", PROGRAM];
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [...runtimeArgs, ...args], {
+      env: { ...process.env, ...env },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    const stdout: Uint8Array[] = [];
+    const stderr: Uint8Array[] = [];
+    const text = (chunks: Uint8Array[]) => new TextDecoder().decode(Uint8Array.from(chunks.flatMap((c) => [...c])));
+    child.stdout.on("data", (chunk: Uint8Array) => {
+      stdout.push(chunk);
+      if (text(stdout).split("\n").length > linesWanted) child.stdout.destroy();
+    });
+    child.stderr.on("data", (chunk: Uint8Array) => stderr.push(chunk));
+    child.on("error", reject);
+    child.on("close", (code) => resolve({ code, stdout: text(stdout), stderr: text(stderr) }));
+  });
+}
+
+/** Runs the program, which has to succeed and to say nothing on stderr; gives its stdout. */
+async function output(...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await generate(args);
+  assert.equal(stderr, "");
+  assert.equal(code, 0);
+  return stdout;
+}
+
+/** The program has to refuse: exit code 2, nothing on stdout, one line on stderr that matches. */
+async function refused(args: string[], problem: RegExp, env: Record<string, string> = {}): Promise<void> {
+  const { code, stdout, stderr } = await generate(args, { env });
+  assert.match(stderr, /^generate\.ts: [^\n]+\n$/, args.join(" "));
+  assert.match(stderr, problem);
+  assert.equal(stdout, "");
+  assert.equal(code, 2);
+}
+
+/** Calls `run` with a directory that holds a copy of the model, to damage. */
+async function withModel(run: (directory: string) => Promise<void>): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), "kvern-"));
+  try {
+    for (const file of ["config.json", "model.safetensors"]) copyFileSync(join(ZIGLET, file), join(directory, file));
+    await run(directory);
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+}
+
+test("generate.ts without arguments writes text, and nothing but text into a pipe", TIMEOUT, async () => {
+  const text = await output();
+  assert.ok(text.length > 200, text);
+  assert.match(text, /^const /);
+  // deno-lint-ignore no-control-regex
+  assert.doesNotMatch(text, /[\x00-\x08\x0b-\x1f]|tokens\/s/);
+  assert.match(text, /[^\n]\n$/);
+});
+
+test("generate.ts --temperature 0 writes the golden text behind the prompt", TIMEOUT, async () => {
+  for (const { prompt, greedy } of golden.cases.slice(0, 2)) {
+    const text = await output(`--prompt=${prompt}`, "--temperature", "0", "--tokens", `${greedy.length}`);
+    assert.equal(text, `${prompt}${greedy}\n`);
+  }
+});
+
+test("generate.ts writes the same text for the same seed, and another one for another", TIMEOUT, async () => {
+  const text = await output("--seed", "7", "--tokens", "60");
+  assert.equal(await output("--tokens", "60", "--seed", "7"), text);
+  assert.notEqual(await output("--seed", "8", "--tokens", "60"), text);
+});
+
+test("generate.ts writes bytes as UTF-8, characters of several bytes whole", TIMEOUT, async () => {
+  const text = await output("--prompt", "// größer: ≤ ", "--tokens", "10");
+  assert.ok(text.startsWith("// größer: ≤ "));
+});
+
+test("generate.ts runs on a cache of f16 and of bf16", TIMEOUT, async () => {
+  const { prompt, greedy } = golden.cases[1]!;
+  for (const kv of ["f16", "bf16"]) {
+    const text = await output("--kv", kv, `--prompt=${prompt}`, "--temperature", "0", "--tokens", `${greedy.length}`);
+    // The first and the second choice are 0.13 apart or more, rounded keys and values move a logit by 0.012.
+    assert.equal(text, `${prompt}${greedy}\n`);
+  }
+});
+
+test("generate.ts stops when the context is full, and says so on stderr", TIMEOUT, async () => {
+  const prompt = "a".repeat(1000);
+  const { code, stdout, stderr } = await generate(["--prompt", prompt, "--tokens", "500", "--temperature", "0"]);
+  assert.equal(code, 0);
+  // 1024 positions hold the start byte, the prompt and 23 bytes, and the last one predicts another.
+  assert.equal(stdout.trimEnd().length, 1000 + 24);
+  assert.match(stderr, /^\[24 tokens, [^\n]*the context of 1024 positions is full\]\n$/);
+});
+
+test("generate.ts says nothing when its pipe is closed", TIMEOUT, async () => {
+  const { code, stderr } = await generate(["--tokens", "900"], { linesWanted: 1 });
+  assert.equal(stderr, "");
+  assert.equal(code, 0);
+});
+
+test("generate.ts --help lists the options", TIMEOUT, async () => {
+  const text = await output("--help");
+  for (const name of ["prompt TEXT", "tokens N", "temperature T", "seed N", "cache KIND", "kv DTYPE", "score FILE"]) {
+    assert.ok(text.includes(`--${name} `), name);
+  }
+  for (const name of ["window N", "bytes N", "compare", "json", "model DIR", "help"]) {
+    assert.ok(text.includes(`--${name} `), name);
+  }
+});
+
+const REPORT_FIELDS = [
+  "runtime",
+  "level",
+  "kv",
+  "tokens",
+  "tokensPerSecond",
+  "bitsPerByte",
+  "cacheBytes",
+  "attendSeconds",
+  "totalSeconds",
+];
+
+test("generate.ts --json prints one object", TIMEOUT, async () => {
+  const report = JSON.parse(await output("--json", "--tokens", "50", "--kv", "f16"));
+  assert.deepEqual(Object.keys(report), REPORT_FIELDS);
+  assert.equal(report.runtime, process.versions.deno === undefined ? "bun" : "deno");
+  assert.equal(typeof report.level, "string");
+  assert.equal(report.kv, "f16");
+  assert.equal(report.tokens, 50);
+  assert.equal(report.bitsPerByte, null);
+  // 2 (K and V) * 6 layers * 1024 positions * 2 KV heads * 64 dims * 2 B = 3 MiB, and a few words.
+  assert.ok(report.cacheBytes >= 3 * 2 ** 20 && report.cacheBytes < 3 * 2 ** 20 + 4096, report.cacheBytes);
+  assert.ok(report.tokensPerSecond > 0);
+  assert.ok(report.attendSeconds > 0 && report.attendSeconds < report.totalSeconds);
+});
+
+test("generate.ts --json --score prints one object", TIMEOUT, async () => {
+  const report = JSON.parse(await output("--score", HELDOUT, "--window", "100", "--bytes", "150", "--json"));
+  assert.deepEqual(Object.keys(report), REPORT_FIELDS);
+  assert.equal(report.tokens, 150);
+  assert.ok(report.bitsPerByte > 0 && report.bitsPerByte < 8);
+  assert.ok(report.tokensPerSecond > 0);
+});
+
+test("generate.ts --score adds up the windows of a file, the last one shorter", TIMEOUT, async () => {
+  const bits = async (path: string, ...args: string[]) => {
+    return JSON.parse(await output("--json", "--score", path, ...args)).bitsPerByte;
+  };
+  const directory = mkdtempSync(join(tmpdir(), "kvern-"));
+  try {
+    // Windows of 100 over 250 bytes are three texts of their own: each has to cost the same alone.
+    const text = readFileSync(HELDOUT).subarray(0, 250);
+    let sum = 0;
+    for (const [start, end] of [[0, 100], [100, 200], [200, 250]] as const) {
+      const path = join(directory, `${start}.txt`);
+      writeFileSync(path, text.subarray(start, end));
+      sum += await bits(path) * (end - start);
+    }
+    const whole = await bits(HELDOUT, "--window", "100", "--bytes", "250") * 250;
+    // f32 logits of about 10: 250 log-probabilities, each to 1e-5.
+    assert.ok(Math.abs(whole - sum) <= 250 * 1e-5, `${whole} ${sum}`);
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+});
+
+for (const { bytes, window, bitsPerByte } of golden.score) {
+  test(`generate.ts --score gives the golden bits per byte in windows of ${window}`, LONG_TIMEOUT, async () => {
+    const text = await output("--score", HELDOUT, "--window", `${window}`, "--bytes", `${bytes}`);
+    const [, number = "", ofBytes, inWindows] =
+      text.match(/^([0-9.]+) bits per byte: (\d+) bytes in windows of (\d+)\n$/) ?? [];
+    assert.ok(Math.abs(Number(number) - bitsPerByte) <= golden.tolerance, text);
+    assert.equal(Number(ofBytes), bytes);
+    assert.equal(Number(inWindows), window);
+  });
+}
+
+test("generate.ts --compare measures with the cache and without it", LONG_TIMEOUT, async () => {
+  const report = JSON.parse(await output("--compare", "--json"));
+  assert.deepEqual(Object.keys(report), [...REPORT_FIELDS, "comparison"]);
+  const { rows, computedTotals } = report.comparison;
+  assert.deepEqual(rows.map((row: { length: number }) => row.length), [64, 256, 1024]);
+  // 63, 255 and 1023 tokens are run again without the cache: even on a busy machine that takes longer.
+  for (const { withCacheSeconds, withoutCacheSeconds } of rows) {
+    assert.ok(withCacheSeconds > 0);
+    assert.ok(withoutCacheSeconds > 2 * withCacheSeconds, `${withoutCacheSeconds} ${withCacheSeconds}`);
+  }
+  // The sums of at least the rows themselves: 1024 tokens at no less than the fastest of them.
+  const fastest = Math.min(...rows.map((row: { withCacheSeconds: number }) => row.withCacheSeconds));
+  assert.ok(computedTotals.withCacheSeconds >= 1023 * fastest);
+  assert.ok(computedTotals.withoutCacheSeconds > 10 * computedTotals.withCacheSeconds);
+});
+
+const WRONG_ARGUMENTS: [string[], RegExp][] = [
+  [["--unknown"], /unknown option --unknown/],
+  [["-x"], /unknown option -x/],
+  [["--no-json"], /unknown option --no-json/],
+  [["--a\nb"], /unknown option --a b/],
+  [["text"], /unexpected argument "text"/],
+  [["--prompt"], /--prompt needs a value/],
+  [["--prompt", "--json"], /--prompt needs a value/],
+  [["--score", ""], /--score needs a value/],
+  [["--json=yes"], /--json takes no value/],
+  [["--seed", "1", "--seed", "2"], /--seed is given twice/],
+  [["--tokens", "many"], /--tokens must be an integer/],
+  [["--tokens", "0"], /--tokens must be an integer from 1/],
+  [["--tokens", "1e3"], /--tokens must be an integer/],
+  [["--tokens", "99999999999"], /--tokens must be an integer/],
+  [["--temperature", "-1"], /--temperature must be a number from 0/],
+  [["--temperature", "NaN"], /--temperature must be a number/],
+  [["--temperature", "warm"], /--temperature must be a number/],
+  [["--seed", "1.5"], /--seed must be an integer/],
+  [["--cache", "other"], /--cache must be one of contiguous/],
+  [["--kv", "f64"], /--kv must be one of f32, f16, bf16/],
+  [["--score", HELDOUT, "--compare"], /--compare and --score exclude each other/],
+  [["--score", HELDOUT, "--tokens", "3"], /--tokens and --score exclude each other/],
+  [["--compare", "--prompt", "a"], /--prompt and --compare exclude each other/],
+  [["--window", "64"], /--window needs --score/],
+  [["--compare", "--bytes", "64"], /--bytes and --compare exclude each other/],
+  [["--score", join(ZIGLET, "nowhere.txt")], /nowhere.txt: no such file/],
+  [["--score", ZIGLET], /cannot be read/],
+  [["--score", HELDOUT, "--window", "1025"], /--window must be at most .* 1024/],
+  [["--score", HELDOUT, "--window", "0"], /--window must be an integer from 1/],
+  [["--score", HELDOUT, "--bytes", "65537"], /has 65536 bytes, not 65537/],
+  [["--prompt", "a".repeat(1024)], /has 1024 bytes.* room for 1023/],
+  [["--model", join(ZIGLET, "nowhere")], /config.json: no such file/],
+];
+
+for (const [args, problem] of WRONG_ARGUMENTS) {
+  const name = JSON.stringify(args.map((arg) => arg.replace(ZIGLET, "ziglet").slice(0, 24)).join(" "));
+  test(`generate.ts refuses ${name}: ${problem.source}`, TIMEOUT, () => refused(args, problem));
+}
+
+test("generate.ts refuses an empty file to score", TIMEOUT, async () => {
+  await withModel(async (directory) => {
+    const path = join(directory, "empty.txt");
+    writeFileSync(path, "");
+    await refused(["--score", path], /empty\.txt: is empty/);
+  });
+});
+
+test("generate.ts refuses missing, truncated and damaged weights", TIMEOUT, async () => {
+  await withModel(async (directory) => {
+    const path = join(directory, "model.safetensors");
+    const weights = readFileSync(path);
+    assert.equal(await output("--model", directory, "--tokens", "5"), await output("--tokens", "5"));
+
+    writeFileSync(path, weights.subarray(0, weights.length - 1000));
+    await refused(["--model", directory], /model\.safetensors: .*truncated/);
+    writeFileSync(path, weights.subarray(0, 5));
+    await refused(["--model", directory], /model\.safetensors: holds 5 bytes/);
+    const damaged = Uint8Array.from(weights);
+    damaged[100]! ^= 4;
+    writeFileSync(path, damaged);
+    await refused(["--model", directory], /model\.safetensors: /);
+    rmSync(path);
+    await refused(["--model", directory], /model\.safetensors: no such file/);
+  });
+});
+
+test("generate.ts says in one line that there is no library", TIMEOUT, async () => {
+  await refused([], /library/, { KVERN_LIB: join(ZIGLET, "nowhere.so") });
+});

@@ -1,0 +1,25 @@
+/** The tests that reach kernels, once more at every level this CPU has, one process a level. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { systemInfo } from "../mod.ts";
+import { inDeno, MOD, runCode, runTests } from "./child.ts";
+
+const FILES = ["attention_test.ts", "cache_test.ts", "model_test.ts"];
+
+for (const level of systemInfo().levels) {
+  test(`level ${level} is in force when KVERN_LEVEL names it`, { timeout: 60_000 }, () => {
+    const code = `import { systemInfo } from "${MOD}"; console.log(systemInfo().level);`;
+    const { stdout, stderr } = runCode(code, { env: { KVERN_LEVEL: level } });
+    assert.equal(stdout.trim(), level, stderr);
+  });
+
+  for (const file of FILES) {
+    test(`${file} passes at level ${level}`, { timeout: 120_000 }, () => {
+      const { code, stdout, stderr } = runTests(file, { KVERN_LEVEL: level });
+      assert.equal(code, 0, stdout + stderr);
+      // A run that found no test would pass, too.
+      assert.match(stdout + stderr, inDeno ? /ok \| [1-9]\d* passed \| 0 failed/ : /\b[1-9]\d* pass\b/);
+    });
+  }
+}
