@@ -46,7 +46,8 @@ export interface ContiguousStats {
  * Keys and values of all layers for a fixed number of sequences of a fixed greatest length.
  *
  * Either token by token, `store` in each layer and then `advance`, or through `sequence(i)`, which appends any number of
- * rows and attends. Free it with `using` or `free`; a dropped one is freed at some garbage collection.
+ * rows and attends. Free it with `using` or `free`; a dropped one is freed at some garbage collection, and one that a
+ * Worker made and left behind when it ended, not before the process ends.
  *
  * @example One token in two layers
  * ```ts

@@ -282,6 +282,16 @@ test("a count shorter than the need is refused untouched, an empty one is no mem
   cache.free();
 });
 
+test("kv_read_rate refuses absurd sizes and thread counts untouched", () => {
+  const rate = Float64Array.of(7);
+  const refused = [[NaN, 1], [-1, 1], [Infinity, 1], [2 ** 41, 1], [0, 1], [2 ** 20, 0], [2 ** 20, 0xffffffff]];
+  for (const [bytes, threads] of refused as [number, number][]) {
+    assert.ok(library().kv_read_rate(bytes, threads, rate, 1) < 0, `${bytes} bytes, ${threads} threads`);
+  }
+  assert.equal(library().kv_read_rate(2 ** 20, 1, rate, 0), STATUS.invalid_size);
+  assert.equal(rate[0], 7);
+});
+
 test("handles are 31 bits, never 0, and an entry comes back as late as can be", () => {
   const options = { layerCount: 1, kvHeadCount: 1, headDim: 1, maxSeqLen: 1 };
   const seen = new Set<number>();

@@ -215,6 +215,22 @@ test("into and lse are filled and into is returned, longer ones keep their ends"
   });
 });
 
+test("with into and lse no array is made", () => {
+  withRows({ n: 10, headDim: 8 }, ({ sequence, q }) => {
+    const options = { into: new Float32Array(q.length), lse: new Float32Array(4) };
+    const kinds = ["Float32Array", "Uint32Array", "ArrayBuffer"] as const;
+    const originals = kinds.map((kind) => globalThis[kind]);
+    const forbid = { construct: () => assert.fail("an array was made") };
+    try {
+      kinds.forEach((kind, i) => Object.assign(globalThis, { [kind]: new Proxy(originals[i]!, forbid) }));
+      assert.equal(sequence.attend(0, q, options), options.into);
+      assert.throws(() => sequence.attend(0, q), /an array was made/);
+    } finally {
+      kinds.forEach((kind, i) => Object.assign(globalThis, { [kind]: originals[i] }));
+    }
+  });
+});
+
 test("equal rows give equal bits: in one append or many, alone or beside other sequences", () => {
   const random = new Random(9);
   const geometry = { layerCount: 2, kvHeadCount: 2, headDim: 80, maxSeqLen: 300, dtype: "f16" } as const;

@@ -6,7 +6,7 @@
 //!     zig build targets                     the library for every target, into ../lib/<target>/
 //!     zig build bench -- --json             the kernels against the speed of memory
 //!     zig build memcheck                    the tests under valgrind, and a planted error that it must find
-//!     zig build test -Dtarget=aarch64-linux-musl -fqemu     the tests of another CPU
+//!     zig build test-arm64                  the tests for aarch64, under qemu where this is no aarch64
 //!
 //! The kernels are compiled once per CPU level and linked side by side; the library picks a level when it starts. So the
 //! target is a baseline CPU, not this machine's: a library built here runs elsewhere.
@@ -59,6 +59,7 @@ pub fn build(b: *std.Build) void {
     b.step("bench", "Measure the kernels against the speed of memory").dependOn(&run_bench.step);
 
     addMemcheck(b, target);
+    addArm64Tests(b);
 }
 
 /// What a release carries. The folder is the name by which the TypeScript side looks for its library.
@@ -117,6 +118,25 @@ fn addOptions(b: *std.Build, module: *std.Build.Module, options: Options) void {
     const step = b.addOptions();
     step.addOption(bool, "memcheck", options.memcheck);
     module.addOptions("build_options", step);
+}
+
+/// The tests as a static musl program for aarch64: that runs under Debian's qemu-user-static with nothing else installed.
+fn addArm64Tests(b: *std.Build) void {
+    const step = b.step("test-arm64", "Run the tests for aarch64 under qemu");
+    const target = b.resolveTargetQuery(.{ .cpu_arch = .aarch64, .os_tag = .linux, .abi = .musl });
+    const tests = b.addTest(.{
+        .name = "test_arm64",
+        .root_module = rootModule(b, "src/abi.zig", baseline(b, target), .Debug),
+        .use_llvm = true,
+    });
+    const qemu = b.findProgram(&.{ "qemu-aarch64-static", "qemu-aarch64" }, &.{}) catch {
+        step.dependOn(&b.addFail("qemu-aarch64-static is not on PATH: install qemu-user-static").step);
+        return;
+    };
+    const run = b.addSystemCommand(&.{qemu});
+    run.addArtifactArg(tests);
+    run.expectExitCode(0);
+    step.dependOn(&run.step);
 }
 
 /// The tests under valgrind, on the levels it can emulate, and a program with a planted error that must be reported.

@@ -173,14 +173,18 @@ export function findTool(name: ToolName): string | undefined {
     throw new ToolchainError(`Cannot use ${variable}=${chosen} as it must be ${SOURCES[name].byHand}: ${found}`);
   }
   if (name === "bun" && process.versions.bun && accepts("bun", process.versions.bun)) return process.execPath;
-  for (const folder of (process.env.PATH ?? "").split(delimiter)) {
-    const path = resolve(folder, name + SUFFIX);
-    if (folder === "" || !isExecutable(path)) continue;
+  for (const path of findOnPath(name)) {
     const version = versionOf(name, path);
     if (version !== undefined && accepts(name, version)) return path;
   }
   const stored = join(storeFolder(name), name + SUFFIX);
   return isExecutable(stored) ? stored : undefined;
+}
+
+/** Every program of that name on PATH, in its order. */
+export function findOnPath(name: string): string[] {
+  const folders = (process.env.PATH ?? "").split(delimiter).filter((folder) => folder !== "");
+  return folders.map((folder) => resolve(folder, name + SUFFIX)).filter(isExecutable);
 }
 
 function isExecutable(path: string): boolean {

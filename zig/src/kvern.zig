@@ -49,6 +49,7 @@ test {
     _ = cpu;
     _ = @import("device/slab.zig");
     _ = bandwidth;
+    _ = @import("cache/block_pool.zig");
     _ = contiguous;
     _ = attention;
 }

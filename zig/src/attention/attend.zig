@@ -143,11 +143,33 @@ const Query = struct {
         output: []align(1) f32,
         lse: []align(1) f32,
     ) void {
+        // Safe builds fill undefined memory with 0xaa: 32 KiB of scratch for each KV head, measured at 3.8 us.
+        @setRuntimeSafety(false);
+        var scratch: Scratch = undefined;
+        query.attendRowsIn(&scratch, kv_head, row_first, row_count, output, lse);
+    }
+
+    /// What one call of a kernel works on.
+    const Scratch = struct {
+        queries: [dispatch.row_count_max * shapes.head_dim_max]f32 align(64),
+        sums: [dispatch.row_count_max * shapes.head_dim_max]f32 align(64),
+        rows: [dispatch.row_count_max]dispatch.Row,
+    };
+
+    fn attendRowsIn(
+        query: *const Query,
+        scratch: *Scratch,
+        kv_head: u32,
+        row_first: u32,
+        row_count: u32,
+        output: []align(1) f32,
+        lse: []align(1) f32,
+    ) void {
+        const queries = &scratch.queries;
+        const sums = &scratch.sums;
+        const rows = &scratch.rows;
         const head_dim = query.rows.shape.head_dim;
         const head_dim_padded = std.mem.alignForward(u32, head_dim, dispatch.lanes_max);
-        var queries: [dispatch.row_count_max * shapes.head_dim_max]f32 align(64) = undefined;
-        var sums: [dispatch.row_count_max * shapes.head_dim_max]f32 align(64) = undefined;
-        var rows: [dispatch.row_count_max]dispatch.Row = undefined;
         @memset(sums[0 .. row_count * head_dim_padded], 0);
 
         var first: u32 = std.math.maxInt(u32);
@@ -169,9 +191,9 @@ const Query = struct {
         const runs = query.visibleRuns(kv_head, first, end, sink_end, &run_buffer);
         const kernels = dispatch.kernels();
         kernels.attend(&.{
-            .queries = &queries,
-            .sums = &sums,
-            .rows = &rows,
+            .queries = queries,
+            .sums = sums,
+            .rows = rows,
             .row_count = row_count,
             .head_dim = head_dim,
             .head_dim_padded = head_dim_padded,

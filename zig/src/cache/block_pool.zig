@@ -1,0 +1,432 @@
+//! The block pool: equal blocks of memory, each with a reference count, shared by the sequences of one or more caches.
+//!
+//!     slab 0 | block 0 | block 1 | ... |      slab 1 | block n | ... |      a slab is at most 1 GiB
+//!
+//! Life of a block:
+//!   1. `grow` maps a slab; its blocks are free and zero.
+//!   2. `take` hands out the block that was given back last (it may still lie in a CPU cache), with one reference.
+//!   3. `retain` and `release` count the block table entries that name it.
+//!   4. With the last reference it is free again. A slab whose blocks are all free goes back to the system, except what
+//!      `prewarm` asked for and one slab against trembling at its border.
+//!
+//! A reference count is the number of block table entries that name the block, and nothing else: used + free = total.
+//! A block that last belonged to another tenant is zeroed before it is handed out.
+//!
+//! Safe for several caches at once: every call takes the pool's lock. What is in a block is its owner's business.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const assert = std.debug.assert;
+const Allocator = std.mem.Allocator;
+const cpu = @import("../device/cpu.zig");
+const slab_memory = @import("../device/slab.zig");
+const Slab = slab_memory.Slab;
+
+/// Slabs are about this large where blocks are large, so that memory comes and goes in steps that are worth a call.
+const slab_bytes_target = 64 << 20;
+
+/// And no smaller than this where blocks are small, so that their number stays small too.
+const slab_bytes_min = 4 << 20;
+
+/// Between the two they have this many blocks.
+const slab_blocks_target = 256;
+
+const block_alignment = 64;
+
+pub const Stats = struct {
+    block_bytes: u64,
+    total_blocks: u32,
+    free_blocks: u32,
+    used_blocks: u32,
+    peak_blocks: u32,
+    /// Blocks that stay mapped whatever happens.
+    prewarmed: u32,
+    /// Blocks handed out that were there, and that had to be mapped first.
+    hits: u64,
+    misses: u64,
+    /// Blocks mapped, given back by their last owner, and unmapped, since the pool was made.
+    allocations: u64,
+    returns: u64,
+    drops: u64,
+    reserved_bytes: u64,
+    metadata_bytes: u64,
+};
+
+pub const BlockPool = struct {
+    gpa: Allocator,
+    slab_allocator: Allocator,
+    lock: std.Io.Mutex = .init,
+    /// A multiple of 64.
+    block_bytes: u64,
+    blocks_per_slab: u32,
+    block_count_max: u32,
+    /// [slab]; null where none is mapped. Every slab but the last has `blocks_per_slab` blocks. Of fixed length: the owner
+    /// of a block reads its slab without the lock.
+    slabs: []?Slab,
+    /// Free blocks of each slab, [slab].
+    slab_free_counts: []u32,
+    /// Block table entries that name a block, [block].
+    ref_counts: std.ArrayList(u32) = .empty,
+    /// Who wrote a block last, [block]; 0 for nobody.
+    tenants: std.ArrayList(u32) = .empty,
+    /// Free blocks of mapped slabs, the last given back on top. Has room for every block.
+    free: std.ArrayList(u32) = .empty,
+    used_count: u32 = 0,
+    peak_count: u32 = 0,
+    prewarmed: u32 = 0,
+    hits: u64 = 0,
+    misses: u64 = 0,
+    allocations: u64 = 0,
+    returns: u64 = 0,
+    drops: u64 = 0,
+
+    pub const InitError = error{ InvalidConfig, BlockTooLarge, OutOfMemory };
+    pub const TakeError = error{PoolEmpty};
+
+    /// Nothing is mapped yet. `bytes_max` bounds the slabs.
+    pub fn init(gpa: Allocator, slab_allocator: Allocator, block_bytes: u64, bytes_max: u64) InitError!BlockPool {
+        if (block_bytes == 0) return error.InvalidConfig;
+        if (block_bytes > slab_memory.bytes_max) return error.BlockTooLarge;
+        const rounded = std.mem.alignForward(u64, block_bytes, block_alignment);
+        if (rounded > bytes_max) return error.BlockTooLarge;
+        const slab_bytes = std.math.clamp(slab_blocks_target * rounded, slab_bytes_min, slab_bytes_target);
+        const blocks_per_slab: u32 = @intCast(@max(1, slab_bytes / rounded));
+        // Block indices are int32 in the tables that kernels read.
+        const block_count_max: u32 = @intCast(@min(bytes_max / rounded, std.math.maxInt(i32)));
+        const slab_count_max = std.math.divCeil(u32, block_count_max, blocks_per_slab) catch unreachable; // not 0
+        const slabs = try gpa.alloc(?Slab, slab_count_max);
+        errdefer gpa.free(slabs);
+        const slab_free_counts = try gpa.alloc(u32, slab_count_max);
+        @memset(slabs, null);
+        @memset(slab_free_counts, 0);
+        return .{
+            .gpa = gpa,
+            .slab_allocator = slab_allocator,
+            .block_bytes = rounded,
+            .blocks_per_slab = blocks_per_slab,
+            .block_count_max = block_count_max,
+            .slabs = slabs,
+            .slab_free_counts = slab_free_counts,
+        };
+    }
+
+    /// All blocks must have been released.
+    pub fn deinit(pool: *BlockPool) void {
+        assert(pool.used_count == 0);
+        for (pool.slabs) |slab| if (slab) |mapped| slab_memory.free(pool.slab_allocator, mapped);
+        pool.gpa.free(pool.slabs);
+        pool.gpa.free(pool.slab_free_counts);
+        pool.ref_counts.deinit(pool.gpa);
+        pool.tenants.deinit(pool.gpa);
+        pool.free.deinit(pool.gpa);
+        pool.* = undefined;
+    }
+
+    /// Maps at least `block_count` blocks for good.
+    pub fn prewarm(pool: *BlockPool, block_count: u32) TakeError!void {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        while (pool.totalCount() < block_count) try pool.grow();
+        pool.prewarmed = @max(pool.prewarmed, block_count);
+    }
+
+    /// Takes `blocks.len` blocks for a tenant (not 0), each with one reference: all of them or none.
+    pub fn take(pool: *BlockPool, tenant: u32, blocks: []i32) TakeError!void {
+        assert(tenant != 0);
+        if (blocks.len == 0) return;
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        const there = pool.free.items.len;
+        while (pool.free.items.len < blocks.len) try pool.grow();
+        for (blocks, 0..) |*entry, i| {
+            const block = pool.free.pop().?;
+            if (i < there) pool.hits += 1 else pool.misses += 1;
+            assert(pool.ref_counts.items[block] == 0);
+            pool.ref_counts.items[block] = 1;
+            pool.slab_free_counts[block / pool.blocks_per_slab] -= 1;
+            if (pool.tenants.items[block] != tenant) {
+                if (pool.tenants.items[block] != 0) @memset(pool.bytes(block), 0);
+                pool.tenants.items[block] = tenant;
+            }
+            entry.* = @intCast(block);
+        }
+        pool.used_count += @intCast(blocks.len);
+        pool.peak_count = @max(pool.peak_count, pool.used_count);
+    }
+
+    /// One more table entry names each of these blocks; entries below 0 name none.
+    pub fn retain(pool: *BlockPool, blocks: []const i32) void {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        for (blocks) |block| {
+            if (block < 0) continue;
+            assert(pool.ref_counts.items[@intCast(block)] > 0);
+            pool.ref_counts.items[@intCast(block)] += 1;
+        }
+    }
+
+    /// One table entry fewer names each of these blocks; entries below 0 name none.
+    pub fn release(pool: *BlockPool, blocks: []const i32) void {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        // From the back, so that what is taken next comes in the order it had.
+        var i = blocks.len;
+        while (i > 0) {
+            i -= 1;
+            if (blocks[i] >= 0) pool.releaseOne(@intCast(blocks[i]));
+        }
+    }
+
+    fn releaseOne(pool: *BlockPool, block: u32) void {
+        const count = &pool.ref_counts.items[block];
+        assert(count.* > 0);
+        count.* -= 1;
+        if (count.* != 0) return;
+        if (builtin.mode == .Debug) {
+            // A read of a block that was given back shows as NaN; the mark makes `take` zero it.
+            @memset(pool.bytes(block), 0xff);
+            pool.tenants.items[block] = std.math.maxInt(u32);
+        }
+        pool.free.appendAssumeCapacity(block);
+        pool.used_count -= 1;
+        pool.returns += 1;
+        const slab_index = block / pool.blocks_per_slab;
+        pool.slab_free_counts[slab_index] += 1;
+        if (pool.slab_free_counts[slab_index] == pool.slabBlocks(slab_index)) pool.shrink();
+    }
+
+    /// References to a block.
+    pub fn refCount(pool: *BlockPool, block: u32) u32 {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        return pool.ref_counts.items[block];
+    }
+
+    /// The bytes of a block, 64-byte aligned. Valid while a reference is held.
+    pub fn bytes(pool: *const BlockPool, block: u32) []align(block_alignment) u8 {
+        const slab = pool.slabs[block / pool.blocks_per_slab].?;
+        const offset = (block % pool.blocks_per_slab) * pool.block_bytes;
+        return @alignCast(slab[@intCast(offset)..@intCast(offset + pool.block_bytes)]);
+    }
+
+    pub fn stats(pool: *BlockPool) Stats {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        var reserved: u64 = 0;
+        for (pool.slabs) |slab| if (slab) |mapped| {
+            reserved += slab_memory.reservedBytes(mapped);
+        };
+        const words = pool.ref_counts.capacity + pool.tenants.capacity + pool.free.capacity + pool.slab_free_counts.len;
+        return .{
+            .block_bytes = pool.block_bytes,
+            .total_blocks = pool.totalCount(),
+            .free_blocks = @intCast(pool.free.items.len),
+            .used_blocks = pool.used_count,
+            .peak_blocks = pool.peak_count,
+            .prewarmed = pool.prewarmed,
+            .hits = pool.hits,
+            .misses = pool.misses,
+            .allocations = pool.allocations,
+            .returns = pool.returns,
+            .drops = pool.drops,
+            .reserved_bytes = reserved,
+            .metadata_bytes = words * @sizeOf(u32) + pool.slabs.len * @sizeOf(?Slab),
+        };
+    }
+
+    fn totalCount(pool: *const BlockPool) u32 {
+        return pool.used_count + @as(u32, @intCast(pool.free.items.len));
+    }
+
+    fn slabBlocks(pool: *const BlockPool, slab_index: u32) u32 {
+        return @min(pool.blocks_per_slab, pool.block_count_max - slab_index * pool.blocks_per_slab);
+    }
+
+    /// Maps one more slab. Changes nothing when it cannot.
+    fn grow(pool: *BlockPool) TakeError!void {
+        const slab_index: u32 = for (pool.slabs, 0..) |slab, i| {
+            if (slab == null) break @intCast(i);
+        } else return error.PoolEmpty;
+        const block_first = slab_index * pool.blocks_per_slab;
+        const block_count = pool.slabBlocks(slab_index);
+        pool.growTables(block_first + block_count) catch return error.PoolEmpty;
+        pool.slabs[slab_index] =
+            slab_memory.alloc(pool.slab_allocator, block_count * pool.block_bytes) catch return error.PoolEmpty;
+        pool.slab_free_counts[slab_index] = block_count;
+        @memset(pool.tenants.items[block_first..][0..block_count], 0);
+        var block = block_first + block_count;
+        while (block > block_first) {
+            block -= 1;
+            pool.free.appendAssumeCapacity(block);
+        }
+        pool.allocations += block_count;
+    }
+
+    /// Makes the tables of blocks as long as the slabs mapped so far need.
+    fn growTables(pool: *BlockPool, block_count: u32) error{OutOfMemory}!void {
+        const known = pool.ref_counts.items.len;
+        if (block_count <= known) return;
+        try pool.ref_counts.ensureTotalCapacity(pool.gpa, block_count);
+        try pool.tenants.ensureTotalCapacity(pool.gpa, block_count);
+        try pool.free.ensureTotalCapacity(pool.gpa, block_count);
+        pool.ref_counts.appendNTimesAssumeCapacity(0, block_count - known);
+        pool.tenants.appendNTimesAssumeCapacity(0, block_count - known);
+    }
+
+    /// Gives slabs of free blocks back to the system: all of them when no block is used, else as many as leave one
+    /// slab's worth of free blocks.
+    fn shrink(pool: *BlockPool) void {
+        var slab_index: u32 = @intCast(pool.slabs.len);
+        while (slab_index > 0) {
+            slab_index -= 1;
+            if (pool.slabs[slab_index] == null) continue;
+            const block_count = pool.slabBlocks(slab_index);
+            if (pool.slab_free_counts[slab_index] != block_count) continue;
+            if (pool.totalCount() - block_count < pool.prewarmed) continue;
+            if (pool.used_count != 0 and pool.free.items.len < 2 * @as(usize, block_count)) continue;
+            pool.drop(slab_index);
+        }
+    }
+
+    fn drop(pool: *BlockPool, slab_index: u32) void {
+        const block_first = slab_index * pool.blocks_per_slab;
+        const block_count = pool.slabBlocks(slab_index);
+        var kept: usize = 0;
+        for (pool.free.items) |block| {
+            if (block >= block_first and block < block_first + block_count) continue;
+            pool.free.items[kept] = block;
+            kept += 1;
+        }
+        assert(pool.free.items.len - kept == block_count);
+        pool.free.items.len = kept;
+        slab_memory.free(pool.slab_allocator, pool.slabs[slab_index].?);
+        pool.slabs[slab_index] = null;
+        pool.slab_free_counts[slab_index] = 0;
+        pool.drops += block_count;
+    }
+};
+
+const testing = std.testing;
+
+fn testPool(block_bytes: u64, bytes_max: u64) !BlockPool {
+    return .init(testing.allocator, slab_memory.system, block_bytes, bytes_max);
+}
+
+test "empty, one, two, full, empty again" {
+    var pool = try testPool(100, 3 * 128);
+    defer pool.deinit();
+    try testing.expectEqual(128, pool.block_bytes);
+    try testing.expectEqual(0, pool.stats().total_blocks);
+    var blocks: [3]i32 = undefined;
+    try pool.take(1, blocks[0..1]);
+    try testing.expectEqual(1, pool.stats().used_blocks);
+    try testing.expectEqual(2, pool.stats().free_blocks);
+    var more: [3]i32 = @splat(-7);
+    try testing.expectError(error.PoolEmpty, pool.take(1, &more)); // all or none
+    try testing.expectEqual(@as([3]i32, @splat(-7)), more);
+    try testing.expectEqual(1, pool.stats().used_blocks);
+    try pool.take(1, blocks[1..3]);
+    try testing.expectError(error.PoolEmpty, pool.take(1, more[0..1]));
+    for (blocks) |block| try testing.expectEqual(0, @intFromPtr(pool.bytes(@intCast(block)).ptr) % 64);
+    pool.release(&blocks);
+    const stats = pool.stats();
+    try testing.expectEqual(0, stats.used_blocks);
+    try testing.expectEqual(3, stats.peak_blocks);
+    try testing.expectEqual(3, stats.returns);
+    try testing.expectEqual(0, stats.reserved_bytes); // really given back
+    try testing.expectEqual(stats.allocations, stats.drops);
+}
+
+test "references are counted, and entries below 0 name nothing" {
+    var pool = try testPool(64, 1 << 20);
+    defer pool.deinit();
+    var blocks: [2]i32 = undefined;
+    try pool.take(1, &blocks);
+    const table = [_]i32{ blocks[0], -1, blocks[1] };
+    pool.retain(&table);
+    try testing.expectEqual(2, pool.refCount(@intCast(blocks[0])));
+    pool.release(&table);
+    try testing.expectEqual(2, pool.stats().used_blocks);
+    pool.release(&table);
+    try testing.expectEqual(0, pool.stats().used_blocks);
+}
+
+test "a prewarmed pool hands out what is there, last given back first" {
+    var pool = try testPool(64, 1 << 20);
+    defer pool.deinit();
+    try pool.prewarm(4);
+    try testing.expectEqual(0, pool.stats().returns);
+    var first: [1]i32 = undefined;
+    var again: [1]i32 = undefined;
+    try pool.take(1, &first);
+    pool.release(&first);
+    for (0..2) |_| {
+        try pool.take(1, &again);
+        try testing.expectEqual(first, again);
+        pool.release(&again);
+    }
+    const stats = pool.stats();
+    try testing.expectEqual(4, stats.prewarmed);
+    try testing.expectEqual(3, stats.hits);
+    try testing.expectEqual(0, stats.misses);
+    try testing.expectEqual(3, stats.returns);
+    try testing.expect(stats.total_blocks >= 4);
+}
+
+test "another tenant sees zeros, the same one may see its own" {
+    var pool = try testPool(64, 1 << 20);
+    defer pool.deinit();
+    try pool.prewarm(1);
+    var block: [1]i32 = undefined;
+    try pool.take(1, &block);
+    @memset(pool.bytes(@intCast(block[0])), 0x5a);
+    pool.release(&block);
+    try pool.take(2, &block);
+    try testing.expect(std.mem.allEqual(u8, pool.bytes(@intCast(block[0])), 0));
+    pool.release(&block);
+}
+
+test "blocks of several slabs, and slabs that come back" {
+    var pool = try testPool(slab_memory.bytes_max / 64, 1 << 40); // 16 MiB blocks, 4 a slab
+    defer pool.deinit();
+    try testing.expectEqual(4, pool.blocks_per_slab);
+    var blocks: [10]i32 = undefined;
+    try pool.take(1, &blocks);
+    try testing.expectEqual(12, pool.stats().total_blocks);
+    pool.release(blocks[0..8]);
+    try testing.expect(pool.stats().reserved_bytes < 3 * 64 << 20);
+    try testing.expect(pool.stats().drops >= 4);
+    try pool.take(1, blocks[0..8]);
+    for (blocks, 0..) |a, i| for (blocks[i + 1 ..]) |b| try testing.expect(a != b);
+    pool.release(&blocks);
+    try testing.expectEqual(0, pool.stats().reserved_bytes);
+}
+
+test "a block larger than the pool, or than a slab, is refused" {
+    try testing.expectError(error.BlockTooLarge, testPool(129, 128));
+    try testing.expectError(error.BlockTooLarge, testPool((1 << 30) + 1, 1 << 40));
+    try testing.expectError(error.InvalidConfig, testPool(0, 128));
+}
+
+test "every allocation may fail, and nothing has changed" {
+    var fail_index: usize = 0;
+    while (true) : (fail_index += 1) {
+        var failing: std.testing.FailingAllocator = .init(testing.allocator, .{ .fail_index = fail_index });
+        const made = BlockPool.init(failing.allocator(), failing.allocator(), 64, 1 << 20);
+        var pool = made catch |err| {
+            try testing.expectEqual(error.OutOfMemory, err);
+            continue;
+        };
+        defer pool.deinit();
+        var block: [1]i32 = undefined;
+        if (pool.take(1, &block)) {
+            pool.release(&block);
+            if (!failing.has_induced_failure) break;
+        } else |err| {
+            try testing.expectEqual(error.PoolEmpty, err);
+            try testing.expectEqual(0, pool.stats().total_blocks);
+            try testing.expectEqual(0, pool.stats().used_blocks);
+        }
+    }
+    try testing.expect(fail_index >= 6);
+}
