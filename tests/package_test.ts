@@ -61,7 +61,7 @@ pub fn main() !void {
 
     const q = [_]f32{ 1, 1, 1, 1 };
     var output: [4]f32 = undefined;
-    try kvern.attend(&cache, 0, 0, &q, .{}, &output, &.{});
+    try kvern.attend(try cache.rows(0, 0), &q, .{}, &output, &.{});
     std.debug.print("start {d}, tokens {d}, attended {d} {d} {d} {d}\\n", .{
         start, try cache.seqLen(0), output[0], output[1], output[2], output[3],
     });

@@ -127,7 +127,7 @@ fn decode(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype, t
     const steps = layer_count;
     for (&times) |*time| {
         const begin = start(io);
-        for (0..steps) |layer| try kvern.attend(&cache, @intCast(layer), 0, &q, .{}, &output, &.{});
+        for (0..steps) |layer| try kvern.attend(try cache.rows(@intCast(layer), 0), &q, .{}, &output, &.{});
         time.* = seconds(io, begin) / @as(f64, @floatFromInt(steps));
     }
     const time = median(&times);
@@ -144,8 +144,8 @@ fn decode(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype, t
 
 /// The last query head against the reference.
 fn checkDecode(gpa: std.mem.Allocator, cache: *const kvern.ContiguousCache, q: []const f32, output: []f32) !void {
-    try kvern.attend(cache, 0, 0, q, .{}, output, &.{});
     const rows = try cache.rows(0, 0);
+    try kvern.attend(rows, q, .{}, output, &.{});
     const kv_dim = cache.shape.kvDim();
     const keys = try gpa.alloc(f64, rows.row_count * head_dim);
     defer gpa.free(keys);
@@ -154,8 +154,8 @@ fn checkDecode(gpa: std.mem.Allocator, cache: *const kvern.ContiguousCache, q: [
     const bytes: usize = @intCast(cache.shape.runBytes(rows.dtype_k));
     for (0..rows.row_count) |token| for (0..head_dim) |d| {
         const at = token * kv_dim + (kv_head_count - 1) * head_dim + d;
-        keys[token * head_dim + d] = reference.element(rows.dtype_k, rows.keys[0..bytes], at);
-        values[token * head_dim + d] = reference.element(rows.dtype_v, rows.values[0..bytes], at);
+        keys[token * head_dim + d] = reference.element(rows.dtype_k, rows.place.contiguous.keys[0..bytes], at);
+        values[token * head_dim + d] = reference.element(rows.dtype_v, rows.place.contiguous.values[0..bytes], at);
     };
     var truth: [head_dim]f64 = undefined;
     _ = reference.attend(.{
@@ -195,7 +195,7 @@ fn store(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype) !v
 
     _ = try cache.append(0, 0, .fromF32(rows), .fromF32(rows)); // touches every page
     const stored = try cache.rows(0, 0);
-    const last = reference.element(dtype, stored.values[0..@intCast(cache.shape.runBytes(dtype))], rows.len - 1);
+    const last = reference.element(dtype, stored.place.contiguous.values[0..@intCast(cache.shape.runBytes(dtype))], rows.len - 1);
     if (!(@abs(last - rows[rows.len - 1]) <= 0x1p-8)) fail("append is wrong");
 
     var times: [repeats]f64 = undefined;

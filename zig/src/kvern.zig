@@ -6,7 +6,7 @@
 //!     defer cache.deinit();
 //!     _ = try cache.append(layer, 0, .fromF32(k), .fromF32(v)); // every layer, then
 //!     try cache.commit(0, token_count);
-//!     try kvern.attend(&cache, layer, 0, q, .{}, output, &.{});
+//!     try kvern.attend(try cache.rows(layer, 0), q, .{}, output, &.{});
 //!
 //! Not thread safe: a cache shared between threads needs the caller's lock.
 
@@ -16,13 +16,16 @@ pub const Shape = @import("shape.zig").Shape;
 const contiguous = @import("cache/contiguous.zig");
 pub const ContiguousCache = contiguous.ContiguousCache;
 pub const ContiguousOptions = contiguous.Options;
-pub const Input = contiguous.Input;
-pub const Layout = contiguous.Layout;
-pub const Output = contiguous.Output;
-pub const Rows = contiguous.Rows;
+
+const rows = @import("cache/rows.zig");
+pub const Input = rows.Input;
+pub const Layout = rows.Layout;
+pub const Output = rows.Output;
+pub const Rows = rows.Rows;
 
 const attention = @import("attention/attend.zig");
 pub const attend = attention.attend;
+pub const Query = attention.Query;
 pub const AttendOptions = attention.Options;
 
 const dispatch = @import("kernels/dispatch.zig");

@@ -119,20 +119,105 @@ pub const Shape = struct {
     }
 };
 
+/// One block: `block_size` consecutive positions of one sequence in every layer of its group.
+///
+///     [layer][keys, values][kv_head][token][head_dim]
+///
+/// Keys and values of a layer are each head-major, with the block size as the head stride: a block that is not full has
+/// a hole behind each head. The rows of one (layer, side, KV head) are its *plane*.
+pub const BlockShape = struct {
+    /// Layers of the group.
+    layer_count: u32,
+    kv_head_count: u32,
+    head_dim: u32,
+    /// Tokens of a block: a power of two, 1 to 256.
+    block_size: u32,
+    dtype_k: Dtype,
+    dtype_v: Dtype,
+
+    pub const Side = enum { keys, values };
+
+    pub fn validate(shape: BlockShape) error{ InvalidConfig, BlockTooLarge }!void {
+        if (shape.layer_count == 0 or shape.kv_head_count == 0 or shape.head_dim == 0) return error.InvalidConfig;
+        if (shape.head_dim > head_dim_max) return error.InvalidConfig;
+        if (shape.block_size == 0 or shape.block_size > block_size_max) return error.InvalidConfig;
+        if (!std.math.isPowerOfTwo(shape.block_size)) return error.InvalidConfig;
+        if (shape.kv_head_count > std.math.maxInt(u32) / shape.head_dim) return error.InvalidConfig;
+        const layer_bytes = std.math.mul(u64, @as(u64, shape.kvDim()) * shape.block_size, 8) catch return error.BlockTooLarge;
+        _ = std.math.mul(u64, layer_bytes, shape.layer_count) catch return error.BlockTooLarge;
+    }
+
+    pub fn dtype(shape: BlockShape, side: Side) Dtype {
+        return if (side == .keys) shape.dtype_k else shape.dtype_v;
+    }
+
+    pub fn kvDim(shape: BlockShape) u32 {
+        return shape.kv_head_count * shape.head_dim;
+    }
+
+    /// Bytes of one row of one head: the token stride.
+    pub fn tokenBytes(shape: BlockShape, side: Side) u64 {
+        return @as(u64, shape.head_dim) * shape.dtype(side).elementBytes();
+    }
+
+    /// Bytes of one layer of one side: [kv_head][token][head_dim].
+    pub fn sideBytes(shape: BlockShape, side: Side) u64 {
+        return shape.kv_head_count * shape.block_size * shape.tokenBytes(side);
+    }
+
+    /// Bytes of a block.
+    pub fn blockBytes(shape: BlockShape) u64 {
+        return shape.layer_count * (shape.sideBytes(.keys) + shape.sideBytes(.values));
+    }
+
+    /// Bytes one row takes in one layer, keys and values.
+    pub fn rowBytes(shape: BlockShape) u64 {
+        return shape.kv_head_count * (shape.tokenBytes(.keys) + shape.tokenBytes(.values));
+    }
+
+    /// Byte offset of one layer of one side in a block; `layer` counts within the group.
+    pub fn sideOffset(shape: BlockShape, layer: u32, side: Side) u64 {
+        assert(layer < shape.layer_count);
+        const layer_bytes = shape.sideBytes(.keys) + shape.sideBytes(.values);
+        return layer * layer_bytes + (if (side == .keys) 0 else shape.sideBytes(.keys));
+    }
+
+    /// Byte offset of a row of a head in a block.
+    pub fn rowOffset(shape: BlockShape, layer: u32, side: Side, kv_head_index: u32, token: u32) u64 {
+        assert(kv_head_index < shape.kv_head_count and token < shape.block_size);
+        const plane = @as(u64, kv_head_index) * shape.block_size + token;
+        return shape.sideOffset(layer, side) + plane * shape.tokenBytes(side);
+    }
+
+    /// Blocks that hold `row_count` rows.
+    pub fn blockCount(shape: BlockShape, row_count: u32) u32 {
+        return std.math.divCeil(u32, row_count, shape.block_size) catch unreachable; // not 0
+    }
+};
+
+/// The largest block size.
+pub const block_size_max = 256;
+
 /// Elements that `token_count` rows of a side have, or null when that does not fit 64 bits.
-pub fn rowElements(shape: Shape, token_count: u64) ?u64 {
+pub fn rowElements(shape: anytype, token_count: u64) ?u64 {
     return std.math.mul(u64, token_count, shape.kvDim()) catch null;
 }
 
 /// The whole rows in `element_count` elements, or null when the last one is ragged.
-pub fn rowCount(shape: Shape, element_count: u64) ?u64 {
+pub fn rowCount(shape: anytype, element_count: u64) ?u64 {
     const kv_dim: u64 = shape.kvDim();
     if (element_count % kv_dim != 0) return null;
     return element_count / kv_dim;
 }
 
+/// Element offset in rows that stand [token][kv_head][head_dim].
+pub fn tokenMajorOffset(shape: anytype, kv_head_index: u32, token_index: u64) u64 {
+    assert(kv_head_index < shape.kv_head_count);
+    return (token_index * shape.kv_head_count + kv_head_index) * shape.head_dim;
+}
+
 /// Element offset in an input of `token_count` rows that stands [kv_head][token][head_dim].
-pub fn headMajorOffset(shape: Shape, token_count: u64, kv_head_index: u32, token_index: u64) u64 {
+pub fn headMajorOffset(shape: anytype, token_count: u64, kv_head_index: u32, token_index: u64) u64 {
     assert(kv_head_index < shape.kv_head_count);
     assert(token_index < token_count);
     return (kv_head_index * token_count + token_index) * shape.head_dim;
@@ -231,4 +316,50 @@ test headMajorOffset {
     // [kv_head][token][head_dim] of 2 heads, 4 tokens, head_dim 3: head 1, token 2 begins at (1 * 4 + 2) * 3 = 18.
     const shape: Shape = .{ .layer_count = 1, .kv_head_count = 2, .head_dim = 3, .max_seq_len = 8 };
     try testing.expectEqual(18, headMajorOffset(shape, 4, 1, 2));
+}
+
+test "BlockShape: head-major planes with the block size as head stride" {
+    // index(h, t, d) = (h * block_size + t) * head_dim + d: 2 heads, blocks of 4, head_dim 3.
+    const shape: BlockShape = .{
+        .layer_count = 2,
+        .kv_head_count = 2,
+        .head_dim = 3,
+        .block_size = 4,
+        .dtype_k = .f32,
+        .dtype_v = .f16,
+    };
+    try shape.validate();
+    try testing.expectEqual(19 * 4, shape.rowOffset(0, .keys, 1, 2) + 1 * 4);
+    try testing.expectEqual(24 * 4, shape.sideBytes(.keys));
+    try testing.expectEqual(24 * 2, shape.sideBytes(.values));
+    try testing.expectEqual(2 * (96 + 48), shape.blockBytes());
+    try testing.expectEqual(144, shape.sideOffset(1, .keys));
+    try testing.expectEqual(144 + 96, shape.sideOffset(1, .values));
+    try testing.expectEqual(2, shape.blockCount(5));
+    try testing.expectEqual(0, shape.blockCount(0));
+}
+
+test "BlockShape refuses block sizes that are no power of two, and blocks past 64 bits" {
+    var shape: BlockShape = .{
+        .layer_count = 1,
+        .kv_head_count = 1,
+        .head_dim = 4,
+        .block_size = 16,
+        .dtype_k = .f16,
+        .dtype_v = .f16,
+    };
+    for ([_]u32{ 0, 3, 48, 512 }) |size| {
+        shape.block_size = size;
+        try testing.expectError(error.InvalidConfig, shape.validate());
+    }
+    for ([_]u32{ 1, 2, 64, 256 }) |size| {
+        shape.block_size = size;
+        try shape.validate();
+    }
+    shape.head_dim = 257;
+    try testing.expectError(error.InvalidConfig, shape.validate());
+    shape.head_dim = 256;
+    shape.kv_head_count = 1 << 23;
+    shape.layer_count = 0xffff_ffff;
+    try testing.expectError(error.BlockTooLarge, shape.validate());
 }

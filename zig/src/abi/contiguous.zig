@@ -7,6 +7,7 @@
 const std = @import("std");
 const contiguous = @import("../cache/contiguous.zig");
 const ContiguousCache = contiguous.ContiguousCache;
+const row_types = @import("../cache/rows.zig");
 const attention = @import("../attention/attend.zig");
 const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
@@ -198,9 +199,9 @@ fn inputs(
     v_count: u32,
     dtype_word: u32,
     layout_word: u32,
-) error{ InvalidConfig, InvalidSize }!struct { contiguous.Input, contiguous.Input } {
+) error{ InvalidConfig, InvalidSize }!struct { row_types.Input, row_types.Input } {
     const dtype = Dtype.fromWord(dtype_word) orelse return error.InvalidConfig;
-    const layout = std.enums.fromInt(contiguous.Layout, layout_word) orelse return error.InvalidConfig;
+    const layout = std.enums.fromInt(row_types.Layout, layout_word) orelse return error.InvalidConfig;
     return .{
         .{ .bytes = try borrow(k, k_count), .element_count = k_count, .dtype = dtype, .layout = layout },
         .{ .bytes = try borrow(v, v_count), .element_count = v_count, .dtype = dtype, .layout = layout },
@@ -322,8 +323,8 @@ fn sideRows(side: enum { keys, values }, word: u32, layer: u32, sequence: u32, o
     const rows = use.cache.rows(layer, sequence) catch |err| return status.fromError(err);
     const dtype = if (side == .keys) rows.dtype_k else rows.dtype_v;
     record.write(RowsRecord, out, out_bytes, .{
-        .address = .from(@intFromPtr(if (side == .keys) rows.keys else rows.values)),
-        .capacity_bytes = .from(rows.shape.runBytes(dtype)),
+        .address = .from(@intFromPtr(if (side == .keys) rows.place.contiguous.keys else rows.place.contiguous.values)),
+        .capacity_bytes = .from(use.cache.shape.runBytes(dtype)),
         .row_count = rows.row_count,
         .dtype = @intFromEnum(dtype),
         .generation = visibleGeneration(use.cache, layer, sequence) catch unreachable, // rows() checked both
@@ -352,7 +353,7 @@ pub fn contiguousKv(word: u32, layer: u32, sequence: u32, row_count: u32, out: ?
 
 fn writeView(
     cache: *const ContiguousCache,
-    rows: contiguous.Rows,
+    rows: row_types.Rows,
     layer: u32,
     sequence: u32,
     row_count: u32,
@@ -360,14 +361,14 @@ fn writeView(
     out_bytes: u32,
 ) status.Error!void {
     return record.write(ViewRecord, out, out_bytes, .{
-        .keys = .from(@intFromPtr(rows.keys)),
-        .values = .from(@intFromPtr(rows.values)),
+        .keys = .from(@intFromPtr(rows.place.contiguous.keys)),
+        .values = .from(@intFromPtr(rows.place.contiguous.values)),
         .start = 0,
         .length = row_count,
         .dtype_k = @intFromEnum(rows.dtype_k),
         .dtype_v = @intFromEnum(rows.dtype_v),
-        .token_stride = rows.shape.kvDim(),
-        .head_stride = rows.shape.head_dim,
+        .token_stride = cache.shape.kvDim(),
+        .head_stride = rows.head_dim,
         .generation = try visibleGeneration(cache, layer, sequence),
     });
 }
@@ -437,9 +438,7 @@ pub fn attend(
     parsed.alibi_slopes = floats(alibi_slopes, alibi_slope_count) catch |err| return status.fromError(err);
     parsed.sink_logits = floats(sink_logits, sink_logit_count) catch |err| return status.fromError(err);
     return result(attention.attend(
-        use.cache,
-        layer,
-        sequence,
+        use.cache.rows(layer, sequence) catch |err| return status.fromError(err),
         floats(q, q_count) catch |err| return status.fromError(err),
         parsed,
         floatsOut(output, output_count) catch |err| return status.fromError(err),

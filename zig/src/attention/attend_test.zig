@@ -71,7 +71,7 @@ fn check(case: Case) !void {
     @memset(output, std.math.nan(f32));
     const lse = try gpa.alloc(f32, query_count * q_head_count);
     defer gpa.free(lse);
-    try attention.attend(&cache, 0, 0, q, case.options, output, lse);
+    try attention.attend(try cache.rows(0, 0), q, case.options, output, lse);
 
     const stored = try cache.rows(0, 0);
     const truth = try gpa.alloc(f64, case.head_dim);
@@ -84,8 +84,8 @@ fn check(case: Case) !void {
     var truth_sum: f64 = 0;
     for (0..q_head_count) |head| {
         const kv_head = head / case.ratio;
-        const bytes_k = stored.keys[0 .. case.token_count * kv_dim * case.dtype_k.elementBytes()];
-        const bytes_v = stored.values[0 .. case.token_count * kv_dim * case.dtype_v.elementBytes()];
+        const bytes_k = stored.place.contiguous.keys[0 .. case.token_count * kv_dim * case.dtype_k.elementBytes()];
+        const bytes_v = stored.place.contiguous.values[0 .. case.token_count * kv_dim * case.dtype_v.elementBytes()];
         for (0..case.token_count) |token| for (0..case.head_dim) |d| {
             const index = token * kv_dim + kv_head * case.head_dim + d;
             keys[token * case.head_dim + d] = reference.element(case.dtype_k, bytes_k, index);
@@ -229,7 +229,7 @@ test "100 keys of (i, 7i, 13i mod 100) / 100: no rescaling error past a tile" {
             for (&v, 0..) |*element, i| element.* = @as(f32, @floatFromInt(13 * i % 100)) * 0.01;
             _ = try cache.append(0, 0, .fromF32(&k), .fromF32(&v));
             var output: [64]f32 = undefined;
-            try attention.attend(&cache, 0, 0, &q, .{}, &output, &.{});
+            try attention.attend(try cache.rows(0, 0), &q, .{}, &output, &.{});
             for (output) |element| try testing.expect(element > 0.47 and element < 0.52);
         }
     }.run);
@@ -256,11 +256,11 @@ test "a row's bits do not depend on the rows beside it" {
             var together: [7 * 3 * 80]f32 = undefined;
             var lse_together: [21]f32 = undefined;
             const options: attention.Options = .{ .query_count = 7, .causal = false };
-            try attention.attend(&cache, 0, 0, &q, options, &together, &lse_together);
+            try attention.attend(try cache.rows(0, 0), &q, options, &together, &lse_together);
             for (0..21) |row| {
                 var alone: [80]f32 = undefined;
                 var lse_alone: [1]f32 = undefined;
-                try attention.attend(&cache, 0, 0, q[row * 80 ..][0..80], .{ .causal = false }, &alone, &lse_alone);
+                try attention.attend(try cache.rows(0, 0), q[row * 80 ..][0..80], .{ .causal = false }, &alone, &lse_alone);
                 try testing.expectEqualSlices(u8, std.mem.asBytes(together[row * 80 ..][0..80]), std.mem.asBytes(&alone));
                 try testing.expectEqual(lse_together[row], lse_alone[0]);
             }
@@ -277,16 +277,15 @@ test "attend refuses and writes nothing" {
     var lse: [8]f32 = @splat(9);
     const q: [16]f32 = @splat(1); // 4 query heads
     const attend = attention.attend;
-    try testing.expectError(error.LayerOutOfRange, attend(&cache, 1, 0, &q, .{}, &output, &lse));
-    try testing.expectError(error.SequenceOutOfRange, attend(&cache, 0, 1, &q, .{}, &output, &lse));
-    try testing.expectError(error.InvalidSize, attend(&cache, 0, 0, q[0..0], .{}, &output, &lse));
-    try testing.expectError(error.InvalidSize, attend(&cache, 0, 0, q[0..4], .{}, &output, &lse)); // 1 head over 2
-    try testing.expectError(error.InvalidSize, attend(&cache, 0, 0, q[0..15], .{}, &output, &lse));
-    try testing.expectError(error.InvalidSize, attend(&cache, 0, 0, &q, .{ .query_count = 3 }, &output, &lse));
-    try testing.expectError(error.InvalidSize, attend(&cache, 0, 0, &q, .{}, output[0..15], &lse));
-    try testing.expectError(error.InvalidSize, attend(&cache, 0, 0, &q, .{}, &output, lse[0..3]));
-    try testing.expectError(error.InvalidSize, attend(&cache, 0, 0, &q, .{ .alibi_slopes = q[0..3] }, &output, &lse));
-    try testing.expectError(error.InvalidSize, attend(&cache, 0, 0, &q, .{ .sink_logits = q[0..5] }, &output, &lse));
+    const rows = try cache.rows(0, 0);
+    try testing.expectError(error.InvalidSize, attend(rows, q[0..0], .{}, &output, &lse));
+    try testing.expectError(error.InvalidSize, attend(rows, q[0..4], .{}, &output, &lse)); // 1 head over 2
+    try testing.expectError(error.InvalidSize, attend(rows, q[0..15], .{}, &output, &lse));
+    try testing.expectError(error.InvalidSize, attend(rows, &q, .{ .query_count = 3 }, &output, &lse));
+    try testing.expectError(error.InvalidSize, attend(rows, &q, .{}, output[0..15], &lse));
+    try testing.expectError(error.InvalidSize, attend(rows, &q, .{}, &output, lse[0..3]));
+    try testing.expectError(error.InvalidSize, attend(rows, &q, .{ .alibi_slopes = q[0..3] }, &output, &lse));
+    try testing.expectError(error.InvalidSize, attend(rows, &q, .{ .sink_logits = q[0..5] }, &output, &lse));
     const nan = std.math.nan(f32);
     const bad_options = [_]attention.Options{
         .{ .query_count = 0 },                                .{ .window_tokens = 0 },                 .{ .window_tokens = 4, .causal = false },
@@ -295,14 +294,14 @@ test "attend refuses and writes nothing" {
         .{ .sink_logits = &.{ 1, 1, 1, std.math.inf(f32) } },
     };
     for (bad_options) |options| {
-        try testing.expectError(error.InvalidConfig, attend(&cache, 0, 0, &q, options, &output, &lse));
+        try testing.expectError(error.InvalidConfig, attend(rows, &q, options, &output, &lse));
     }
     const bad_q: [16]f32 = @as([15]f32, @splat(1)) ++ [1]f32{nan};
-    try testing.expectError(error.NotFinite, attend(&cache, 0, 0, &bad_q, .{}, &output, &lse));
+    try testing.expectError(error.NotFinite, attend(rows, &bad_q, .{}, &output, &lse));
     try testing.expectEqual(@as([32]f32, @splat(9)), output);
     try testing.expectEqual(@as([8]f32, @splat(9)), lse);
     // Nothing is written behind what was asked for.
-    try attend(&cache, 0, 0, &q, .{}, &output, &lse);
+    try attend(rows, &q, .{}, &output, &lse);
     try testing.expectEqual(@as([16]f32, @splat(1)), output[0..16].*);
     try testing.expectEqual(@as([16]f32, @splat(9)), output[16..].*);
     try testing.expectEqual(@as([4]f32, @splat(9)), lse[4..].*);

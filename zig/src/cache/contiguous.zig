@@ -23,6 +23,10 @@ const shapes = @import("../shape.zig");
 const Shape = shapes.Shape;
 const dispatch = @import("../kernels/dispatch.zig");
 const slab_memory = @import("../device/slab.zig");
+const row_types = @import("rows.zig");
+const Input = row_types.Input;
+const Output = row_types.Output;
+const Rows = row_types.Rows;
 const Slab = slab_memory.Slab;
 
 pub const Options = struct {
@@ -45,45 +49,6 @@ pub const Options = struct {
             .max_seq_len = options.max_seq_len,
         };
     }
-};
-
-/// How the rows of an input stand in memory.
-pub const Layout = enum(u32) {
-    /// [token][kv_head][head_dim], as the cache stores them.
-    token_major = 0,
-    /// [kv_head][token][head_dim]
-    head_major = 1,
-};
-
-/// Rows of one side as a caller hands them over; unaligned.
-pub const Input = struct {
-    bytes: [*]const u8,
-    element_count: u64,
-    dtype: Dtype = .f32,
-    layout: Layout = .token_major,
-
-    pub fn fromF32(elements: []align(1) const f32) Input {
-        return .{ .bytes = @ptrCast(elements.ptr), .element_count = elements.len };
-    }
-};
-
-/// A copy's destination, [token][kv_head][head_dim]; unaligned.
-pub const Output = struct {
-    bytes: [*]u8,
-    element_count: u64,
-    dtype: Dtype = .f32,
-};
-
-/// The rows of one layer of one sequence, in place. Valid until rows are dropped or the cache is freed.
-pub const Rows = struct {
-    shape: Shape,
-    /// [position][kv_head][head_dim]
-    keys: [*]const u8,
-    values: [*]const u8,
-    dtype_k: Dtype,
-    dtype_v: Dtype,
-    /// Committed and pending rows.
-    row_count: u32,
 };
 
 pub const ContiguousCache = struct {
@@ -199,11 +164,10 @@ pub const ContiguousCache = struct {
             .token_major => kernels.convert(destination, side.dtype, input.bytes, input.dtype, input.element_count),
             .head_major => for (0..shape.kv_head_count) |kv_head| for (0..token_count) |token| {
                 const kv_head_index: u32 = @intCast(kv_head);
-                const source = shapes.headMajorOffset(shape, token_count, kv_head_index, token);
                 kernels.convert(
                     destination + shape.positionBytes(@intCast(token), side.dtype) + shape.headBytes(kv_head_index, side.dtype),
                     side.dtype,
-                    input.bytes + source * input.dtype.elementBytes(),
+                    input.headRow(shape, token_count, kv_head_index, token),
                     input.dtype,
                     shape.head_dim,
                 );
@@ -301,12 +265,16 @@ pub const ContiguousCache = struct {
         try self.checkIndices(layer_index, sequence_index);
         const run = self.shape.runIndex(layer_index, sequence_index);
         return .{
-            .shape = self.shape,
-            .keys = self.keys.run(run),
-            .values = self.values.run(run),
+            .kv_head_count = self.shape.kv_head_count,
+            .head_dim = self.shape.head_dim,
             .dtype_k = self.dtype_k,
             .dtype_v = self.dtype_v,
             .row_count = self.seq_lens[sequence_index] + self.pending[run],
+            .place = .{ .contiguous = .{
+                .shape = self.shape,
+                .keys = self.keys.run(run),
+                .values = self.values.run(run),
+            } },
         };
     }
 
@@ -322,8 +290,8 @@ pub const ContiguousCache = struct {
         const element_count = shapes.rowElements(self.shape, source.row_count).?; // a part of a checked size
         if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
         const kernels = dispatch.kernels();
-        kernels.convert(k.bytes, k.dtype, source.keys, source.dtype_k, element_count);
-        kernels.convert(v.bytes, v.dtype, source.values, source.dtype_v, element_count);
+        kernels.convert(k.bytes, k.dtype, source.place.contiguous.keys, source.dtype_k, element_count);
+        kernels.convert(v.bytes, v.dtype, source.place.contiguous.values, source.dtype_v, element_count);
         return source.row_count;
     }
 

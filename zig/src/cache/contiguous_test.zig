@@ -6,7 +6,8 @@ const testing = std.testing;
 const memcheck = @import("build_options").memcheck;
 const contiguous = @import("contiguous.zig");
 const ContiguousCache = contiguous.ContiguousCache;
-const Input = contiguous.Input;
+const row_types = @import("rows.zig");
+const Input = row_types.Input;
 const Dtype = @import("../dtype.zig").Dtype;
 const reference = @import("../kernels/reference.zig");
 
@@ -33,8 +34,8 @@ fn storeMarked(cache: *ContiguousCache, layer: u32, sequence: u32, token: usize)
 fn expectMarked(cache: *const ContiguousCache, layer: u32, sequence: u32, row_count: u32) !void {
     const rows = try cache.rows(layer, sequence);
     try testing.expectEqual(row_count, rows.row_count);
-    const keys: [*]const f32 = @ptrCast(@alignCast(rows.keys));
-    const values: [*]const f32 = @ptrCast(@alignCast(rows.values));
+    const keys: [*]const f32 = @ptrCast(@alignCast(rows.place.contiguous.keys));
+    const values: [*]const f32 = @ptrCast(@alignCast(rows.place.contiguous.values));
     const row = cache.shape.kvDim();
     for (0..row_count) |token| for (0..row) |i| {
         try testing.expectEqual(mark(layer, token, i), keys[token * row + i]);
@@ -117,7 +118,7 @@ test "reset empties, touches no byte, and storing works again" {
     try testing.expectEqual(0, try cache.seqLen(0));
     try expectMarked(&cache, 0, 0, 0);
     const rows = try cache.rows(0, 0);
-    try testing.expectEqual(mark(0, 1, 1), @as([*]const f32, @ptrCast(@alignCast(rows.keys)))[9]);
+    try testing.expectEqual(mark(0, 1, 1), @as([*]const f32, @ptrCast(@alignCast(rows.place.contiguous.keys)))[9]);
     try storeMarked(&cache, 0, 0, 0);
     try cache.advance();
     try expectMarked(&cache, 0, 0, 1);
@@ -170,7 +171,7 @@ test "a refused append leaves bytes, counts and generation as they were" {
     try cache.truncate(0, 0);
     _ = try cache.append(0, 0, row, row);
     const before = try cache.rows(0, 0);
-    const bytes: [32]u8 = before.keys[0..32].*;
+    const bytes: [32]u8 = before.place.contiguous.keys[0..32].*;
     const generation = try cache.generation(0, 0);
 
     const inf = std.math.inf(f32);
@@ -182,7 +183,7 @@ test "a refused append leaves bytes, counts and generation as they were" {
     try testing.expectError(error.LayerOutOfRange, cache.append(2, 0, row, row));
     try testing.expectError(error.SequenceOutOfRange, cache.append(0, 1, row, row));
 
-    try testing.expectEqualSlices(u8, &bytes, before.keys[0..32]);
+    try testing.expectEqualSlices(u8, &bytes, before.place.contiguous.keys[0..32]);
     try testing.expectEqual(generation, try cache.generation(0, 0));
     try testing.expectEqual(1, (try cache.rows(0, 0)).row_count);
     try testing.expectEqual(0, (try cache.rows(1, 0)).row_count);
@@ -307,13 +308,13 @@ test "head-major and token-major input store the same bytes, whatever the dtypes
         const a = try cache.rows(0, 0);
         const b = try cache.rows(0, 1);
         const bytes = count * to.elementBytes();
-        try testing.expectEqualSlices(u8, a.keys[0..bytes], b.keys[0..bytes]);
-        try testing.expectEqualSlices(u8, a.values[0..bytes], b.values[0..bytes]);
+        try testing.expectEqualSlices(u8, a.place.contiguous.keys[0..bytes], b.place.contiguous.keys[0..bytes]);
+        try testing.expectEqualSlices(u8, a.place.contiguous.values[0..bytes], b.place.contiguous.values[0..bytes]);
         // And gather gives them back, rounded as the dtype says.
         var k: [count]f32 = undefined;
         var v: [count]f32 = undefined;
-        const out_k: contiguous.Output = .{ .bytes = @ptrCast(&k), .element_count = count };
-        const out_v: contiguous.Output = .{ .bytes = @ptrCast(&v), .element_count = count };
+        const out_k: row_types.Output = .{ .bytes = @ptrCast(&k), .element_count = count };
+        const out_v: row_types.Output = .{ .bytes = @ptrCast(&v), .element_count = count };
         try testing.expectEqual(tokens, try cache.gather(0, 1, out_k, out_v));
         for (k, v, 0..) |got_k, got_v, i| {
             const value = reference.element(from, &token_major, i);
@@ -336,8 +337,8 @@ test "gather refuses a short buffer" {
     const rows = input(&.{ 1, 2, 3, 4 });
     _ = try cache.append(0, 0, rows, rows);
     var k: [4]f32 = @splat(9);
-    const full: contiguous.Output = .{ .bytes = @ptrCast(&k), .element_count = 4 };
-    const short: contiguous.Output = .{ .bytes = @ptrCast(&k), .element_count = 3 };
+    const full: row_types.Output = .{ .bytes = @ptrCast(&k), .element_count = 4 };
+    const short: row_types.Output = .{ .bytes = @ptrCast(&k), .element_count = 3 };
     try testing.expectError(error.InvalidSize, cache.gather(0, 0, short, full));
     try testing.expectError(error.InvalidSize, cache.gather(0, 0, full, short));
     try testing.expectEqual(@as([4]f32, @splat(9)), k);
@@ -401,8 +402,8 @@ test "a cache of 8 GiB: rows past 2^32 bytes and past several slabs" {
     try cache.advance();
     for (0..32) |layer| {
         const rows = try cache.rows(@intCast(layer), 0);
-        const keys: [*]const f32 = @ptrCast(@alignCast(rows.keys));
-        const values: [*]const f32 = @ptrCast(@alignCast(rows.values));
+        const keys: [*]const f32 = @ptrCast(@alignCast(rows.place.contiguous.keys));
+        const values: [*]const f32 = @ptrCast(@alignCast(rows.place.contiguous.values));
         for (0..4096) |i| {
             try testing.expectEqual(mark(layer, 0, i % 100), keys[i]);
             try testing.expectEqual(mark(layer, 0, i % 100), values[i]);
@@ -415,5 +416,5 @@ test "new slabs are zero" {
     var cache: ContiguousCache = try .init(testing.allocator, .{ .layer_count = 2, .kv_head_count = 2, .head_dim = 64, .max_seq_len = 64 });
     defer cache.deinit();
     const rows = try cache.rows(1, 0);
-    try testing.expect(std.mem.allEqual(u8, rows.keys[0..@intCast(cache.shape.runBytes(.f32))], 0));
+    try testing.expect(std.mem.allEqual(u8, rows.place.contiguous.keys[0..@intCast(cache.shape.runBytes(.f32))], 0));
 }

@@ -173,6 +173,7 @@ fn weighTile(softcap: f32, row: *table.Row, sums: []f32, tile: *const Tile, scor
         scores[token..][0..lanes].* = score;
         tile_max = @max(tile_max, score);
     }
+    if (tile.positions[tile.token_count - 1] >= row.tree_first) tile_max = @splat(maskTree(row, tile, scores));
 
     const score_max = @max(row.score_max, @reduce(.Max, tile_max));
     if (score_max == negative_infinity) {
@@ -199,6 +200,19 @@ fn weighTile(softcap: f32, row: *table.Row, sums: []f32, tile: *const Tile, scor
         tile_sum += weight;
     }
     row.weight_sum += softmax.sum(tile_sum);
+}
+
+/// Hides the positions of a tree that a row does not descend from, and returns the largest score left.
+fn maskTree(row: *const table.Row, tile: *const Tile, scores: *[tile_tokens]f32) f32 {
+    var score_max = negative_infinity;
+    for (scores[0..tile.token_count], tile.positions[0..tile.token_count]) |*score, position| {
+        if (position >= row.tree_first) {
+            const node = position - row.tree_first;
+            if (node >= 64 or row.tree_mask >> @intCast(node) & 1 == 0) score.* = negative_infinity;
+        }
+        score_max = @max(score_max, score.*);
+    }
+    return score_max;
 }
 
 inline fn and_(a: @Vector(lanes, bool), b: @Vector(lanes, bool)) @Vector(lanes, bool) {

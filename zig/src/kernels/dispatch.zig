@@ -13,6 +13,7 @@ pub const Run = kernel_table.Run;
 pub const Table = kernel_table.Table;
 pub const lanes_max = kernel_table.lanes_max;
 pub const row_count_max = kernel_table.row_count_max;
+pub const tile_tokens = kernel_table.tile_tokens;
 
 /// Linked tables, lowest level first. Each is the export of one compilation of `kernels.zig`.
 const linked = switch (builtin.cpu.arch) {

@@ -45,6 +45,10 @@ pub const Row = extern struct {
     position: u32,
     /// The score of a key `n` positions back is lowered by `slope * n`; 0 for none.
     alibi_slope: f32,
+    /// From this position on, the row sees only the positions whose bit is set: bit 0 is `tree_first`. The end of the rows
+    /// where there is no tree.
+    tree_first: u32,
+    tree_mask: u64,
     /// Largest score so far, -Inf before the first visible key.
     score_max: f32,
     /// Sum of exp(score - score_max) so far.
