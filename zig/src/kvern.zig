@@ -11,11 +11,23 @@
 //! Not thread safe: a cache shared between threads needs the caller's lock.
 
 pub const Dtype = @import("dtype.zig").Dtype;
-pub const Shape = @import("shape.zig").Shape;
+const shape = @import("shape.zig");
+pub const BlockShape = shape.BlockShape;
+pub const Shape = shape.Shape;
 
 const contiguous = @import("cache/contiguous.zig");
 pub const ContiguousCache = contiguous.ContiguousCache;
 pub const ContiguousOptions = contiguous.Options;
+
+const block_pool = @import("cache/block_pool.zig");
+pub const BlockPool = block_pool.BlockPool;
+
+const paged = @import("cache/paged.zig");
+pub const PagedCache = paged.PagedCache;
+pub const PagedOptions = paged.Options;
+pub const PagedLayer = paged.Layer;
+pub const Retention = paged.Retention;
+pub const Sequence = paged.Sequence;
 
 const rows = @import("cache/rows.zig");
 pub const Input = rows.Input;
@@ -43,7 +55,7 @@ pub const readRate = bandwidth.readRate;
 
 test {
     _ = @import("dtype.zig");
-    _ = @import("shape.zig");
+    _ = shape;
     _ = @import("kernels/convert.zig");
     _ = @import("kernels/softmax.zig");
     _ = @import("kernels/attend_float.zig");
@@ -52,7 +64,8 @@ test {
     _ = cpu;
     _ = @import("device/slab.zig");
     _ = bandwidth;
-    _ = @import("cache/block_pool.zig");
+    _ = block_pool;
+    _ = paged;
     _ = contiguous;
     _ = attention;
 }

@@ -11,6 +11,7 @@ const row_types = @import("../cache/rows.zig");
 const attention = @import("../attention/attend.zig");
 const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
+const Shape = @import("../shape.zig").Shape;
 const handle = @import("handle.zig");
 const record = @import("record.zig");
 const status = @import("status.zig");
@@ -131,11 +132,20 @@ fn planMemory(source: ?[*]const u8, source_bytes: u32, out: ?[*]u8, out_count: u
 
 pub fn create(options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
     const parsed = ContiguousRecord.read(options, options_bytes) catch |err| return status.fromError(err);
+    checkTables(parsed.shape()) catch |err| return status.fromError(err);
     var cache = ContiguousCache.init(gpa, parsed) catch |err| return status.fromError(err);
     return handle.create(cache) catch |err| {
         cache.deinit();
         return status.fromError(err);
     };
+}
+
+/// Rows take memory as they arrive, the tables beside them at once: up to 12 bytes for each layer of each sequence.
+/// Where rows are small and layers many, those could be more than the machine has, and the system would end the process.
+fn checkTables(shape: Shape) Shape.Error!void {
+    try shape.validate();
+    const table_bytes = shape.runCount() *| 12;
+    if (table_bytes > 1 << 24 and table_bytes > cpu.memoryLimit() / 8) return error.OutOfMemory;
 }
 
 pub fn free(word: u32) callconv(.c) i32 {

@@ -83,6 +83,8 @@ pub fn levelSet(level: u32) callconv(.c) i32 {
 pub fn readRate(byte_count: f64, thread_count: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
     // Written so that NaN is refused.
     if (!(byte_count >= 0 and byte_count <= 1 << 40)) return status.fromError(error.InvalidConfig);
+    // All of it is touched: past the limit the system would end the process.
+    if (byte_count > @as(f64, @floatFromInt(cpu.memoryLimit()))) return status.fromError(error.OutOfMemory);
     const rate = bandwidth.readRate(@intFromFloat(byte_count), thread_count) catch |err| return status.fromError(err);
     record.writeF64(out, out_count, @intFromFloat(rate)) catch |err| return status.fromError(err);
     return 0;

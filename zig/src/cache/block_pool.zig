@@ -33,6 +33,10 @@ const slab_blocks_target = 256;
 
 const block_alignment = 64;
 
+/// A pool is never larger, whatever its owner allows: the table of slabs is made at once, and block indices are int32 in
+/// the tables that kernels read.
+const bytes_max_max = std.math.maxInt(i32) * block_alignment;
+
 pub const Stats = struct {
     block_bytes: u64,
     total_blocks: u32,
@@ -52,10 +56,33 @@ pub const Stats = struct {
     metadata_bytes: u64,
 };
 
+/// Bytes that several pools may map together.
+pub const Budget = struct {
+    left: std.atomic.Value(u64),
+
+    pub fn init(bytes_max: u64) Budget {
+        return .{ .left = .init(bytes_max) };
+    }
+
+    fn take(budget: *Budget, wanted: u64) bool {
+        var left = budget.left.load(.monotonic);
+        while (left >= wanted) {
+            left = budget.left.cmpxchgWeak(left, left - wanted, .monotonic, .monotonic) orelse return true;
+        }
+        return false;
+    }
+
+    fn give(budget: *Budget, bytes: u64) void {
+        _ = budget.left.fetchAdd(bytes, .monotonic);
+    }
+};
+
 pub const BlockPool = struct {
     gpa: Allocator,
     slab_allocator: Allocator,
     lock: std.Io.Mutex = .init,
+    /// Shared with the other pools of a cache, if there are any.
+    budget: ?*Budget,
     /// A multiple of 64.
     block_bytes: u64,
     blocks_per_slab: u32,
@@ -81,18 +108,28 @@ pub const BlockPool = struct {
     drops: u64 = 0,
 
     pub const InitError = error{ InvalidConfig, BlockTooLarge, OutOfMemory };
-    pub const TakeError = error{PoolEmpty};
+    pub const TakeError = error{ PoolEmpty, OutOfMemory };
 
     /// Nothing is mapped yet. `bytes_max` bounds the slabs.
     pub fn init(gpa: Allocator, slab_allocator: Allocator, block_bytes: u64, bytes_max: u64) InitError!BlockPool {
+        return initBudget(gpa, slab_allocator, block_bytes, bytes_max, null);
+    }
+
+    /// As `init`, with a budget that other pools draw on too.
+    pub fn initBudget(
+        gpa: Allocator,
+        slab_allocator: Allocator,
+        block_bytes: u64,
+        bytes_max: u64,
+        budget: ?*Budget,
+    ) InitError!BlockPool {
         if (block_bytes == 0) return error.InvalidConfig;
         if (block_bytes > slab_memory.bytes_max) return error.BlockTooLarge;
         const rounded = std.mem.alignForward(u64, block_bytes, block_alignment);
         if (rounded > bytes_max) return error.BlockTooLarge;
         const slab_bytes = std.math.clamp(slab_blocks_target * rounded, slab_bytes_min, slab_bytes_target);
         const blocks_per_slab: u32 = @intCast(@max(1, slab_bytes / rounded));
-        // Block indices are int32 in the tables that kernels read.
-        const block_count_max: u32 = @intCast(@min(bytes_max / rounded, std.math.maxInt(i32)));
+        const block_count_max: u32 = @intCast(@min(bytes_max, bytes_max_max) / rounded);
         const slab_count_max = std.math.divCeil(u32, block_count_max, blocks_per_slab) catch unreachable; // not 0
         const slabs = try gpa.alloc(?Slab, slab_count_max);
         errdefer gpa.free(slabs);
@@ -102,6 +139,7 @@ pub const BlockPool = struct {
         return .{
             .gpa = gpa,
             .slab_allocator = slab_allocator,
+            .budget = budget,
             .block_bytes = rounded,
             .blocks_per_slab = blocks_per_slab,
             .block_count_max = block_count_max,
@@ -249,9 +287,13 @@ pub const BlockPool = struct {
         } else return error.PoolEmpty;
         const block_first = slab_index * pool.blocks_per_slab;
         const block_count = pool.slabBlocks(slab_index);
-        pool.growTables(block_first + block_count) catch return error.PoolEmpty;
-        pool.slabs[slab_index] =
-            slab_memory.alloc(pool.slab_allocator, block_count * pool.block_bytes) catch return error.PoolEmpty;
+        try pool.growTables(block_first + block_count);
+        const slab_bytes = block_count * pool.block_bytes;
+        if (pool.budget) |budget| if (!budget.take(slab_bytes)) return error.PoolEmpty;
+        pool.slabs[slab_index] = slab_memory.alloc(pool.slab_allocator, slab_bytes) catch {
+            if (pool.budget) |budget| budget.give(slab_bytes);
+            return error.OutOfMemory;
+        };
         pool.slab_free_counts[slab_index] = block_count;
         @memset(pool.tenants.items[block_first..][0..block_count], 0);
         var block = block_first + block_count;
@@ -300,6 +342,7 @@ pub const BlockPool = struct {
         assert(pool.free.items.len - kept == block_count);
         pool.free.items.len = kept;
         slab_memory.free(pool.slab_allocator, pool.slabs[slab_index].?);
+        if (pool.budget) |budget| budget.give(block_count * pool.block_bytes);
         pool.slabs[slab_index] = null;
         pool.slab_free_counts[slab_index] = 0;
         pool.drops += block_count;
@@ -423,7 +466,7 @@ test "every allocation may fail, and nothing has changed" {
             pool.release(&block);
             if (!failing.has_induced_failure) break;
         } else |err| {
-            try testing.expectEqual(error.PoolEmpty, err);
+            try testing.expectEqual(error.OutOfMemory, err);
             try testing.expectEqual(0, pool.stats().total_blocks);
             try testing.expectEqual(0, pool.stats().used_blocks);
         }

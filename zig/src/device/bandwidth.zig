@@ -54,7 +54,8 @@ fn pass(memory: []const u8, distance: usize, thread_count: u32) error{OutOfMemor
     readPart(memory[0..part], distance, &word);
     for (threads[0..started]) |thread| thread.join();
     if (failed) return error.OutOfMemory;
-    const seconds: f64 = @as(f64, @floatFromInt(now() - begin)) / std.time.ns_per_s;
+    // A coarse clock may not have moved.
+    const seconds: f64 = @as(f64, @floatFromInt(@max(now() - begin, 1))) / std.time.ns_per_s;
     return @as(f64, @floatFromInt(part * thread_count)) / seconds;
 }
 

@@ -1,0 +1,666 @@
+//! Tests of the paged cache: worked examples, sharing, retention, equal bits with the contiguous cache, and a long random
+//! walk beside plain arrays.
+
+const std = @import("std");
+const testing = std.testing;
+const attention = @import("../attention/attend.zig");
+const contiguous = @import("contiguous.zig");
+const paged = @import("paged.zig");
+const PagedCache = paged.PagedCache;
+const Sequence = paged.Sequence;
+const BlockPool = @import("block_pool.zig").BlockPool;
+const Dtype = @import("../dtype.zig").Dtype;
+const reference = @import("../kernels/reference.zig");
+const row_types = @import("rows.zig");
+const Input = row_types.Input;
+const slab_memory = @import("../device/slab.zig");
+
+fn input(elements: []const f32) Input {
+    return .fromF32(elements);
+}
+
+fn simple(comptime layer: paged.Layer, block_size: u32) paged.Options {
+    return .{ .layers = &.{layer}, .block_size = block_size, .max_seq_len = 4096, .dtype_k = .f32, .dtype_v = .f32 };
+}
+
+/// Appends rows to every layer, [row][kv_head][head_dim] filled with `value(position)`, and commits them.
+fn step(cache: *PagedCache, sequence: *Sequence, row_count: u32, value: *const fn (position: u32) f32) !void {
+    const start = sequence.seq_len;
+    for (0..cache.layerCount()) |layer| {
+        const shape = try cache.layerShape(@intCast(layer));
+        const rows = try testing.allocator.alloc(f32, row_count * shape.kvDim());
+        defer testing.allocator.free(rows);
+        for (rows, 0..) |*element, i| element.* = value(start + @as(u32, @intCast(i / shape.kvDim())));
+        try cache.append(@intCast(layer), &.{sequence}, &.{row_count}, input(rows), input(rows));
+    }
+    try cache.commit(sequence, row_count);
+}
+
+fn ascending(position: u32) f32 {
+    return @floatFromInt(position);
+}
+
+/// The first key element of each resident row of layer 0.
+fn gathered(cache: *PagedCache, sequence: *Sequence, buffer: []f32) ![]f32 {
+    const kv_dim = (try cache.layerShape(0)).kvDim();
+    var k: [8192]f32 = undefined;
+    var v: [8192]f32 = undefined;
+    const count = try cache.gather(
+        sequence,
+        0,
+        .{ .bytes = @ptrCast(&k), .element_count = k.len },
+        .{ .bytes = @ptrCast(&v), .element_count = v.len },
+    );
+    for (buffer[0..count], 0..) |*element, row| {
+        element.* = k[row * kv_dim];
+        try testing.expectEqual(k[row * kv_dim], v[row * kv_dim]);
+    }
+    return buffer[0..count];
+}
+
+fn expectRows(cache: *PagedCache, sequence: *Sequence, expected: []const f32) !void {
+    var buffer: [4096]f32 = undefined;
+    try testing.expectEqualSlices(f32, expected, try gathered(cache, sequence, &buffer));
+}
+
+test "one token takes one block; five in blocks of two take three" {
+    var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 2, .head_dim = 4 }, 16));
+    defer cache.deinit();
+    const sequence = try cache.createSequence();
+    try step(&cache, sequence, 1, ascending);
+    try testing.expectEqual(1, sequence.seq_len);
+    try testing.expectEqual(1, cache.groups[0].pool.stats().used_blocks);
+
+    var small: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 2, .head_dim = 4 }, 2));
+    defer small.deinit();
+    const five = try small.createSequence();
+    for (0..5) |_| try step(&small, five, 1, ascending);
+    try testing.expectEqual(3, small.groups[0].pool.stats().used_blocks);
+    try expectRows(&small, five, &.{ 0, 1, 2, 3, 4 });
+}
+
+test "a prewarmed pool: three rounds of append and free take the same block" {
+    const shape_bytes = 2 * 2 * 16 * 4 * 4;
+    var pool: BlockPool = try .init(testing.allocator, slab_memory.system, shape_bytes, 1 << 30);
+    defer pool.deinit();
+    try pool.prewarm(4);
+    var options = simple(.{ .kv_head_count = 2, .head_dim = 4 }, 16);
+    options.pool = &pool;
+    var cache: PagedCache = try .init(testing.allocator, options);
+    defer cache.deinit();
+    var table: [3]i32 = undefined;
+    for (&table) |*block| {
+        const sequence = try cache.createSequence();
+        try step(&cache, sequence, 1, ascending);
+        block.* = (try sequence.blockTable(0))[0];
+        cache.freeSequence(sequence);
+    }
+    const stats = pool.stats();
+    try testing.expectEqual(0, cache.stats().token_count);
+    try testing.expectEqual(4, stats.prewarmed);
+    try testing.expectEqual(3, stats.hits);
+    try testing.expectEqual(0, stats.misses);
+    try testing.expectEqual(3, stats.returns);
+    try testing.expectEqual(@as([3]i32, @splat(table[0])), table);
+    // Another cache of the same shape may use it, one of another shape may not.
+    var second: PagedCache = try .init(testing.allocator, options);
+    defer second.deinit();
+    options.block_size = 8;
+    try testing.expectError(error.InvalidConfig, PagedCache.init(testing.allocator, options));
+}
+
+test "a step over block borders: pending rows, then a commit of exactly those" {
+    var cache: PagedCache = try .init(testing.allocator, .{
+        .layers = &.{ .{ .kv_head_count = 1, .head_dim = 1 }, .{ .kv_head_count = 1, .head_dim = 1 } },
+        .block_size = 4,
+        .max_seq_len = 16,
+        .dtype_k = .f32,
+        .dtype_v = .f32,
+    });
+    defer cache.deinit();
+    const sequence = try cache.createSequence();
+    try step(&cache, sequence, 3, ascending);
+    const five = input(&.{ 3, 4, 5, 6, 7 });
+    try cache.append(0, &.{sequence}, &.{5}, five, five);
+    try testing.expectEqual(8, (try sequence.rows(0)).row_count);
+    try testing.expectEqual(3, (try sequence.rows(1)).row_count);
+    try testing.expectEqual(2, (try sequence.blockTable(0)).len);
+    try testing.expectEqual(1, (try sequence.blockTable(1)).len);
+    try testing.expectError(error.CommitMismatch, cache.commit(sequence, 5));
+    try cache.append(1, &.{sequence}, &.{5}, five, five);
+    try testing.expectError(error.CommitMismatch, cache.commit(sequence, 4));
+    try cache.commit(sequence, 5);
+    try expectRows(&cache, sequence, &.{ 0, 1, 2, 3, 4, 5, 6, 7 });
+}
+
+test "truncate frees whole blocks, refuses to go forward, and is the way to abandon a step" {
+    var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 4));
+    defer cache.deinit();
+    const sequence = try cache.createSequence();
+    try step(&cache, sequence, 9, ascending);
+    try testing.expectEqual(3, cache.groups[0].pool.stats().used_blocks);
+    try cache.truncate(sequence, 5);
+    try testing.expectEqual(2, cache.groups[0].pool.stats().used_blocks);
+    try testing.expectError(error.PositionOutOfRange, cache.truncate(sequence, 6));
+    const row = input(&.{ 9, 9, 9, 9 });
+    try cache.append(0, &.{sequence}, &.{4}, row, row);
+    try testing.expectEqual(3, cache.groups[0].pool.stats().used_blocks);
+    try cache.truncate(sequence, 5);
+    try testing.expectEqual(2, cache.groups[0].pool.stats().used_blocks);
+    try step(&cache, sequence, 1, ascending);
+    try expectRows(&cache, sequence, &.{ 0, 1, 2, 3, 4, 5 });
+}
+
+test "a fork shares every block; an append copies the shared partial block and no other" {
+    var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 4));
+    defer cache.deinit();
+    const pool = cache.groups[0].pool;
+    const parent = try cache.createSequence();
+    try step(&cache, parent, 6, ascending);
+    const child = try cache.fork(parent);
+    try testing.expectEqual(2, pool.stats().used_blocks);
+    try step(&cache, child, 1, struct {
+        fn value(_: u32) f32 {
+            return 100;
+        }
+    }.value);
+    try testing.expectEqual(3, pool.stats().used_blocks);
+    try expectRows(&cache, parent, &.{ 0, 1, 2, 3, 4, 5 });
+    try expectRows(&cache, child, &.{ 0, 1, 2, 3, 4, 5, 100 });
+    try testing.expectEqual(2, pool.refCount(@intCast((try parent.blockTable(0))[0])));
+    try testing.expectEqual(1, pool.refCount(@intCast((try parent.blockTable(0))[1])));
+    // The parent is alone in its last block now and appends in place.
+    try step(&cache, parent, 1, ascending);
+    try testing.expectEqual(3, pool.stats().used_blocks);
+    cache.freeSequence(parent);
+    try expectRows(&cache, child, &.{ 0, 1, 2, 3, 4, 5, 100 });
+}
+
+test "a fork in the middle of a step has the committed rows only" {
+    var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 4));
+    defer cache.deinit();
+    const parent = try cache.createSequence();
+    try step(&cache, parent, 2, ascending);
+    const row = input(&.{50});
+    try cache.append(0, &.{parent}, &.{1}, row, row);
+    const child = try cache.fork(parent);
+    try expectRows(&cache, child, &.{ 0, 1 });
+    try expectRows(&cache, parent, &.{ 0, 1, 50 });
+    try step(&cache, child, 1, ascending);
+    try cache.commit(parent, 1);
+    try expectRows(&cache, parent, &.{ 0, 1, 50 });
+    try expectRows(&cache, child, &.{ 0, 1, 2 });
+}
+
+test "reorder: beam i becomes what beam parents[i] was" {
+    var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 2));
+    defer cache.deinit();
+    var beams: [4]*Sequence = undefined;
+    beams[0] = try cache.createSequence();
+    try step(&cache, beams[0], 3, ascending);
+    for (beams[1..]) |*beam| beam.* = try cache.fork(beams[0]);
+    for (beams, 0..) |beam, i| {
+        const row = input(&.{@floatFromInt(10 * i)});
+        try cache.append(0, &.{beam}, &.{1}, row, row);
+        try testing.expectError(error.CommitMismatch, cache.reorder(&beams, &.{ 0, 1, 2, 3 }));
+        try cache.commit(beam, 1);
+    }
+    try testing.expectError(error.InvalidConfig, cache.reorder(&beams, &.{ 0, 1, 2, 4 }));
+    try testing.expectError(error.InvalidConfig, cache.reorder(&beams, &.{ 0, 1 }));
+    try testing.expectError(error.InvalidConfig, cache.reorder(&.{ beams[0], beams[0] }, &.{ 0, 1 }));
+    try cache.reorder(&beams, &.{ 2, 0, 0, 1 });
+    try expectRows(&cache, beams[0], &.{ 0, 1, 2, 20 });
+    try expectRows(&cache, beams[1], &.{ 0, 1, 2, 0 });
+    try expectRows(&cache, beams[2], &.{ 0, 1, 2, 0 });
+    try expectRows(&cache, beams[3], &.{ 0, 1, 2, 10 });
+    try checkInvariants(&cache);
+}
+
+test "retention of the newest rows is exact, its sinks stay, and blocks are bounded" {
+    const Case = struct { window: u32, sink: u32, tokens: u32, evictions: u64, expected: []const [2]u32 };
+    const cases = [_]Case{
+        .{ .window = 5, .sink = 0, .tokens = 7, .evictions = 2, .expected = &.{.{ 2, 7 }} },
+        .{ .window = 5, .sink = 0, .tokens = 12, .evictions = 7, .expected = &.{.{ 7, 12 }} },
+        .{ .window = 5, .sink = 0, .tokens = 8, .evictions = 3, .expected = &.{.{ 3, 8 }} },
+        .{ .window = 8, .sink = 2, .tokens = 10, .evictions = 2, .expected = &.{ .{ 0, 2 }, .{ 4, 10 } } },
+        .{ .window = 8, .sink = 2, .tokens = 40, .evictions = 32, .expected = &.{ .{ 0, 2 }, .{ 34, 40 } } },
+        .{ .window = 3000, .sink = 256, .tokens = 9000, .evictions = 6000, .expected = &.{ .{ 0, 256 }, .{ 6256, 9000 } } },
+        .{ .window = 400, .sink = 256, .tokens = 500, .evictions = 100, .expected = &.{ .{ 0, 256 }, .{ 356, 500 } } },
+    };
+    for (cases) |case| for ([_]u32{ 1, 4, 64 }) |block_size| {
+        var options = simple(.{ .kv_head_count = 1, .head_dim = 1 }, block_size);
+        options.max_seq_len = 10_000;
+        options.retention = .{ .tokens = case.window, .sink_tokens = case.sink };
+        var cache: PagedCache = try .init(testing.allocator, options);
+        defer cache.deinit();
+        const sequence = try cache.createSequence();
+        const bound = std.math.divCeil(u32, case.sink, block_size) catch unreachable;
+        const newest = std.math.divCeil(u32, case.window - case.sink, block_size) catch unreachable;
+        for (0..case.tokens) |_| {
+            try step(&cache, sequence, 1, ascending);
+            try testing.expect(cache.groups[0].pool.stats().used_blocks <= bound + newest + 1);
+        }
+        var expected: std.ArrayList(f32) = .empty;
+        defer expected.deinit(testing.allocator);
+        for (case.expected) |range| for (range[0]..range[1]) |position| {
+            try expected.append(testing.allocator, @floatFromInt(position));
+        };
+        try expectRows(&cache, sequence, expected.items);
+        try testing.expectEqual(case.evictions, cache.stats().evictions);
+        // Attention sees exactly those rows: their mean, with equal scores.
+        var output: [1]f32 = undefined;
+        try attention.attend(try sequence.rows(0), &.{0}, .{}, &output, &.{});
+        var mean: f64 = 0;
+        for (expected.items) |value| mean += value;
+        mean /= @floatFromInt(expected.items.len);
+        // 3000 weights of 1 and as many products are summed in f32: 3000 * 2^-24 = 1.8e-4 at most.
+        try testing.expectApproxEqRel(mean, output[0], 1.8e-4);
+        // Back into what is gone is refused, back to what is there is not.
+        const first = case.expected[case.expected.len - 1][0];
+        try testing.expectError(error.PositionOutOfRange, cache.truncate(sequence, first - 1));
+        try cache.truncate(sequence, first + 1);
+        try checkInvariants(&cache);
+    };
+}
+
+test "layers of another shape or window have their own blocks, and a window frees what it has passed" {
+    var cache: PagedCache = try .init(testing.allocator, .{
+        .layers = &.{
+            .{ .kv_head_count = 2, .head_dim = 4 },
+            .{ .kv_head_count = 2, .head_dim = 4, .window_tokens = 6 },
+            .{ .kv_head_count = 1, .head_dim = 8 },
+            .{ .kv_head_count = 2, .head_dim = 4 },
+        },
+        .block_size = 2,
+        .max_seq_len = 100,
+        .dtype_k = .f32,
+        .dtype_v = .f32,
+    });
+    defer cache.deinit();
+    try testing.expectEqual(3, cache.groups.len);
+    const sequence = try cache.createSequence();
+    for (0..20) |_| try step(&cache, sequence, 1, ascending);
+    try testing.expectEqual(10, cache.groups[0].pool.stats().used_blocks);
+    try testing.expect(cache.groups[1].pool.stats().used_blocks <= 4);
+    try testing.expectEqual(10, cache.groups[2].pool.stats().used_blocks);
+    // The windowed layer attends its window: mean of 14..19.
+    var output: [8]f32 = undefined;
+    const q: [8]f32 = @splat(0);
+    try attention.attend(try sequence.rows(1), &q, .{}, &output, &.{});
+    try testing.expectApproxEqRel(16.5, output[0], 1e-6);
+    try attention.attend(try sequence.rows(0), &q, .{}, &output, &.{});
+    try testing.expectApproxEqRel(9.5, output[0], 1e-6);
+    const child = try cache.fork(sequence);
+    try step(&cache, child, 1, ascending);
+    try checkInvariants(&cache);
+}
+
+test "a batch of ragged sequences is appended whole or not at all" {
+    // Blocks of 2 rows, 5 of them.
+    var options = simple(.{ .kv_head_count = 1, .head_dim = 1 }, 2);
+    options.max_bytes = 5 * 64;
+    var cache: PagedCache = try .init(testing.allocator, options);
+    defer cache.deinit();
+    const pool = cache.groups[0].pool;
+    var sequences: [3]*Sequence = undefined;
+    for (&sequences) |*sequence| sequence.* = try cache.createSequence();
+    const rows = input(&.{ 0, 1, 2, 0, 0, 1 });
+    try cache.append(0, &sequences, &.{ 3, 1, 2 }, rows, rows);
+    for (sequences, [_]u32{ 3, 1, 2 }) |sequence, count| try cache.commit(sequence, count);
+    try testing.expectEqual(4, pool.stats().used_blocks);
+    // Two more blocks are wanted, one is left: nothing happens to any of them.
+    const before = pool.stats();
+    const more = input(&.{ 3, 4, 1, 2, 2 });
+    try testing.expectError(error.PoolEmpty, cache.append(0, &sequences, &.{ 2, 2, 1 }, more, more));
+    try testing.expectEqual(before, pool.stats());
+    for (sequences, [_]u32{ 3, 1, 2 }) |sequence, count| {
+        try testing.expectEqual(count, (try sequence.rows(0)).row_count);
+    }
+    try testing.expectError(error.InvalidConfig, cache.append(0, &.{ sequences[0], sequences[0] }, &.{ 1, 1 }, input(&.{ 1, 2 }), input(&.{ 1, 2 })));
+    try testing.expectError(error.InvalidSize, cache.append(0, &sequences, &.{ 1, 1, 1 }, more, more));
+    try testing.expectError(error.NotFinite, cache.append(0, &sequences, &.{ 1, 0, 0 }, input(&.{std.math.nan(f32)}), input(&.{1})));
+    const one = input(&.{ 3, 1 });
+    try cache.append(0, sequences[0..2], &.{ 1, 1 }, one, one);
+    try expectRows(&cache, sequences[0], &.{ 0, 1, 2, 3 });
+    try expectRows(&cache, sequences[1], &.{ 0, 1 });
+    // A copy-on-write that finds no block changes nothing either.
+    try cache.truncate(sequences[0], 3);
+    const child = try cache.fork(sequences[0]);
+    const fill = input(&.{ 2, 3 });
+    try cache.append(0, sequences[2..], &.{2}, fill, fill);
+    try testing.expectEqual(5, pool.stats().used_blocks);
+    try testing.expectError(error.PoolEmpty, cache.append(0, &.{child}, &.{1}, input(&.{9}), input(&.{9})));
+    try expectRows(&cache, child, &.{ 0, 1, 2 });
+    try checkInvariants(&cache);
+}
+
+test "equal bits: contiguous and every block size, fresh and forked, one by one and at once" {
+    const tokens = 300;
+    const heads = 2;
+    const dim = 40;
+    var prng: std.Random.DefaultPrng = .init(11);
+    var k: [tokens * heads * dim]f32 = undefined;
+    var v: [tokens * heads * dim]f32 = undefined;
+    var q: [3 * 4 * dim]f32 = undefined;
+    for ([_][]f32{ &k, &v, &q }) |elements| {
+        for (elements) |*element| element.* = prng.random().floatNorm(f32);
+    }
+    for ([_]Dtype{ .f32, .f16, .bf16 }) |dtype| {
+        var flat: contiguous.ContiguousCache = try .init(testing.allocator, .{
+            .layer_count = 1,
+            .kv_head_count = heads,
+            .head_dim = dim,
+            .max_seq_len = tokens,
+            .dtype_k = dtype,
+            .dtype_v = dtype,
+        });
+        defer flat.deinit();
+        _ = try flat.append(0, 0, input(&k), input(&v));
+        const options = [_]attention.Options{
+            .{ .query_count = 3 },
+            .{ .query_count = 3, .window_tokens = 100, .sink_tokens = 5 },
+            .{ .query_count = 3, .softcap = 3 },
+        };
+        for (options) |option| {
+            var expected: [q.len]f32 = undefined;
+            var expected_lse: [12]f32 = undefined;
+            try attention.attend(try flat.rows(0, 0), &q, option, &expected, &expected_lse);
+            var block_size: u32 = 1;
+            while (block_size <= 256) : (block_size *= 2) {
+                var cache: PagedCache = try .init(testing.allocator, .{
+                    .layers = &.{.{ .kv_head_count = heads, .head_dim = dim }},
+                    .block_size = block_size,
+                    .max_seq_len = tokens,
+                    .dtype_k = dtype,
+                    .dtype_v = dtype,
+                });
+                defer cache.deinit();
+                const whole = try cache.createSequence();
+                try cache.append(0, &.{whole}, &.{tokens}, input(&k), input(&v));
+                try cache.commit(whole, tokens);
+                const parent = try cache.createSequence();
+                const row = heads * dim;
+                for (0..tokens / 2) |token| {
+                    try cache.append(0, &.{parent}, &.{1}, input(k[token * row ..][0..row]), input(v[token * row ..][0..row]));
+                    try cache.commit(parent, 1);
+                }
+                const child = try cache.fork(parent);
+                const rest = tokens / 2 * row;
+                try cache.append(0, &.{child}, &.{tokens / 2}, input(k[rest..]), input(v[rest..]));
+                for ([_]*Sequence{ whole, child }) |sequence| {
+                    var output: [q.len]f32 = undefined;
+                    var lse: [12]f32 = undefined;
+                    try attention.attend(try sequence.rows(0), &q, option, &output, &lse);
+                    try testing.expectEqualSlices(u8, std.mem.asBytes(&expected), std.mem.asBytes(&output));
+                    try testing.expectEqualSlices(u8, std.mem.asBytes(&expected_lse), std.mem.asBytes(&lse));
+                }
+            }
+        }
+    }
+}
+
+test "poisoned holes change nothing" {
+    var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 2, .head_dim = 3 }, 4));
+    defer cache.deinit();
+    const sequence = try cache.createSequence();
+    try step(&cache, sequence, 3, ascending);
+    const q: [6]f32 = @splat(0.1);
+    var before: [6]f32 = undefined;
+    try attention.attend(try sequence.rows(0), &q, .{}, &before, &.{});
+    const bytes = cache.groups[0].pool.bytes(@intCast((try sequence.blockTable(0))[0]));
+    const elements: []f32 = @ptrCast(bytes[0 .. 2 * 24 * 4]);
+    // With 3 of 4 rows the holes are elements 9..11 and 21..23 of each side.
+    for ([_]usize{ 9, 21, 24 + 9, 24 + 21 }) |at| @memset(elements[at..][0..3], std.math.nan(f32));
+    var after: [6]f32 = undefined;
+    try attention.attend(try sequence.rows(0), &q, .{}, &after, &.{});
+    try testing.expectEqual(before, after);
+}
+
+test "a tree of drafted tokens: each node sees the rows before the tree, its ancestors and itself" {
+    const dim = 16;
+    var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = dim }, 4));
+    defer cache.deinit();
+    const sequence = try cache.createSequence();
+    var prng: std.Random.DefaultPrng = .init(5);
+    var k: [75 * dim]f32 = undefined;
+    for (&k) |*element| element.* = prng.random().floatNorm(f32);
+    try cache.append(0, &.{sequence}, &.{70}, input(k[0 .. 70 * dim]), input(k[0 .. 70 * dim]));
+    try cache.commit(sequence, 70);
+    // Two roots; 2 and 3 follow 0, 4 follows 3.
+    const parents = [_]i32{ -1, -1, 0, 0, 3 };
+    try cache.append(0, &.{sequence}, &.{5}, input(k[70 * dim ..]), input(k[70 * dim ..]));
+    var q: [5 * dim]f32 = undefined;
+    for (&q) |*element| element.* = prng.random().floatNorm(f32);
+    var output: [5 * dim]f32 = undefined;
+    const options: attention.Options = .{ .query_count = 5, .tree_parents = &parents };
+    try attention.attend(try sequence.rows(0), &q, options, &output, &.{});
+    for (parents, 0..) |_, node| {
+        // The node's own path as a plain sequence.
+        const path = try cache.createSequence();
+        defer cache.freeSequence(path);
+        try cache.append(0, &.{path}, &.{70}, input(k[0 .. 70 * dim]), input(k[0 .. 70 * dim]));
+        var nodes: [5]usize = undefined;
+        var depth: usize = 0;
+        var at: i32 = @intCast(node);
+        while (at >= 0) : (at = parents[@intCast(at)]) {
+            nodes[depth] = @intCast(at);
+            depth += 1;
+        }
+        while (depth > 0) {
+            depth -= 1;
+            const row = k[(70 + nodes[depth]) * dim ..][0..dim];
+            try cache.append(0, &.{path}, &.{1}, input(row), input(row));
+        }
+        var alone: [dim]f32 = undefined;
+        try attention.attend(try path.rows(0), q[node * dim ..][0..dim], .{}, &alone, &.{});
+        for (alone, output[node * dim ..][0..dim]) |expected, got| try testing.expectApproxEqAbs(expected, got, 1e-5);
+    }
+    // Accept the path 0, 3, 4: those rows move up and are committed, the others are gone.
+    try testing.expectError(error.InvalidSize, cache.commitKept(sequence, &.{ 3, 0 }));
+    try testing.expectError(error.InvalidSize, cache.commitKept(sequence, &.{5}));
+    try cache.commitKept(sequence, &.{ 0, 3, 4 });
+    try testing.expectEqual(73, sequence.seq_len);
+    var buffer: [100]f32 = undefined;
+    const rows = try gathered(&cache, sequence, &buffer);
+    try testing.expectEqual(73, rows.len);
+    for ([_]usize{ 70, 73, 74 }, rows[70..]) |from, got| try testing.expectEqual(k[from * dim], got);
+
+    const q1 = q[0..dim];
+    const bad = [_]attention.Options{
+        .{ .query_count = 1, .tree_parents = &.{0} },
+        .{ .query_count = 1, .tree_parents = &.{-1}, .causal = false },
+    };
+    for (bad) |option| {
+        try testing.expectError(error.InvalidConfig, attention.attend(try sequence.rows(0), q1, option, &output, &.{}));
+    }
+    try testing.expectError(error.InvalidSize, attention.attend(try sequence.rows(0), q1, .{ .tree_parents = &parents }, &output, &.{}));
+    try testing.expectError(error.Unsupported, attention.attend(try sequence.rows(0), q1, .{ .tree_parents = &.{-1}, .window_tokens = 3 }, &output, &.{}));
+}
+
+/// References are table entries, used and free blocks are all blocks, and no block is in use twice by one table.
+fn checkInvariants(cache: *PagedCache) !void {
+    for (cache.groups, 0..) |group, group_index| {
+        const stats = group.pool.stats();
+        try testing.expectEqual(stats.total_blocks, stats.used_blocks + stats.free_blocks);
+        var counts: std.AutoHashMapUnmanaged(i32, u32) = .empty;
+        defer counts.deinit(testing.allocator);
+        for (cache.sequences.items) |sequence| for (sequence.tables[group_index].blocks.items) |block| {
+            if (block < 0) continue;
+            const entry = try counts.getOrPutValue(testing.allocator, block, 0);
+            entry.value_ptr.* += 1;
+        };
+        try testing.expectEqual(stats.used_blocks, counts.count());
+        var entries = counts.iterator();
+        while (entries.next()) |entry| {
+            try testing.expectEqual(entry.value_ptr.*, group.pool.refCount(@intCast(entry.key_ptr.*)));
+        }
+    }
+}
+
+/// A sequence of the model: what its rows in layer 0 should be.
+const Model = struct {
+    sequence: *Sequence,
+    rows: std.ArrayList(f32) = .empty,
+    /// Rows appended and not committed.
+    pending: u32 = 0,
+};
+
+test "a random walk over appends, commits, forks, truncates, reorders and frees" {
+    const gpa = testing.allocator;
+    var prng: std.Random.DefaultPrng = .init(testing.random_seed);
+    const random = prng.random();
+    errdefer std.debug.print("seed {d}\n", .{testing.random_seed});
+    // Few blocks, so that the pool runs out again and again.
+    var cache: PagedCache = try .init(gpa, .{
+        .layers = &.{ .{ .kv_head_count = 1, .head_dim = 2 }, .{ .kv_head_count = 1, .head_dim = 2 } },
+        .block_size = 4,
+        .max_seq_len = 60,
+        .dtype_k = .f32,
+        .dtype_v = .f32,
+        .max_bytes = 60 * 128,
+    });
+    defer cache.deinit();
+    var models: std.ArrayList(Model) = .empty;
+    defer {
+        for (models.items) |*model| model.rows.deinit(gpa);
+        models.deinit(gpa);
+    }
+    var next_value: f32 = 1;
+    for (0..5000) |_| {
+        const choice = random.uintLessThan(u8, 12);
+        if (models.items.len == 0 or choice == 0) {
+            if (models.items.len >= 10) continue;
+            try models.append(gpa, .{ .sequence = try cache.createSequence() });
+            continue;
+        }
+        const index = random.uintLessThan(usize, models.items.len);
+        const model = &models.items[index];
+        switch (choice) {
+            1 => { // fork
+                if (models.items.len >= 10) continue;
+                var rows: std.ArrayList(f32) = .empty;
+                try rows.appendSlice(gpa, model.rows.items[0 .. model.rows.items.len - model.pending]);
+                try models.append(gpa, .{ .sequence = try cache.fork(model.sequence), .rows = rows });
+            },
+            2 => { // free
+                cache.freeSequence(model.sequence);
+                model.rows.deinit(gpa);
+                _ = models.swapRemove(index);
+            },
+            3 => { // truncate
+                const committed: u32 = @intCast(model.rows.items.len - model.pending);
+                const length = random.uintAtMost(u32, committed);
+                try cache.truncate(model.sequence, length);
+                model.rows.items.len = length;
+                model.pending = 0;
+            },
+            4 => { // reorder of all, when nobody has pending rows
+                var beams: [10]*Sequence = undefined;
+                var parents: [10]u32 = undefined;
+                var pending = false;
+                for (models.items, 0..) |other, i| {
+                    beams[i] = other.sequence;
+                    parents[i] = random.uintLessThan(u32, @intCast(models.items.len));
+                    pending = pending or other.pending != 0;
+                }
+                const count = models.items.len;
+                if (cache.reorder(beams[0..count], parents[0..count])) {
+                    try testing.expect(!pending);
+                    var old: [10]std.ArrayList(f32) = undefined;
+                    for (models.items, 0..) |other, i| old[i] = other.rows;
+                    for (models.items, 0..) |*other, i| {
+                        other.rows = .empty;
+                        try other.rows.appendSlice(gpa, old[parents[i]].items);
+                    }
+                    for (old[0..count]) |*rows| rows.deinit(gpa);
+                } else |err| {
+                    try testing.expectEqual(error.CommitMismatch, err);
+                    try testing.expect(pending);
+                }
+            },
+            5, 6 => { // commit
+                try cache.commit(model.sequence, model.pending);
+                model.pending = 0;
+            },
+            else => { // append to both layers, or to none when the pool is empty
+                const count = random.uintLessThan(u32, 9);
+                var rows: [16]f32 = undefined;
+                for (0..count) |i| {
+                    rows[2 * i] = next_value;
+                    rows[2 * i + 1] = -next_value;
+                    next_value += 1;
+                }
+                const k = input(rows[0 .. 2 * count]);
+                const outcome = cache.append(0, &.{model.sequence}, &.{count}, k, k);
+                if (model.rows.items.len + count > 60) {
+                    try testing.expectError(error.CacheFull, outcome);
+                    continue;
+                }
+                outcome catch |err| {
+                    try testing.expectEqual(error.PoolEmpty, err);
+                    continue;
+                };
+                // The blocks are there now, and unshared.
+                try cache.append(1, &.{model.sequence}, &.{count}, k, k);
+                for (0..count) |i| try model.rows.append(gpa, rows[2 * i]);
+                model.pending += count;
+            },
+        }
+        try checkInvariants(&cache);
+        for (models.items) |other| try expectRows(&cache, other.sequence, other.rows.items);
+    }
+}
+
+test "every allocation may fail, and nothing has changed" {
+    var fail_index: usize = 0;
+    while (true) : (fail_index += 1) {
+        var failing: std.testing.FailingAllocator = .init(testing.allocator, .{ .fail_index = fail_index });
+        const gpa = failing.allocator();
+        life(gpa) catch |err| {
+            try testing.expectEqual(error.OutOfMemory, err);
+            continue;
+        };
+        if (!failing.has_induced_failure) break;
+    }
+    try testing.expect(fail_index > 15);
+}
+
+fn life(gpa: std.mem.Allocator) !void {
+    var cache: PagedCache = try .initSlabs(gpa, gpa, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 1));
+    defer cache.deinit();
+    const parent = try cache.createSequence();
+    const row: [70]f32 = @splat(1); // more blocks than fit the stack
+    cache.append(0, &.{parent}, &.{70}, input(&row), input(&row)) catch |err| {
+        try testing.expectEqual(0, (try parent.rows(0)).row_count);
+        try checkInvariants(&cache);
+        return err;
+    };
+    try cache.commit(parent, 70);
+    const child = cache.fork(parent) catch |err| {
+        try testing.expectEqual(1, cache.sequences.items.len);
+        try checkInvariants(&cache);
+        return err;
+    };
+    cache.reorder(&.{ parent, child }, &.{ 1, 1 }) catch |err| {
+        try checkInvariants(&cache);
+        return err;
+    };
+    try checkInvariants(&cache);
+}
+
+test "a fork of 128 K tokens is a copy of tables, and a million forks and frees leave the pool as it was" {
+    var options = simple(.{ .kv_head_count = 1, .head_dim = 1 }, 64);
+    options.max_seq_len = 1 << 17;
+    var cache: PagedCache = try .init(testing.allocator, options);
+    defer cache.deinit();
+    const parent = try cache.createSequence();
+    const rows = try testing.allocator.alloc(f32, 1 << 17);
+    defer testing.allocator.free(rows);
+    @memset(rows, 1);
+    try cache.append(0, &.{parent}, &.{1 << 17}, input(rows), input(rows));
+    try cache.commit(parent, 1 << 17);
+    const before = cache.groups[0].pool.stats();
+    try testing.expectEqual(2048, before.used_blocks);
+    for (0..100) |_| cache.freeSequence(try cache.fork(parent));
+    try testing.expectEqual(before, cache.groups[0].pool.stats());
+}
