@@ -91,11 +91,122 @@ export const EXPORTS = {
   // (handle, layer) -> 0 for the CPU, n for GPU n - 1
   kv_contiguous_layer_device: { parameters: ["u32", "u32"], result: "i32" },
   // (handle, layer, sequence, q, q_count, AttendRecord, bytes, alibi_slopes, count, sink_logits, count,
-  //  output out, output_count, lse out, lse_count)
+  //  tree_parents, count, output out, output_count, lse out, lse_count)
   kv_contiguous_attend: {
     parameters: [
       "u32",
       "u32",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+    ],
+    result: "i32",
+  },
+
+  // (PoolRecord, bytes) -> handle
+  kv_pool_create: { parameters: ["buffer", "u32"], result: "i32" },
+  // (handle)
+  kv_pool_free: { parameters: ["u32"], result: "i32" },
+  // (handle, block_count)
+  kv_pool_prewarm: { parameters: ["u32", "u32"], result: "i32" },
+  // (handle, PoolStatsRecord out, bytes)
+  kv_pool_stats: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+
+  // (PagedRecord, bytes, layers, word_count) -> handle
+  kv_paged_create: { parameters: ["buffer", "u32", "buffer", "u32"], result: "i32" },
+  // (handle)
+  kv_paged_free: { parameters: ["u32"], result: "i32" },
+  // (handle, PagedRecord out, bytes, layers out, word_count)
+  kv_paged_config: { parameters: ["u32", "buffer", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, sequences, token_counts, sequence_count, k, k_count, v, v_count, dtype, layout)
+  kv_paged_append: {
+    parameters: ["u32", "u32", "buffer", "buffer", "u32", "buffer", "u32", "buffer", "u32", "u32", "u32"],
+    result: "i32",
+  },
+  // (handle, layer, sequences, query_counts, sequence_count, q, q_count, AttendRecord, bytes, alibi_slopes, count,
+  //  sink_logits, count, output out, output_count, lse out, lse_count)
+  kv_paged_attend: {
+    parameters: [
+      "u32",
+      "u32",
+      "buffer",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+      "buffer",
+      "u32",
+    ],
+    result: "i32",
+  },
+  // (handle, beams, parents, count)
+  kv_paged_reorder: { parameters: ["u32", "buffer", "buffer", "u32"], result: "i32" },
+  // (handle, PagedStatsRecord out, bytes)
+  kv_paged_stats: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // (handle, group, PoolStatsRecord out, bytes)
+  kv_paged_pool_stats: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
+
+  // (cache) -> handle
+  kv_sequence_create: { parameters: ["u32"], result: "i32" },
+  // (handle)
+  kv_sequence_free: { parameters: ["u32"], result: "i32" },
+  // (handle) -> handle of the child
+  kv_sequence_fork: { parameters: ["u32"], result: "i32" },
+  // (handle, layer, k, k_count, v, v_count, dtype, layout) -> start
+  kv_sequence_append: { parameters: ["u32", "u32", "buffer", "u32", "buffer", "u32", "u32", "u32"], result: "i32" },
+  // (handle, token_count)
+  kv_sequence_commit: { parameters: ["u32", "u32"], result: "i32" },
+  // (handle, indices of the pending rows that stay, count)
+  kv_sequence_commit_kept: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // (handle, seq_len)
+  kv_sequence_truncate: { parameters: ["u32", "u32"], result: "i32" },
+  // (handle) -> committed tokens
+  kv_sequence_seq_len: { parameters: ["u32"], result: "i32" },
+  // (handle, layer) -> committed and pending rows, evicted ones included
+  kv_sequence_row_count: { parameters: ["u32", "u32"], result: "i32" },
+  // (handle, layer) -> rows that are there
+  kv_sequence_resident_count: { parameters: ["u32", "u32"], result: "i32" },
+  // (handle, layer) -> a number that changes whenever a view of that layer goes stale
+  kv_sequence_generation: { parameters: ["u32", "u32"], result: "i32" },
+  // (handle, layer, start, view_first, ViewRecord[] out, bytes) -> views from `start` on
+  kv_sequence_views: { parameters: ["u32", "u32", "u32", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, row_count, ViewRecord out, bytes) -> rows
+  kv_sequence_contiguous_kv: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, k out, k_count, v out, v_count, dtype) -> rows
+  kv_sequence_gather: { parameters: ["u32", "u32", "buffer", "u32", "buffer", "u32", "u32"], result: "i32" },
+  // (handle, layer) -> 0 for the CPU, n for GPU n - 1
+  kv_sequence_layer_device: { parameters: ["u32", "u32"], result: "i32" },
+  // (handle, layer, i32[] out, count) -> entries of the block table
+  kv_sequence_block_table: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, i32[] out, count) -> entries: the references of each block
+  kv_sequence_block_references: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, q, q_count, AttendRecord, bytes, alibi_slopes, count, sink_logits, count, tree_parents, count,
+  //  output out, output_count, lse out, lse_count)
+  kv_sequence_attend: {
+    parameters: [
+      "u32",
+      "u32",
+      "buffer",
       "u32",
       "buffer",
       "u32",

@@ -6,6 +6,9 @@
 const std = @import("std");
 const contiguous = @import("abi/contiguous.zig");
 const library = @import("abi/library.zig");
+const paged = @import("abi/paged.zig");
+const pool = @import("abi/pool.zig");
+const sequence = @import("abi/sequence.zig");
 const status = @import("abi/status.zig");
 
 /// Every symbol of the library.
@@ -39,6 +42,39 @@ const exports = struct {
     pub const kv_contiguous_gather = contiguous.gather;
     pub const kv_contiguous_layer_device = contiguous.layerDevice;
     pub const kv_contiguous_attend = contiguous.attend;
+
+    pub const kv_pool_create = pool.create;
+    pub const kv_pool_free = pool.free;
+    pub const kv_pool_prewarm = pool.prewarm;
+    pub const kv_pool_stats = pool.stats;
+
+    pub const kv_paged_create = paged.create;
+    pub const kv_paged_free = paged.free;
+    pub const kv_paged_config = paged.config;
+    pub const kv_paged_append = paged.append;
+    pub const kv_paged_attend = paged.attend;
+    pub const kv_paged_reorder = paged.reorder;
+    pub const kv_paged_stats = paged.stats;
+    pub const kv_paged_pool_stats = paged.poolStats;
+
+    pub const kv_sequence_create = sequence.create;
+    pub const kv_sequence_free = sequence.free;
+    pub const kv_sequence_fork = sequence.fork;
+    pub const kv_sequence_append = sequence.append;
+    pub const kv_sequence_commit = sequence.commit;
+    pub const kv_sequence_commit_kept = sequence.commitKept;
+    pub const kv_sequence_truncate = sequence.truncate;
+    pub const kv_sequence_seq_len = sequence.seqLen;
+    pub const kv_sequence_row_count = sequence.rowCount;
+    pub const kv_sequence_resident_count = sequence.residentCount;
+    pub const kv_sequence_generation = sequence.generation;
+    pub const kv_sequence_views = sequence.views;
+    pub const kv_sequence_contiguous_kv = sequence.contiguousKv;
+    pub const kv_sequence_gather = sequence.gather;
+    pub const kv_sequence_layer_device = sequence.layerDevice;
+    pub const kv_sequence_block_table = sequence.blockTable;
+    pub const kv_sequence_block_references = sequence.blockReferences;
+    pub const kv_sequence_attend = sequence.attend;
 };
 
 comptime {
@@ -49,7 +85,7 @@ comptime {
 
 /// One line for each symbol: `kv_contiguous_commit(u32, u32, u32) i32`.
 const manifest_text = text: {
-    @setEvalBranchQuota(20_000);
+    @setEvalBranchQuota(100_000);
     var text: []const u8 = "";
     for (std.meta.declarations(exports)) |row| {
         const function = @typeInfo(@TypeOf(@field(exports, row.name))).@"fn";
@@ -83,6 +119,9 @@ test {
     _ = @import("kvern.zig");
     _ = contiguous;
     _ = library;
+    _ = paged;
+    _ = pool;
+    _ = sequence;
     _ = status;
     _ = @import("abi/handle.zig");
     _ = @import("abi/record.zig");

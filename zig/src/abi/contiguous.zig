@@ -9,12 +9,15 @@ const contiguous = @import("../cache/contiguous.zig");
 const ContiguousCache = contiguous.ContiguousCache;
 const row_types = @import("../cache/rows.zig");
 const attention = @import("../attention/attend.zig");
+const attend_options = @import("attend.zig");
+const buffer = @import("buffer.zig");
 const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const Shape = @import("../shape.zig").Shape;
 const handle = @import("handle.zig");
 const record = @import("record.zig");
 const status = @import("status.zig");
+const ViewRecord = @import("view.zig").ViewRecord;
 
 const gpa = std.heap.c_allocator;
 
@@ -70,57 +73,9 @@ const RowsRecord = extern struct {
     generation: u32,
 };
 
-/// Both sides of a run, in place.
-const ViewRecord = extern struct {
-    size_bytes: u32 = 0,
-    keys: record.Wide,
-    values: record.Wide,
-    start: u32,
-    length: u32,
-    dtype_k: u32,
-    dtype_v: u32,
-    /// In elements.
-    token_stride: u32,
-    head_stride: u32,
-    /// 0: the float tail; a contiguous cache has no other tier.
-    tier: u32 = 0,
-    delta: i32 = 0,
-    generation: u32,
-};
-
-/// The options of one `attend`.
-const AttendRecord = extern struct {
-    size_bytes: u32 = 0,
-    query_count: u32,
-    flags: u32,
-    softmax_scale: f32,
-    window_tokens: u32,
-    sink_tokens: u32,
-    softcap: f32,
-
-    const causal = 1;
-    const softmax_scale_given = 2;
-    const softcap_given = 4;
-    const window_given = 8;
-    const known_flags = causal | softmax_scale_given | softcap_given | window_given;
-
-    fn read(source: ?[*]const u8, record_bytes: u32) status.Error!attention.Options {
-        const options = try record.read(AttendRecord, source, record_bytes);
-        if (options.flags & ~@as(u32, known_flags) != 0) return error.Unsupported;
-        return .{
-            .query_count = options.query_count,
-            .causal = options.flags & causal != 0,
-            .softmax_scale = if (options.flags & softmax_scale_given != 0) options.softmax_scale else null,
-            .window_tokens = if (options.flags & window_given != 0) options.window_tokens else null,
-            .sink_tokens = options.sink_tokens,
-            .softcap = if (options.flags & softcap_given != 0) options.softcap else null,
-        };
-    }
-};
-
 /// (ContiguousRecord, bytes, f64 out, count): the bytes of keys and values such a cache would have.
 pub fn memoryBytes(options: ?[*]const u8, options_bytes: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
-    return result(planMemory(options, options_bytes, out, out_count));
+    return status.word(planMemory(options, options_bytes, out, out_count));
 }
 
 fn planMemory(source: ?[*]const u8, source_bytes: u32, out: ?[*]u8, out_count: u32) status.Error!void {
@@ -134,7 +89,7 @@ pub fn create(options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
     const parsed = ContiguousRecord.read(options, options_bytes) catch |err| return status.fromError(err);
     checkTables(parsed.shape()) catch |err| return status.fromError(err);
     var cache = ContiguousCache.init(gpa, parsed) catch |err| return status.fromError(err);
-    return handle.create(cache) catch |err| {
+    return handle.create(.contiguous, .{ .contiguous = cache }) catch |err| {
         cache.deinit();
         return status.fromError(err);
     };
@@ -149,21 +104,21 @@ fn checkTables(shape: Shape) Shape.Error!void {
 }
 
 pub fn free(word: u32) callconv(.c) i32 {
-    return result(handle.free(word));
+    return status.word(handle.free(.contiguous, word));
 }
 
 pub fn config(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const shape = use.cache.shape;
-    return result(record.write(ContiguousRecord, out, out_bytes, .{
+    const shape = use.target.shape;
+    return status.word(record.write(ContiguousRecord, out, out_bytes, .{
         .layer_count = shape.layer_count,
         .sequence_count = shape.sequence_count,
         .kv_head_count = shape.kv_head_count,
         .head_dim = shape.head_dim,
         .max_seq_len = shape.max_seq_len,
-        .dtype_k = @intFromEnum(use.cache.dtype_k),
-        .dtype_v = @intFromEnum(use.cache.dtype_v),
+        .dtype_k = @intFromEnum(use.target.dtype_k),
+        .dtype_v = @intFromEnum(use.target.dtype_v),
         .max_bytes = .{},
     }));
 }
@@ -178,10 +133,10 @@ pub fn store(
     v_count: u32,
     dtype: u32,
 ) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const k_input, const v_input = inputs(k, k_count, v, v_count, dtype, 0) catch |err| return status.fromError(err);
-    return result(use.cache.store(layer, sequence, k_input, v_input));
+    const k_input, const v_input = buffer.inputs(k, k_count, v, v_count, dtype, 0) catch |err| return status.fromError(err);
+    return status.word(use.target.store(layer, sequence, k_input, v_input));
 }
 
 pub fn append(
@@ -195,82 +150,55 @@ pub fn append(
     dtype: u32,
     layout: u32,
 ) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const k_input, const v_input = inputs(k, k_count, v, v_count, dtype, layout) catch |err| return status.fromError(err);
-    const start = use.cache.append(layer, sequence, k_input, v_input) catch |err| return status.fromError(err);
+    const k_input, const v_input = buffer.inputs(k, k_count, v, v_count, dtype, layout) catch |err| return status.fromError(err);
+    const start = use.target.append(layer, sequence, k_input, v_input) catch |err| return status.fromError(err);
     return status.count(start);
 }
 
-fn inputs(
-    k: ?[*]const u8,
-    k_count: u32,
-    v: ?[*]const u8,
-    v_count: u32,
-    dtype_word: u32,
-    layout_word: u32,
-) error{ InvalidConfig, InvalidSize }!struct { row_types.Input, row_types.Input } {
-    const dtype = Dtype.fromWord(dtype_word) orelse return error.InvalidConfig;
-    const layout = std.enums.fromInt(row_types.Layout, layout_word) orelse return error.InvalidConfig;
-    return .{
-        .{ .bytes = try borrow(k, k_count), .element_count = k_count, .dtype = dtype, .layout = layout },
-        .{ .bytes = try borrow(v, v_count), .element_count = v_count, .dtype = dtype, .layout = layout },
-    };
-}
-
-/// A caller's buffer; null is right for no elements only.
-fn borrow(source: ?[*]const u8, element_count: u32) error{InvalidSize}![*]const u8 {
-    if (element_count == 0) return &.{};
-    return source orelse error.InvalidSize;
-}
-
-fn borrowOut(destination: ?[*]u8, element_count: u32) error{InvalidSize}![*]u8 {
-    if (element_count == 0) return &.{};
-    return destination orelse error.InvalidSize;
-}
-
 pub fn advance(word: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    return result(use.cache.advance());
+    return status.word(use.target.advance());
 }
 
 pub fn reset(word: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    use.cache.reset();
+    use.target.reset();
     return 0;
 }
 
 pub fn commit(word: u32, sequence: u32, token_count: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    return result(use.cache.commit(sequence, token_count));
+    return status.word(use.target.commit(sequence, token_count));
 }
 
 pub fn truncate(word: u32, sequence: u32, seq_len: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    return result(use.cache.truncate(sequence, seq_len));
+    return status.word(use.target.truncate(sequence, seq_len));
 }
 
 pub fn seqLen(word: u32, sequence: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.count(use.cache.seqLen(sequence) catch |err| return status.fromError(err));
+    return status.count(use.target.seqLen(sequence) catch |err| return status.fromError(err));
 }
 
 pub fn rowCount(word: u32, layer: u32, sequence: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const rows = use.cache.rows(layer, sequence) catch |err| return status.fromError(err);
+    const rows = use.target.rows(layer, sequence) catch |err| return status.fromError(err);
     return status.count(rows.row_count);
 }
 
 pub fn generation(word: u32, layer: u32, sequence: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.count(visibleGeneration(use.cache, layer, sequence) catch |err| return status.fromError(err));
+    return status.count(visibleGeneration(use.target, layer, sequence) catch |err| return status.fromError(err));
 }
 
 /// The generation in 31 bits, so that it is a positive result.
@@ -279,17 +207,17 @@ fn visibleGeneration(cache: *const ContiguousCache, layer: u32, sequence: u32) C
 }
 
 pub fn cacheMemoryBytes(word: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    return result(record.writeF64(out, out_count, use.cache.memoryBytes()));
+    return status.word(record.writeF64(out, out_count, use.target.memoryBytes()));
 }
 
 pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const facts = use.cache.stats();
-    return result(record.write(StatsRecord, out, out_bytes, .{
-        .sequence_count = use.cache.shape.sequence_count,
+    const facts = use.target.stats();
+    return status.word(record.write(StatsRecord, out, out_bytes, .{
+        .sequence_count = use.target.shape.sequence_count,
         .kv_bytes = .from(facts.kv_bytes),
         .reserved_bytes = .from(facts.reserved_bytes),
         .metadata_bytes = .from(facts.metadata_bytes),
@@ -308,15 +236,15 @@ pub fn offset(
     out: ?[*]u8,
     out_count: u32,
 ) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const shape = use.cache.shape;
+    const shape = use.target.shape;
     if (layer >= shape.layer_count) return status.fromError(error.LayerOutOfRange);
     if (sequence >= shape.sequence_count) return status.fromError(error.SequenceOutOfRange);
     if (position >= shape.max_seq_len or kv_head >= shape.kv_head_count or dim >= shape.head_dim) {
         return status.fromError(error.PositionOutOfRange);
     }
-    return result(record.writeF64(out, out_count, shape.offset(layer, sequence, position, kv_head, dim)));
+    return status.word(record.writeF64(out, out_count, shape.offset(layer, sequence, position, kv_head, dim)));
 }
 
 pub fn keys(word: u32, layer: u32, sequence: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
@@ -328,36 +256,36 @@ pub fn values(word: u32, layer: u32, sequence: u32, out: ?[*]u8, out_bytes: u32)
 }
 
 fn sideRows(side: enum { keys, values }, word: u32, layer: u32, sequence: u32, out: ?[*]u8, out_bytes: u32) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const rows = use.cache.rows(layer, sequence) catch |err| return status.fromError(err);
+    const rows = use.target.rows(layer, sequence) catch |err| return status.fromError(err);
     const dtype = if (side == .keys) rows.dtype_k else rows.dtype_v;
     record.write(RowsRecord, out, out_bytes, .{
         .address = .from(@intFromPtr(if (side == .keys) rows.place.contiguous.keys else rows.place.contiguous.values)),
-        .capacity_bytes = .from(use.cache.shape.runBytes(dtype)),
+        .capacity_bytes = .from(use.target.shape.runBytes(dtype)),
         .row_count = rows.row_count,
         .dtype = @intFromEnum(dtype),
-        .generation = visibleGeneration(use.cache, layer, sequence) catch unreachable, // rows() checked both
+        .generation = visibleGeneration(use.target, layer, sequence) catch unreachable, // rows() checked both
     }) catch |err| return status.fromError(err);
     return status.count(rows.row_count);
 }
 
 /// The views of a layer: one over all its rows, or none.
 pub fn views(word: u32, layer: u32, sequence: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const rows = use.cache.rows(layer, sequence) catch |err| return status.fromError(err);
-    writeView(use.cache, rows, layer, sequence, rows.row_count, out, out_bytes) catch |err| return status.fromError(err);
+    const rows = use.target.rows(layer, sequence) catch |err| return status.fromError(err);
+    writeView(use.target, rows, layer, sequence, rows.row_count, out, out_bytes) catch |err| return status.fromError(err);
     return @intFromBool(rows.row_count != 0);
 }
 
 /// The first `row_count` rows of a layer: a contiguous cache always has them in one piece.
 pub fn contiguousKv(word: u32, layer: u32, sequence: u32, row_count: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const rows = use.cache.rows(layer, sequence) catch |err| return status.fromError(err);
+    const rows = use.target.rows(layer, sequence) catch |err| return status.fromError(err);
     if (row_count > rows.row_count) return status.fromError(error.PositionOutOfRange);
-    writeView(use.cache, rows, layer, sequence, row_count, out, out_bytes) catch |err| return status.fromError(err);
+    writeView(use.target, rows, layer, sequence, row_count, out, out_bytes) catch |err| return status.fromError(err);
     return status.count(row_count);
 }
 
@@ -391,37 +319,20 @@ pub fn gather(
     k_count: u32,
     v: ?[*]u8,
     v_count: u32,
-    dtype_word: u32,
+    dtype: u32,
 ) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    return gatherRows(use.cache, layer, sequence, k, k_count, v, v_count, dtype_word) catch |err| status.fromError(err);
-}
-
-fn gatherRows(
-    cache: *const ContiguousCache,
-    layer: u32,
-    sequence: u32,
-    k: ?[*]u8,
-    k_count: u32,
-    v: ?[*]u8,
-    v_count: u32,
-    dtype_word: u32,
-) status.Error!i32 {
-    const dtype = Dtype.fromWord(dtype_word) orelse return error.InvalidConfig;
-    return status.count(try cache.gather(
-        layer,
-        sequence,
-        .{ .bytes = try borrowOut(k, k_count), .element_count = k_count, .dtype = dtype },
-        .{ .bytes = try borrowOut(v, v_count), .element_count = v_count, .dtype = dtype },
-    ));
+    const k_out, const v_out = buffer.outputs(k, k_count, v, v_count, dtype) catch |err| return status.fromError(err);
+    const row_count = use.target.gather(layer, sequence, k_out, v_out) catch |err| return status.fromError(err);
+    return status.count(row_count);
 }
 
 /// 0 for the CPU: a contiguous cache has no other place.
 pub fn layerDevice(word: u32, layer: u32) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    if (layer >= use.cache.shape.layer_count) return status.fromError(error.LayerOutOfRange);
+    if (layer >= use.target.shape.layer_count) return status.fromError(error.LayerOutOfRange);
     return 0;
 }
 
@@ -437,37 +348,30 @@ pub fn attend(
     alibi_slope_count: u32,
     sink_logits: ?[*]const u8,
     sink_logit_count: u32,
+    tree_parents: ?[*]const u8,
+    tree_parent_count: u32,
     output: ?[*]u8,
     output_count: u32,
     lse: ?[*]u8,
     lse_count: u32,
 ) callconv(.c) i32 {
-    const use = handle.begin(word) catch |err| return status.fromError(err);
+    const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    var parsed = AttendRecord.read(options, options_bytes) catch |err| return status.fromError(err);
-    parsed.alibi_slopes = floats(alibi_slopes, alibi_slope_count) catch |err| return status.fromError(err);
-    parsed.sink_logits = floats(sink_logits, sink_logit_count) catch |err| return status.fromError(err);
-    return result(attention.attend(
-        use.cache.rows(layer, sequence) catch |err| return status.fromError(err),
-        floats(q, q_count) catch |err| return status.fromError(err),
+    const parsed = attend_options.read(
+        options,
+        options_bytes,
+        alibi_slopes,
+        alibi_slope_count,
+        sink_logits,
+        sink_logit_count,
+        tree_parents,
+        tree_parent_count,
+    ) catch |err| return status.fromError(err);
+    return status.word(attention.attend(
+        use.target.rows(layer, sequence) catch |err| return status.fromError(err),
+        buffer.words(f32, q, q_count) catch |err| return status.fromError(err),
         parsed,
-        floatsOut(output, output_count) catch |err| return status.fromError(err),
-        floatsOut(lse, lse_count) catch |err| return status.fromError(err),
+        buffer.floatsOut(output, output_count) catch |err| return status.fromError(err),
+        buffer.floatsOut(lse, lse_count) catch |err| return status.fromError(err),
     ));
-}
-
-fn floats(source: ?[*]const u8, element_count: u32) error{InvalidSize}![]align(1) const f32 {
-    const elements: [*]align(1) const f32 = @ptrCast(try borrow(source, element_count));
-    return elements[0..element_count];
-}
-
-fn floatsOut(destination: ?[*]u8, element_count: u32) error{InvalidSize}![]align(1) f32 {
-    const elements: [*]align(1) f32 = @ptrCast(try borrowOut(destination, element_count));
-    return elements[0..element_count];
-}
-
-/// The result word of a body that answers with a status alone.
-fn result(outcome: status.Error!void) i32 {
-    outcome catch |err| return status.fromError(err);
-    return 0;
 }

@@ -6,19 +6,37 @@
 //! generation has wrapped, 4096 frees of the same entry later; entries are used again first in, first out, which makes
 //! that as late as it can be.
 //!
-//! An object is used under its own lock. Freeing one while another thread is in a call on it takes the handle away at
-//! once and the object when that call is over.
+//! An object is used under its own lock and counts its references: the handles that name it or a part of it, the calls
+//! that use it now, and, for a pool, the caches on it. It is destroyed with the last of them, so freeing an object while
+//! another thread is in a call on it takes its handles away at once and the object when that call is over.
 
 const std = @import("std");
 const assert = std.debug.assert;
 const cpu = @import("../device/cpu.zig");
+const BlockPool = @import("../cache/block_pool.zig").BlockPool;
 const ContiguousCache = @import("../cache/contiguous.zig").ContiguousCache;
+const paged = @import("../cache/paged.zig");
+const PagedCache = paged.PagedCache;
+const Sequence = paged.Sequence;
 
 const gpa = std.heap.c_allocator;
 
 /// What a handle can name. The numbers cross the ABI inside handles; 0 is never valid.
 pub const Kind = enum(u3) {
     contiguous = 1,
+    paged = 2,
+    sequence = 3,
+    pool = 4,
+
+    /// What a call on a handle of this kind works on.
+    fn Target(comptime kind: Kind) type {
+        return switch (kind) {
+            .contiguous => *ContiguousCache,
+            .paged => *PagedCache,
+            .sequence => *Sequence,
+            .pool => *BlockPool,
+        };
+    }
 };
 
 const Handle = packed struct(u32) {
@@ -31,19 +49,32 @@ const Handle = packed struct(u32) {
 const entry_count_max = std.math.maxInt(u16);
 const none: u32 = std.math.maxInt(u32);
 
-const Contiguous = struct {
+pub const Object = struct {
     lock: std.Io.Mutex = .init,
-    cache: ContiguousCache,
+    /// Counted under the table's lock.
+    references: u32 = 0,
+    body: Body,
+
+    pub const Body = union(enum) {
+        contiguous: ContiguousCache,
+        paged: Paged,
+        pool: BlockPool,
+    };
+
+    pub const Paged = struct {
+        cache: PagedCache,
+        /// The pool of another handle, if the cache is on one.
+        pool: ?*Object = null,
+    };
 };
 
 const Entry = struct {
     generation: u12 = 0,
-    /// Null when the entry is free or its handle was freed.
-    live: ?*Contiguous = null,
-    /// Freed while in use: destroyed by the last user.
-    dying: ?*Contiguous = null,
-    /// Calls that hold the object now.
-    user_count: u32 = 0,
+    kind: Kind = .contiguous,
+    /// Null when the entry is free.
+    object: ?*Object = null,
+    /// Of a `paged` object, for a handle of that kind.
+    sequence: ?*Sequence = null,
     /// The next free entry.
     next_free: u32 = none,
 };
@@ -54,114 +85,192 @@ var table: struct {
     entries: std.ArrayList(Entry) = .empty,
     free_first: u32 = none,
     free_last: u32 = none,
-    live_count: u32 = 0,
-    reserved_bytes: u64 = 0,
 } = .{};
 
-/// A locked cache for the length of one call.
-pub const Use = struct {
-    entry: u16,
-    object: *Contiguous,
-    cache: *ContiguousCache,
+/// A locked object for the length of one call.
+pub fn Use(comptime kind: Kind) type {
+    return struct {
+        object: *Object,
+        target: kind.Target(),
 
-    pub fn end(use: Use) void {
-        use.object.lock.unlock(cpu.io());
-        release(use.entry);
-    }
-};
+        pub fn end(use: @This()) void {
+            use.object.lock.unlock(cpu.io());
+            release(use.object);
+        }
+    };
+}
 
-/// Takes ownership of a cache and names it.
-pub fn create(cache: ContiguousCache) error{OutOfMemory}!i32 {
-    const object = try gpa.create(Contiguous);
+/// Takes ownership of a body and names it. On failure the body is still the caller's.
+pub fn create(comptime kind: Kind, body: Object.Body) error{OutOfMemory}!i32 {
+    const object = try gpa.create(Object);
     errdefer gpa.destroy(object);
-    object.* = .{ .cache = cache };
-
+    object.* = .{ .body = body };
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
-    const index = try takeEntry();
-    const entry = &table.entries.items[index];
-    assert(entry.live == null and entry.dying == null and entry.user_count == 0);
-    entry.live = object;
-    table.live_count += 1;
-    table.reserved_bytes += object.cache.stats().reserved_bytes;
-    const handle: Handle = .{ .entry = @intCast(index), .generation = entry.generation, .kind = @intFromEnum(Kind.contiguous) };
-    return @intCast(@as(u32, @bitCast(handle)));
+    const word = try enter(kind, object, null);
+    if (body == .paged) if (body.paged.pool) |pool| {
+        pool.references += 1;
+    };
+    return word;
+}
+
+/// Names a sequence of a cache that the caller holds.
+pub fn createSequence(use: Use(.paged), sequence: *Sequence) error{OutOfMemory}!i32 {
+    return enterSequence(use.object, sequence);
+}
+
+/// As `createSequence`, for a call that holds the cache by one of its sequences.
+pub fn enterSequence(object: *Object, sequence: *Sequence) error{OutOfMemory}!i32 {
+    table.lock.lockUncancelable(cpu.io());
+    defer table.lock.unlock(cpu.io());
+    return enter(.sequence, object, sequence);
 }
 
 /// Looks a handle up and locks what it names, until `end`.
-pub fn begin(word: u32) error{StaleHandle}!Use {
-    table.lock.lockUncancelable(cpu.io());
-    const entry_index, const object = found: {
-        defer table.lock.unlock(cpu.io());
-        const entry_index = try find(word);
-        const entry = &table.entries.items[entry_index];
-        entry.user_count += 1;
-        break :found .{ entry_index, entry.live.? };
-    };
+pub fn begin(comptime kind: Kind, word: u32) error{StaleHandle}!Use(kind) {
+    const object = try retain(kind, word);
     object.lock.lockUncancelable(cpu.io());
-    return .{ .entry = entry_index, .object = object, .cache = &object.cache };
+    if (kind != .sequence) {
+        return .{ .object = object, .target = switch (kind) {
+            .contiguous => &object.body.contiguous,
+            .paged => &object.body.paged.cache,
+            .pool => &object.body.pool,
+            .sequence => comptime unreachable,
+        } };
+    }
+    // A sequence may have been freed while this call waited for the lock.
+    const sequence = sequenceOf(object, word) catch |err| {
+        object.lock.unlock(cpu.io());
+        release(object);
+        return err;
+    };
+    return .{ .object = object, .target = sequence };
 }
 
-/// Takes the handle away, and frees the object now or when the last call on it is over.
-pub fn free(word: u32) error{StaleHandle}!void {
-    const doomed = taken: {
+/// The sequence a handle names, if it is one of this object. Call with the object locked: it stays valid that long.
+pub fn sequenceOf(object: *const Object, word: u32) error{StaleHandle}!*Sequence {
+    table.lock.lockUncancelable(cpu.io());
+    defer table.lock.unlock(cpu.io());
+    const entry = &table.entries.items[try find(.sequence, word)];
+    if (entry.object != object) return error.StaleHandle;
+    return entry.sequence.?;
+}
+
+/// Takes the handle away, with those of the sequences of a cache, and frees the object now or when the last call on it
+/// is over.
+pub fn free(comptime kind: Kind, word: u32) error{StaleHandle}!void {
+    if (kind == .sequence) return freeSequence(word);
+    var released: u32 = 1;
+    const object = taken: {
         table.lock.lockUncancelable(cpu.io());
         defer table.lock.unlock(cpu.io());
-        const index = try find(word);
-        const entry = &table.entries.items[index];
-        const object = entry.live.?;
-        entry.live = null;
-        entry.generation +%= 1;
-        table.live_count -= 1;
-        if (entry.user_count != 0) {
-            entry.dying = object;
-            return;
-        }
-        table.reserved_bytes -= object.cache.stats().reserved_bytes;
-        giveEntry(index);
+        const index = try find(kind, word);
+        const object = table.entries.items[index].object.?;
+        leave(index);
+        if (kind == .paged) for (table.entries.items, 0..) |*entry, i| if (entry.object == object) {
+            leave(@intCast(i));
+            released += 1;
+        };
         break :taken object;
     };
-    destroy(doomed);
+    for (0..released) |_| release(object);
+}
+
+fn freeSequence(word: u32) error{StaleHandle}!void {
+    const use = try begin(.sequence, word);
+    const object = use.object;
+    // The cache may have been freed since: then it takes its sequences along, and this handle's reference is gone.
+    const was_named = named: {
+        table.lock.lockUncancelable(cpu.io());
+        defer table.lock.unlock(cpu.io());
+        leave(find(.sequence, word) catch break :named false);
+        break :named true;
+    };
+    if (was_named) use.target.cache.freeSequence(use.target);
+    use.end();
+    if (was_named) release(object) else return error.StaleHandle;
+}
+
+/// The object of a handle, with a reference that the caller holds until `release`.
+pub fn retain(comptime kind: Kind, word: u32) error{StaleHandle}!*Object {
+    table.lock.lockUncancelable(cpu.io());
+    defer table.lock.unlock(cpu.io());
+    const object = table.entries.items[try find(kind, word)].object.?;
+    object.references += 1;
+    return object;
+}
+
+/// Gives one reference back.
+pub fn release(object: *Object) void {
+    {
+        table.lock.lockUncancelable(cpu.io());
+        defer table.lock.unlock(cpu.io());
+        object.references -= 1;
+        if (object.references != 0) return;
+    }
+    switch (object.body) {
+        .contiguous => |*cache| cache.deinit(),
+        .pool => |*pool| pool.deinit(),
+        .paged => |*body| {
+            body.cache.deinit();
+            if (body.pool) |pool| release(pool);
+        },
+    }
+    gpa.destroy(object);
 }
 
 pub const Totals = struct { live_count: u32, reserved_bytes: u64 };
 
-/// Live handles, and the bytes reserved by their objects and by those that still wait for a call to end.
+/// Caches that have a handle, and the bytes reserved by them and by the pools that have one.
 pub fn totals() Totals {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
-    return .{ .live_count = table.live_count, .reserved_bytes = table.reserved_bytes };
-}
-
-fn release(index: u16) void {
-    const doomed = last: {
-        table.lock.lockUncancelable(cpu.io());
-        defer table.lock.unlock(cpu.io());
-        const entry = &table.entries.items[index];
-        entry.user_count -= 1;
-        if (entry.user_count != 0) return;
-        const object = entry.dying orelse return;
-        entry.dying = null;
-        table.reserved_bytes -= object.cache.stats().reserved_bytes;
-        giveEntry(index);
-        break :last object;
-    };
-    destroy(doomed);
-}
-
-fn destroy(object: *Contiguous) void {
-    object.cache.deinit();
-    gpa.destroy(object);
+    var result: Totals = .{ .live_count = 0, .reserved_bytes = 0 };
+    for (table.entries.items) |entry| {
+        const object = entry.object orelse continue;
+        switch (entry.kind) {
+            .contiguous => result.reserved_bytes += object.body.contiguous.stats().reserved_bytes,
+            .paged => for (object.body.paged.cache.owned_pools) |*pool| {
+                result.reserved_bytes += pool.stats().reserved_bytes;
+            },
+            .pool => result.reserved_bytes += object.body.pool.stats().reserved_bytes,
+            .sequence => {},
+        }
+        result.live_count += @intFromBool(entry.kind == .contiguous or entry.kind == .paged);
+    }
+    return result;
 }
 
 /// The entry of a live handle. Call with the table locked.
-fn find(word: u32) error{StaleHandle}!u16 {
+fn find(kind: Kind, word: u32) error{StaleHandle}!u16 {
     const handle: Handle = @bitCast(word);
-    if (handle.zero != 0 or handle.kind != @intFromEnum(Kind.contiguous)) return error.StaleHandle;
+    if (handle.zero != 0 or handle.kind != @intFromEnum(kind)) return error.StaleHandle;
     if (handle.entry >= table.entries.items.len) return error.StaleHandle;
     const entry = &table.entries.items[handle.entry];
-    if (entry.live == null or entry.generation != handle.generation) return error.StaleHandle;
+    if (entry.object == null or entry.kind != kind or entry.generation != handle.generation) return error.StaleHandle;
     return handle.entry;
+}
+
+/// Gives an object a handle, which is a reference. Call with the table locked.
+fn enter(kind: Kind, object: *Object, sequence: ?*Sequence) error{OutOfMemory}!i32 {
+    const index = try takeEntry();
+    const entry = &table.entries.items[index];
+    assert(entry.object == null);
+    entry.kind = kind;
+    entry.object = object;
+    entry.sequence = sequence;
+    object.references += 1;
+    const handle: Handle = .{ .entry = @intCast(index), .generation = entry.generation, .kind = @intFromEnum(kind) };
+    return @intCast(@as(u32, @bitCast(handle)));
+}
+
+/// Takes a handle away; its reference is the caller's now. Call with the table locked.
+fn leave(index: u16) void {
+    const entry = &table.entries.items[index];
+    entry.object = null;
+    entry.sequence = null;
+    entry.generation +%= 1;
+    giveEntry(index);
 }
 
 fn takeEntry() error{OutOfMemory}!u32 {
@@ -190,36 +299,68 @@ fn giveEntry(index: u32) void {
 
 const testing = std.testing;
 
-fn testCache() !ContiguousCache {
-    return .init(gpa, .{ .layer_count = 1, .kv_head_count = 1, .head_dim = 4, .max_seq_len = 4 });
+fn testCache() !Object.Body {
+    return .{ .contiguous = try .init(gpa, .{ .layer_count = 1, .kv_head_count = 1, .head_dim = 4, .max_seq_len = 4 }) };
 }
 
 test "a handle is positive, stale once freed, and its entry comes back last" {
-    const first = try create(try testCache());
-    const second = try create(try testCache());
+    const first = try create(.contiguous, try testCache());
+    const second = try create(.contiguous, try testCache());
     try testing.expect(first > 0 and second > 0 and first != second);
-    (try begin(@intCast(first))).end();
-    try free(@intCast(first));
-    try testing.expectError(error.StaleHandle, free(@intCast(first)));
-    try testing.expectError(error.StaleHandle, begin(@intCast(first)));
-    try free(@intCast(second));
-    const third = try create(try testCache());
+    (try begin(.contiguous, @intCast(first))).end();
+    try testing.expectError(error.StaleHandle, begin(.paged, @intCast(first)));
+    try free(.contiguous, @intCast(first));
+    try testing.expectError(error.StaleHandle, free(.contiguous, @intCast(first)));
+    try testing.expectError(error.StaleHandle, begin(.contiguous, @intCast(first)));
+    try free(.contiguous, @intCast(second));
+    const third = try create(.contiguous, try testCache());
     try testing.expect(third != first and third != second);
-    try free(@intCast(third));
+    try free(.contiguous, @intCast(third));
     for ([_]u32{ 0, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff }) |word| {
-        try testing.expectError(error.StaleHandle, begin(word));
+        try testing.expectError(error.StaleHandle, begin(.contiguous, word));
     }
 }
 
 test "an object freed during a call lives until the call is over" {
-    const handle = try create(try testCache());
+    const handle = try create(.contiguous, try testCache());
     const before = totals();
-    const use = try begin(@intCast(handle));
-    try free(@intCast(handle));
-    try testing.expectError(error.StaleHandle, begin(@intCast(handle)));
+    const use = try begin(.contiguous, @intCast(handle));
+    try free(.contiguous, @intCast(handle));
+    try testing.expectError(error.StaleHandle, begin(.contiguous, @intCast(handle)));
     try testing.expectEqual(before.live_count - 1, totals().live_count);
-    try testing.expectEqual(before.reserved_bytes, totals().reserved_bytes);
-    try testing.expectEqual(0, use.cache.currentPos());
-    use.end();
     try testing.expect(totals().reserved_bytes < before.reserved_bytes);
+    try testing.expectEqual(0, use.target.currentPos());
+    use.end();
+}
+
+test "sequences: handles of their own, gone with the cache; a pool lives as long as a cache on it" {
+    const pool_handle = try create(.pool, .{ .pool = try .init(gpa, @import("../device/slab.zig").system, 64, 1 << 20) });
+    const pool = try retain(.pool, @intCast(pool_handle));
+    const handle = try create(.paged, .{ .paged = .{
+        .cache = try .init(gpa, .{
+            .layers = &.{.{ .kv_head_count = 1, .head_dim = 8 }},
+            .block_size = 2,
+            .max_seq_len = 8,
+            .pool = &pool.body.pool,
+        }),
+        .pool = pool,
+    } });
+    release(pool);
+    const use = try begin(.paged, @intCast(handle));
+    const first = try createSequence(use, try use.target.createSequence());
+    const second = try createSequence(use, try use.target.createSequence());
+    use.end();
+    try testing.expect(first != second);
+    (try begin(.sequence, @intCast(first))).end();
+    try free(.sequence, @intCast(first));
+    try testing.expectError(error.StaleHandle, begin(.sequence, @intCast(first)));
+    try free(.pool, @intCast(pool_handle));
+    const other = try begin(.sequence, @intCast(second));
+    const row: [8]f32 = @splat(1);
+    try other.target.cache.append(0, &.{other.target}, &.{1}, .fromF32(&row), .fromF32(&row));
+    try free(.paged, @intCast(handle));
+    try testing.expectEqual(1, (try other.target.rows(0)).row_count);
+    other.end();
+    try testing.expectError(error.StaleHandle, begin(.sequence, @intCast(second)));
+    try testing.expectError(error.StaleHandle, free(.sequence, @intCast(second)));
 }

@@ -39,7 +39,9 @@ pub const Error = error{
     InvalidSize,
     NotFinite,
     CacheFull,
+    PoolEmpty,
     OutOfMemory,
+    BlockTooLarge,
     CommitMismatch,
     StaleHandle,
     Unsupported,
@@ -55,12 +57,20 @@ pub fn fromError(err: Error) i32 {
         error.InvalidSize => .invalid_size,
         error.NotFinite => .not_finite,
         error.CacheFull => .cache_full,
+        error.PoolEmpty => .pool_empty,
         error.OutOfMemory => .out_of_memory,
+        error.BlockTooLarge => .block_too_large,
         error.CommitMismatch => .commit_mismatch,
         error.StaleHandle => .stale_handle,
         error.Unsupported => .unsupported,
     };
     return status.result();
+}
+
+/// The result word of a body that answers with a status alone.
+pub fn word(outcome: Error!void) i32 {
+    outcome catch |err| return fromError(err);
+    return 0;
 }
 
 /// A count as a result word. Counts that cross are positions, rows or bytes of small records: all fit.

@@ -629,6 +629,17 @@ pub const Sequence = struct {
     /// In a set that is being checked for doubles.
     marked: bool = false,
 
+    /// Appends n >= 0 rows of one layer and returns the position of the first.
+    pub fn append(self: *Sequence, layer_index: u32, k: Input, v: Input) PagedCache.AppendError!u32 {
+        const shape = try self.cache.layerShape(layer_index);
+        const token_count = shapes.rowCount(shape, k.element_count) orelse return error.InvalidSize;
+        const start = self.rowCount(layer_index);
+        if (k.element_count != v.element_count) return error.InvalidSize;
+        if (token_count > self.cache.max_seq_len - start) return error.CacheFull;
+        try self.cache.append(layer_index, &.{self}, &.{@intCast(token_count)}, k, v);
+        return start;
+    }
+
     /// Committed and pending rows of a layer.
     fn rowCount(self: *const Sequence, layer_index: u32) u32 {
         return self.seq_len + self.pending[layer_index];

@@ -1,0 +1,49 @@
+//! The options of an `attend` as they cross the ABI, the same for every kind of cache.
+
+const attention = @import("../attention/attend.zig");
+const buffer = @import("buffer.zig");
+const record = @import("record.zig");
+const status = @import("status.zig");
+
+const AttendRecord = extern struct {
+    size_bytes: u32 = 0,
+    query_count: u32,
+    flags: u32,
+    softmax_scale: f32,
+    window_tokens: u32,
+    sink_tokens: u32,
+    softcap: f32,
+
+    const causal = 1;
+    const softmax_scale_given = 2;
+    const softcap_given = 4;
+    const window_given = 8;
+    const known_flags = causal | softmax_scale_given | softcap_given | window_given;
+};
+
+/// The record and the three optional buffers: slopes and logits are [q_head], parents [query].
+pub fn read(
+    source: ?[*]const u8,
+    source_bytes: u32,
+    alibi_slopes: ?[*]const u8,
+    alibi_slope_count: u32,
+    sink_logits: ?[*]const u8,
+    sink_logit_count: u32,
+    tree_parents: ?[*]const u8,
+    tree_parent_count: u32,
+) status.Error!attention.Options {
+    const options = try record.read(AttendRecord, source, source_bytes);
+    const flags = options.flags;
+    if (flags & ~@as(u32, AttendRecord.known_flags) != 0) return error.Unsupported;
+    return .{
+        .query_count = options.query_count,
+        .causal = flags & AttendRecord.causal != 0,
+        .softmax_scale = if (flags & AttendRecord.softmax_scale_given != 0) options.softmax_scale else null,
+        .window_tokens = if (flags & AttendRecord.window_given != 0) options.window_tokens else null,
+        .sink_tokens = options.sink_tokens,
+        .softcap = if (flags & AttendRecord.softcap_given != 0) options.softcap else null,
+        .alibi_slopes = try buffer.words(f32, alibi_slopes, alibi_slope_count),
+        .sink_logits = try buffer.words(f32, sink_logits, sink_logit_count),
+        .tree_parents = try buffer.words(i32, tree_parents, tree_parent_count),
+    };
+}

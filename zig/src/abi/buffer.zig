@@ -1,0 +1,62 @@
+//! Callers' buffers: borrowed for the call, unaligned, each with its element count. A null buffer is right where the
+//! count is 0 and nowhere else.
+
+const Dtype = @import("../dtype.zig").Dtype;
+const row_types = @import("../cache/rows.zig");
+const std = @import("std");
+
+pub const Error = error{InvalidSize};
+
+pub fn in(source: ?[*]const u8, element_count: u32) Error![*]const u8 {
+    if (element_count == 0) return &.{};
+    return source orelse error.InvalidSize;
+}
+
+pub fn out(destination: ?[*]u8, element_count: u32) Error![*]u8 {
+    if (element_count == 0) return &.{};
+    return destination orelse error.InvalidSize;
+}
+
+/// A buffer of 4-byte elements.
+pub fn words(comptime Word: type, source: ?[*]const u8, element_count: u32) Error![]align(1) const Word {
+    const elements: [*]align(1) const Word = @ptrCast(try in(source, element_count));
+    return elements[0..element_count];
+}
+
+/// A buffer of f32 to write to.
+pub fn floatsOut(destination: ?[*]u8, element_count: u32) Error![]align(1) f32 {
+    const elements: [*]align(1) f32 = @ptrCast(try out(destination, element_count));
+    return elements[0..element_count];
+}
+
+/// The two sides of an append.
+pub fn inputs(
+    k: ?[*]const u8,
+    k_count: u32,
+    v: ?[*]const u8,
+    v_count: u32,
+    dtype_word: u32,
+    layout_word: u32,
+) error{ InvalidConfig, InvalidSize }!struct { row_types.Input, row_types.Input } {
+    const dtype = Dtype.fromWord(dtype_word) orelse return error.InvalidConfig;
+    const layout = std.enums.fromInt(row_types.Layout, layout_word) orelse return error.InvalidConfig;
+    return .{
+        .{ .bytes = try in(k, k_count), .element_count = k_count, .dtype = dtype, .layout = layout },
+        .{ .bytes = try in(v, v_count), .element_count = v_count, .dtype = dtype, .layout = layout },
+    };
+}
+
+/// The two sides of a gather.
+pub fn outputs(
+    k: ?[*]u8,
+    k_count: u32,
+    v: ?[*]u8,
+    v_count: u32,
+    dtype_word: u32,
+) error{ InvalidConfig, InvalidSize }!struct { row_types.Output, row_types.Output } {
+    const dtype = Dtype.fromWord(dtype_word) orelse return error.InvalidConfig;
+    return .{
+        .{ .bytes = try out(k, k_count), .element_count = k_count, .dtype = dtype },
+        .{ .bytes = try out(v, v_count), .element_count = v_count, .dtype = dtype },
+    };
+}

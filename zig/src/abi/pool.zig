@@ -1,0 +1,106 @@
+//! Bodies of the exports of a block pool that several paged caches share.
+
+const std = @import("std");
+const block_pool = @import("../cache/block_pool.zig");
+const BlockPool = block_pool.BlockPool;
+const cpu = @import("../device/cpu.zig");
+const Dtype = @import("../dtype.zig").Dtype;
+const handle = @import("handle.zig");
+const record = @import("record.zig");
+const BlockShape = @import("../shape.zig").BlockShape;
+const slab = @import("../device/slab.zig");
+const status = @import("status.zig");
+
+/// The caches a pool is for: one layer group.
+const PoolRecord = extern struct {
+    size_bytes: u32 = 0,
+    layer_count: u32,
+    kv_head_count: u32,
+    head_dim: u32,
+    block_size: u32,
+    dtype_k: u32,
+    dtype_v: u32,
+    /// 0 for what the process may use.
+    max_bytes: record.Wide,
+};
+
+pub const StatsRecord = extern struct {
+    size_bytes: u32 = 0,
+    total_blocks: u32,
+    free_blocks: u32,
+    used_blocks: u32,
+    peak_blocks: u32,
+    prewarmed: u32,
+    block_bytes: record.Wide,
+    hits: record.Wide,
+    misses: record.Wide,
+    allocations: record.Wide,
+    returns: record.Wide,
+    drops: record.Wide,
+    reserved_bytes: record.Wide,
+    metadata_bytes: record.Wide,
+
+    pub fn from(pool: *BlockPool) StatsRecord {
+        const facts = pool.stats();
+        return .{
+            .total_blocks = facts.total_blocks,
+            .free_blocks = facts.free_blocks,
+            .used_blocks = facts.used_blocks,
+            .peak_blocks = facts.peak_blocks,
+            .prewarmed = facts.prewarmed,
+            .block_bytes = .from(facts.block_bytes),
+            .hits = .from(facts.hits),
+            .misses = .from(facts.misses),
+            .allocations = .from(facts.allocations),
+            .returns = .from(facts.returns),
+            .drops = .from(facts.drops),
+            .reserved_bytes = .from(facts.reserved_bytes),
+            .metadata_bytes = .from(facts.metadata_bytes),
+        };
+    }
+};
+
+pub fn create(options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
+    return createPool(options, options_bytes) catch |err| status.fromError(err);
+}
+
+fn createPool(source: ?[*]const u8, source_bytes: u32) status.Error!i32 {
+    const options = try record.read(PoolRecord, source, source_bytes);
+    const shape: BlockShape = .{
+        .layer_count = options.layer_count,
+        .kv_head_count = options.kv_head_count,
+        .head_dim = options.head_dim,
+        .block_size = options.block_size,
+        .dtype_k = Dtype.fromWord(options.dtype_k) orelse return error.InvalidConfig,
+        .dtype_v = Dtype.fromWord(options.dtype_v) orelse return error.InvalidConfig,
+    };
+    try shape.validate();
+    const max_bytes = options.max_bytes.value();
+    var pool: BlockPool = try .init(
+        std.heap.c_allocator,
+        slab.system,
+        shape.blockBytes(),
+        if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
+    );
+    errdefer pool.deinit();
+    return handle.create(.pool, .{ .pool = pool });
+}
+
+pub fn free(word: u32) callconv(.c) i32 {
+    handle.free(.pool, word) catch |err| return status.fromError(err);
+    return 0;
+}
+
+pub fn prewarm(word: u32, block_count: u32) callconv(.c) i32 {
+    const use = handle.begin(.pool, word) catch |err| return status.fromError(err);
+    defer use.end();
+    use.target.prewarm(block_count) catch |err| return status.fromError(err);
+    return 0;
+}
+
+pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
+    const use = handle.begin(.pool, word) catch |err| return status.fromError(err);
+    defer use.end();
+    record.write(StatsRecord, out, out_bytes, .from(use.target)) catch |err| return status.fromError(err);
+    return 0;
+}

@@ -1,0 +1,305 @@
+//! Bodies of the exports of one sequence of a paged cache.
+
+const std = @import("std");
+const attention = @import("../attention/attend.zig");
+const attend_options = @import("attend.zig");
+const buffer = @import("buffer.zig");
+const handle = @import("handle.zig");
+const record = @import("record.zig");
+const row_types = @import("../cache/rows.zig");
+const Sequence = @import("../cache/paged.zig").Sequence;
+const status = @import("status.zig");
+const view = @import("view.zig");
+const ViewRecord = view.ViewRecord;
+
+pub fn create(word: u32) callconv(.c) i32 {
+    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const sequence = use.target.createSequence() catch |err| return status.fromError(err);
+    return handle.enterSequence(use.object, sequence) catch |err| {
+        use.target.freeSequence(sequence);
+        return status.fromError(err);
+    };
+}
+
+pub fn free(word: u32) callconv(.c) i32 {
+    return status.word(handle.free(.sequence, word));
+}
+
+/// A new sequence that shares all committed rows.
+pub fn fork(word: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const cache = use.target.cache;
+    const child = cache.fork(use.target) catch |err| return status.fromError(err);
+    return handle.enterSequence(use.object, child) catch |err| {
+        cache.freeSequence(child);
+        return status.fromError(err);
+    };
+}
+
+/// (sequence, layer, k, k_count, v, v_count, dtype, layout) -> start
+pub fn append(
+    word: u32,
+    layer: u32,
+    k: ?[*]const u8,
+    k_count: u32,
+    v: ?[*]const u8,
+    v_count: u32,
+    dtype: u32,
+    layout: u32,
+) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const keys, const values = buffer.inputs(k, k_count, v, v_count, dtype, layout) catch |err| return status.fromError(err);
+    return status.count(use.target.append(layer, keys, values) catch |err| return status.fromError(err));
+}
+
+pub fn commit(word: u32, token_count: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    return status.word(use.target.cache.commit(use.target, token_count));
+}
+
+/// (sequence, indices of the pending rows that stay, count): the others are dropped.
+pub fn commitKept(word: u32, kept: ?[*]const u8, kept_count: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const indices = buffer.words(u32, kept, kept_count) catch |err| return status.fromError(err);
+    return status.word(use.target.cache.commitKept(use.target, indices));
+}
+
+pub fn truncate(word: u32, seq_len: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    return status.word(use.target.cache.truncate(use.target, seq_len));
+}
+
+pub fn seqLen(word: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    return status.count(use.target.seq_len);
+}
+
+/// Committed and pending rows of a layer, evicted ones included.
+pub fn rowCount(word: u32, layer: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const rows = use.target.rows(layer) catch |err| return status.fromError(err);
+    return status.count(rows.row_count);
+}
+
+/// Rows of a layer that are there: those that `gather` copies.
+pub fn residentCount(word: u32, layer: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const rows = use.target.rows(layer) catch |err| return status.fromError(err);
+    return status.count(rows.residentCount());
+}
+
+pub fn generation(word: u32, layer: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    return status.count(visibleGeneration(use.target, layer) catch |err| return status.fromError(err));
+}
+
+/// The generation in 31 bits, so that it is a positive result.
+fn visibleGeneration(sequence: *const Sequence, layer: u32) error{LayerOutOfRange}!u32 {
+    return try sequence.generation(layer) & std.math.maxInt(i32);
+}
+
+/// (sequence, layer, start, view_first, ViewRecord[] out, bytes) -> views: one for each block that holds resident rows at
+/// `start` or later, ascending. Writes those from number `view_first` on, as many as fit; each record's first word is its
+/// size, as the caller set it in the first one.
+pub fn views(word: u32, layer: u32, start: u32, view_first: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    return writeViews(use.target, layer, start, view_first, out, out_bytes) catch |err| status.fromError(err);
+}
+
+fn writeViews(sequence: *const Sequence, layer: u32, start: u32, view_first: u32, out: ?[*]u8, out_bytes: u32) status.Error!i32 {
+    const rows = try sequence.rows(layer);
+    const generation_now = try visibleGeneration(sequence, layer);
+    const bytes = try buffer.out(out, out_bytes);
+    const record_bytes = @sizeOf(ViewRecord);
+    var count: u32 = 0;
+    var written: u32 = 0;
+    var position = start;
+    while (position < rows.row_count) {
+        const run_end = blockEnd(rows, position) orelse {
+            position = rows.first;
+            continue;
+        };
+        if (count >= view_first and (written + 1) * record_bytes <= out_bytes) {
+            const one = bytes + written * record_bytes;
+            std.mem.writeInt(u32, one[0..4], record_bytes, .little);
+            try record.write(ViewRecord, one, record_bytes, blockView(rows, position, run_end, generation_now));
+            written += 1;
+        }
+        count += 1;
+        position = run_end;
+    }
+    return status.count(count);
+}
+
+/// The end of the resident rows from `position` on in its block, or null where the row there was evicted.
+fn blockEnd(rows: row_types.Rows, position: u32) ?u32 {
+    const in_sink = position < rows.sink_end;
+    if (!in_sink and position < rows.first) return null;
+    const block_size = rows.place.paged.shape.block_size;
+    const block_end = @min(rows.row_count, (position / block_size + 1) * block_size);
+    return if (in_sink and rows.sink_end < rows.first) @min(block_end, rows.sink_end) else block_end;
+}
+
+fn blockView(rows: row_types.Rows, position: u32, end: u32, generation_now: u32) ViewRecord {
+    const shape = rows.place.paged.shape;
+    const run = rows.run(0, position, end);
+    return .{
+        .keys = .from(@intFromPtr(run.keys)),
+        .values = .from(@intFromPtr(run.values)),
+        .start = position,
+        .length = end - position,
+        .dtype_k = @intFromEnum(rows.dtype_k),
+        .dtype_v = @intFromEnum(rows.dtype_v),
+        .token_stride = shape.head_dim,
+        .head_stride = shape.block_size * shape.head_dim,
+        .generation = generation_now,
+        .block_size = shape.block_size,
+    };
+}
+
+/// (sequence, layer, row_count, ViewRecord out, bytes) -> rows; the record's `reason` is not 0 where the rows do not lie
+/// in one piece, token-major. Never copies.
+pub fn contiguousKv(word: u32, layer: u32, row_count: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    return writeContiguous(use.target, layer, row_count, out, out_bytes) catch |err| status.fromError(err);
+}
+
+fn writeContiguous(sequence: *const Sequence, layer: u32, row_count: u32, out: ?[*]u8, out_bytes: u32) status.Error!i32 {
+    const rows = try sequence.rows(layer);
+    if (row_count > rows.row_count) return error.PositionOutOfRange;
+    const reason = whyNot(rows, row_count);
+    const generation_now = try visibleGeneration(sequence, layer);
+    var answer: ViewRecord = std.mem.zeroes(ViewRecord);
+    if (reason == .none and row_count != 0) {
+        answer = blockView(rows, 0, @min(row_count, rows.place.paged.shape.block_size), generation_now);
+        answer.length = row_count;
+        answer.token_stride = rows.place.paged.shape.kvDim();
+        answer.head_stride = rows.head_dim;
+    }
+    answer.generation = generation_now;
+    answer.reason = @intFromEnum(reason);
+    try record.write(ViewRecord, out, out_bytes, answer);
+    return status.count(row_count);
+}
+
+fn whyNot(rows: row_types.Rows, row_count: u32) view.Reason {
+    const paged = rows.place.paged;
+    if (rows.sink_end < rows.first and row_count > rows.sink_end) return .evicted;
+    if (rows.kv_head_count != 1 and paged.shape.block_size != 1 and row_count != 0) return .head_major;
+    // Adjacent are blocks that hold this layer's side alone and follow one another in their slab.
+    var position: u32 = 0;
+    while (position + paged.shape.block_size < row_count) : (position += paged.shape.block_size) {
+        const next = position + paged.shape.block_size;
+        const here = rows.run(0, position, next);
+        const there = rows.run(0, next, next + 1);
+        const bytes_k = here.token_count * rows.kv_head_count * rows.tokenStrideK();
+        const bytes_v = here.token_count * rows.kv_head_count * rows.tokenStrideV();
+        if (@intFromPtr(here.keys) + bytes_k != @intFromPtr(there.keys)) return .not_adjacent;
+        if (@intFromPtr(here.values) + bytes_v != @intFromPtr(there.values)) return .not_adjacent;
+    }
+    return .none;
+}
+
+/// (sequence, layer, k out, k_count, v out, v_count, dtype) -> resident rows
+pub fn gather(
+    word: u32,
+    layer: u32,
+    k: ?[*]u8,
+    k_count: u32,
+    v: ?[*]u8,
+    v_count: u32,
+    dtype: u32,
+) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const k_out, const v_out = buffer.outputs(k, k_count, v, v_count, dtype) catch |err| return status.fromError(err);
+    const cache = use.target.cache;
+    return status.count(cache.gather(use.target, layer, k_out, v_out) catch |err| return status.fromError(err));
+}
+
+/// 0: every layer is on the CPU.
+pub fn layerDevice(word: u32, layer: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    _ = use.target.rows(layer) catch |err| return status.fromError(err);
+    return 0;
+}
+
+/// (sequence, layer, i32[] out, count) -> entries: the blocks of the layer's rows in order, -1 where one was evicted.
+/// Writes as many as fit.
+pub fn blockTable(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const blocks = use.target.blockTable(layer) catch |err| return status.fromError(err);
+    const entries: [*]align(1) i32 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
+    for (blocks[0..@min(blocks.len, out_count)], 0..) |block, i| entries[i] = block;
+    return status.count(blocks.len);
+}
+
+/// (sequence, layer, i32[] out, count) -> entries: the references of each block of `blockTable`, 0 where one was evicted.
+pub fn blockReferences(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const blocks = use.target.blockTable(layer) catch |err| return status.fromError(err);
+    const rows = use.target.rows(layer) catch unreachable; // blockTable checked the layer
+    const pool = use.target.cache.groups[use.target.cache.places[layer].group].pool;
+    std.debug.assert(pool == rows.place.paged.pool);
+    const entries: [*]align(1) i32 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
+    for (blocks[0..@min(blocks.len, out_count)], 0..) |block, i| {
+        entries[i] = if (block < 0) 0 else status.count(pool.refCount(@intCast(block)));
+    }
+    return status.count(blocks.len);
+}
+
+/// (sequence, layer, q, q_count, AttendRecord, bytes, alibi_slopes, count, sink_logits, count, tree_parents, count,
+/// output, output_count, lse, lse_count)
+pub fn attend(
+    word: u32,
+    layer: u32,
+    q: ?[*]const u8,
+    q_count: u32,
+    options: ?[*]const u8,
+    options_bytes: u32,
+    alibi_slopes: ?[*]const u8,
+    alibi_slope_count: u32,
+    sink_logits: ?[*]const u8,
+    sink_logit_count: u32,
+    tree_parents: ?[*]const u8,
+    tree_parent_count: u32,
+    output: ?[*]u8,
+    output_count: u32,
+    lse: ?[*]u8,
+    lse_count: u32,
+) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const parsed = attend_options.read(
+        options,
+        options_bytes,
+        alibi_slopes,
+        alibi_slope_count,
+        sink_logits,
+        sink_logit_count,
+        tree_parents,
+        tree_parent_count,
+    ) catch |err| return status.fromError(err);
+    return status.word(attention.attend(
+        use.target.rows(layer) catch |err| return status.fromError(err),
+        buffer.words(f32, q, q_count) catch |err| return status.fromError(err),
+        parsed,
+        buffer.floatsOut(output, output_count) catch |err| return status.fromError(err),
+        buffer.floatsOut(lse, lse_count) catch |err| return status.fromError(err),
+    ));
+}
