@@ -6,7 +6,7 @@
 //!     2. weights = exp(score - running maximum)      the online softmax; older sums are rescaled
 //!     3. sums[row][dim] += weight * value            every value is loaded once for all query rows
 //!
-//! A tile begins at a multiple of 64 positions and knows its rows by pointer, so neither slabs nor blocks show in the
+//! A tile lies within a multiple of 64 positions and knows its rows by pointer, so neither slabs nor blocks show in the
 //! result; and no number below depends on how many query rows stand beside a row. What a row gets is a function of its
 //! query, the stored bytes and the level alone.
 //!
@@ -35,14 +35,43 @@ const token_block = 4;
 /// Vectors of head_dim that one sweep over a tile's values accumulates.
 const dim_block = 4;
 
-/// One tile: which rows it holds and the scores, later weights, of each query row.
-const Tile = struct {
+/// The rows of a tile, one by one.
+const TileRows = struct {
     token_count: u32,
     /// Absolute position of each token; behind the last one it repeats.
     positions: [tile_tokens]u32,
     keys: [tile_tokens][*]const u8,
     values: [tile_tokens][*]const u8,
-    /// [row][token]
+
+    fn fill(rows: *TileRows, task: *const table.AttendTask, runs: []const table.Run) void {
+        rows.token_count = 0;
+        for (runs) |run| {
+            for (0..run.token_count) |i| {
+                const slot = rows.token_count + i;
+                rows.positions[slot] = run.position + @as(u32, @intCast(i));
+                rows.keys[slot] = run.keys + i * task.token_stride_k;
+                rows.values[slot] = run.values + i * task.token_stride_v;
+            }
+            rows.token_count += run.token_count;
+        }
+        if (rows.token_count == 0) return;
+        // The last row is repeated until whole blocks of tokens can be read.
+        const last = rows.token_count - 1;
+        for (rows.token_count..std.mem.alignForward(u32, rows.token_count, token_block)) |slot| {
+            rows.positions[slot] = rows.positions[last];
+            rows.keys[slot] = rows.keys[last];
+            rows.values[slot] = rows.values[last];
+        }
+    }
+};
+
+/// The tile at work.
+const Tile = struct {
+    rows: TileRows,
+    /// What is read next: asked for bit by bit while this tile computes, which takes about ten times as long as memory
+    /// takes to answer.
+    next: TileRows,
+    /// Scores, later weights, [row][token].
     scores: [row_count_max][tile_tokens]f32 align(64),
 };
 
@@ -51,54 +80,40 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
     assert(task.row_count >= 1 and task.row_count <= row_count_max);
     assert(task.head_dim_padded % table.lanes_max == 0);
     var tile: Tile = undefined;
-    tile.token_count = 0;
-    var tile_index: u32 = 0;
-    for (task.runs[0..task.run_count]) |run| {
-        var token: u32 = 0;
-        while (token < run.token_count) {
-            const position = run.position + token;
-            if (tile.token_count != 0 and position / tile_tokens != tile_index) {
-                attendTile(task, &tile);
-                tile.token_count = 0;
-            }
-            tile_index = position / tile_tokens;
-            const count = @min(run.token_count - token, tile_tokens - position % tile_tokens);
-            for (0..count) |i| {
-                const slot = tile.token_count + i;
-                tile.positions[slot] = position + @as(u32, @intCast(i));
-                tile.keys[slot] = run.keys + (token + i) * task.token_stride_k;
-                tile.values[slot] = run.values + (token + i) * task.token_stride_v;
-            }
-            tile.token_count += count;
-            token += count;
-        }
-    }
-    if (tile.token_count != 0) attendTile(task, &tile);
+    tile.rows.fill(task, task.runs[0..task.run_count]);
+    tile.next.fill(task, task.ahead[0..task.ahead_count]);
+    if (tile.rows.token_count == 0) return;
+    assert(tile.rows.positions[0] / tile_tokens == tile.rows.positions[tile.rows.token_count - 1] / tile_tokens);
+    attendTile(task, &tile);
 }
 
 fn attendTile(task: *const table.AttendTask, tile: *Tile) void {
-    const last = tile.token_count - 1;
-    for (tile.token_count..std.mem.alignForward(u32, tile.token_count, token_block)) |slot| {
-        tile.positions[slot] = tile.positions[last];
-        tile.keys[slot] = tile.keys[last];
-    }
     switch (task.dtype_k) {
         inline else => |dtype| scoreTile(dtype, task, tile),
     }
     for (task.rows[0..task.row_count], 0..) |*row, r| {
         const sums = task.sums[r * task.head_dim_padded ..][0..task.head_dim_padded];
-        weighTile(task.softcap, row, sums, tile, &tile.scores[r]);
+        weighTile(task.softcap, row, sums, &tile.rows, &tile.scores[r]);
     }
     switch (task.dtype_v) {
         inline else => |dtype| accumulateTile(dtype, task, tile),
     }
 }
 
+/// Asks for `byte_count` bytes of a row, one line of 64 bytes at a time.
+inline fn prefetchRow(row: [*]const u8, byte_count: u32) void {
+    var at: u32 = 0;
+    while (at < byte_count) : (at += 64) @prefetch(row + at, .{ .locality = 3 });
+}
+
 /// Pass 1: scores[row][token] = query . key.
 fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     var token: u32 = 0;
-    while (token < tile.token_count) : (token += token_block) {
-        const keys = tile.keys[token..][0..token_block];
+    while (token < tile.rows.token_count) : (token += token_block) {
+        const keys = tile.rows.keys[token..][0..token_block];
+        if (token < tile.next.token_count) {
+            for (tile.next.keys[token..][0..token_block]) |row| prefetchRow(row, task.head_dim * comptime dtype.elementBytes());
+        }
         var r: u32 = 0;
         while (r + row_block <= task.row_count) : (r += row_block) {
             scoreBlock(dtype, row_block, task, keys, r, token, tile);
@@ -146,7 +161,7 @@ inline fn scoreBlock(
 }
 
 /// Pass 2: bias and mask the scores of one row, move its maximum, turn scores into weights.
-fn weighTile(softcap: f32, row: *table.Row, sums: []f32, tile: *const Tile, scores: *[tile_tokens]f32) void {
+fn weighTile(softcap: f32, row: *table.Row, sums: []f32, tile: *const TileRows, scores: *[tile_tokens]f32) void {
     var tile_max: Vector = @splat(negative_infinity);
     var token: u32 = 0;
     while (token < tile.token_count) : (token += lanes) {
@@ -203,7 +218,7 @@ fn weighTile(softcap: f32, row: *table.Row, sums: []f32, tile: *const Tile, scor
 }
 
 /// Hides the positions of a tree that a row does not descend from, and returns the largest score left.
-fn maskTree(row: *const table.Row, tile: *const Tile, scores: *[tile_tokens]f32) f32 {
+fn maskTree(row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) f32 {
     var score_max = negative_infinity;
     for (scores[0..tile.token_count], tile.positions[0..tile.token_count]) |*score, position| {
         if (position >= row.tree_first) {
@@ -266,7 +281,10 @@ inline fn accumulateDims(
     inline for (&sum, 0..) |*row, r| {
         inline for (row, 0..) |*vector, i| vector.* = sums[r * task.head_dim_padded + i * lanes ..][0..lanes].*;
     }
-    for (tile.values[0..tile.token_count], 0..) |source, token| {
+    for (tile.rows.values[0..tile.rows.token_count], 0..) |source, token| {
+        if (row_first == 0 and token < tile.next.token_count) {
+            prefetchRow(tile.next.values[token] + dim_first * element_bytes, vector_count * lanes * element_bytes);
+        }
         var value: [vector_count]Vector = undefined;
         inline for (&value, 0..) |*vector, i| {
             const at = source + (dim_first + i * lanes) * element_bytes;

@@ -55,10 +55,10 @@ pub const Row = extern struct {
     weight_sum: f32,
 };
 
-/// Online-softmax attention of a few query rows over the keys and values of one KV head.
+/// One step of online-softmax attention: a few query rows over one tile of the keys and values of one KV head.
 ///
-/// The kernel reads each key and value once for all rows and leaves the sums unnormalized, so a task may be continued
-/// with further runs in ascending position.
+/// The kernel reads each key and value once for all rows and leaves the sums unnormalized; the tiles of a row are given
+/// in ascending position.
 pub const AttendTask = extern struct {
     /// Queries times softmax_scale, [row][head_dim_padded], padding 0.
     queries: [*]const f32,
@@ -75,9 +75,12 @@ pub const AttendTask = extern struct {
     /// Bytes from one row of a run to the next.
     token_stride_k: u64,
     token_stride_v: u64,
-    /// In ascending position; a gap is a stretch that nobody may see.
+    /// The rows of one tile, ascending; a gap is a stretch that nobody may see.
     runs: [*]const Run,
     run_count: u32,
+    /// The rows that the next task will read: asked for while this one computes.
+    ahead_count: u32,
+    ahead: [*]const Run,
 };
 
 /// Turns the sums of one row into its output.
