@@ -184,6 +184,8 @@ function rowComplaints(graph: Map<string, string[]>, rows: Rows): string[] {
   for (const [path, imports] of graph) {
     if (rowOf(path) === -1) complaints.push(`${path} belongs to no row of the house`);
     for (const imported of imports) {
+      // A test may look at what is built on the thing it tests: nothing imports it, so no cycle can come of that.
+      if (path.endsWith("_test.zig")) continue;
       if (rowOf(imported) > rowOf(path)) complaints.push(`${path} imports ${imported}, which stands in a later row`);
     }
   }

@@ -1,0 +1,97 @@
+/**
+ * The rows of a bench: chosen on the command line, timed, printed.
+ *
+ * A row is timed by mitata's `measure` alone: its `run` would, in Bun, install a native package of counters.
+ */
+import { cpus } from "node:os";
+import { basename } from "node:path";
+import process from "node:process";
+import { parseArgs, type ParseArgsConfig } from "node:util";
+import { measure } from "mitata@1.0.34";
+import { type DType, systemInfo } from "../mod.ts";
+import { DTYPE_BYTES } from "./inputs.ts";
+
+/** The command line of a bench: comma lists by option. */
+export interface Options {
+  /** One line of JSON a row, and no other output on stdout. */
+  readonly json: boolean;
+  /** Small sizes and next to no repetitions: tells that the bench works, and nothing of its figures. */
+  readonly smoke: boolean;
+  /** The values of `--name a,b`, whole numbers from 1 up, or those of the bench. */
+  numbers(name: string, fallback: readonly number[]): number[];
+  /** The values of `--kv a,b`, or all dtypes. */
+  dtypes(): DType[];
+}
+
+/** Reads the command line; `names` are options with values. A wrong one ends the process with code 2. */
+export function readOptions(names: readonly string[]): Options {
+  try {
+    const lists = names.map((name) => [name, { type: "string", multiple: true }] as const);
+    const config: ParseArgsConfig["options"] = {
+      json: { type: "boolean" },
+      smoke: { type: "boolean" },
+      ...Object.fromEntries(lists),
+    };
+    const { values } = parseArgs({ options: config });
+    const listOf = (name: string): string[] | undefined => {
+      const given = values[name];
+      return Array.isArray(given) ? given.flatMap((text) => String(text).split(",")) : undefined;
+    };
+    const numbers = (name: string, fallback: readonly number[]) =>
+      listOf(name)?.map((text) => {
+        if (!/^[1-9]\d{0,8}$/.test(text)) usage(`--${name} takes whole numbers from 1 up, not ${JSON.stringify(text)}`);
+        return Number(text);
+      }) ?? [...fallback];
+    const dtypes = () =>
+      (listOf("kv") ?? Object.keys(DTYPE_BYTES)).map((text) => {
+        if (!Object.hasOwn(DTYPE_BYTES, text)) usage(`--kv takes ${Object.keys(DTYPE_BYTES)}, not ${text}`);
+        return text as DType;
+      });
+    return { json: values.json === true, smoke: values.smoke === true, numbers, dtypes };
+  } catch (error) {
+    usage(error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** Ends the process over a wrong command line. */
+export function usage(problem: string): never {
+  process.stderr.write(`${basename(process.argv[1]!)}: ${problem}\n`);
+  process.exit(2);
+}
+
+/** Median time of one call, in nanoseconds: at least 0.6 s of calls, and 5 calls if they are slow. */
+export async function timeOf(call: () => void, smoke: boolean): Promise<number> {
+  const least = smoke ? { min_samples: 2, min_cpu_time: 0, batch_samples: 64, gc: false } : { min_samples: 5 };
+  return (await measure(call, least)).p50;
+}
+
+/** A row as it is printed: JSON fields, or the cells of a line. */
+export interface Row {
+  readonly json?: Readonly<Record<string, string | number>>;
+  readonly cells: readonly (string | number)[];
+}
+
+/** Prints what happens before the rows are there: which result was checked, and its hash. */
+export function tell(options: Options, line: string): void {
+  (options.json ? process.stderr : process.stdout).write(line + "\n");
+}
+
+/** Prints where this runs. */
+export function tellMachine(options: Options): void {
+  const { level, runtime, cpuCount } = systemInfo();
+  const version = process.versions[runtime];
+  tell(options, `${cpus()[0]?.model ?? "unknown CPU"}, ${cpuCount} cores, level ${level}, ${runtime} ${version}`);
+}
+
+/** Prints a table, or the JSON of the rows that have some. */
+export function printRows(options: Options, bench: string, header: readonly string[], rows: readonly Row[]): void {
+  if (options.json) {
+    const { level, runtime } = systemInfo();
+    for (const { json } of rows) if (json) console.log(JSON.stringify({ bench, runtime, level, ...json }));
+    return;
+  }
+  const table = [header, ...rows.map(({ cells }) => cells.map(String))];
+  const widths = header.map((_, column) => Math.max(...table.map((line) => line[column]!.length)));
+  const pad = (cell: string, column: number) => column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!);
+  console.log("\n" + table.map((line) => line.map(pad).join("  ")).join("\n"));
+}

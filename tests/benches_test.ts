@@ -1,0 +1,150 @@
+/**
+ * The benches as programs: each runs at a small size, finds its results equal to the oracle, and prints what it says it
+ * prints. Times are never looked at, but for being there.
+ */
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import process from "node:process";
+import { test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { attentionLoop } from "../benches/attention_loop.ts";
+import { checkClose } from "../benches/checking.ts";
+import { systemInfo } from "../mod.ts";
+import { attention, Random, relativeError } from "./oracle.ts";
+
+const TIMEOUT = { timeout: 120_000 };
+const DTYPES = ["f32", "f16", "bf16"];
+
+const { level, runtime } = systemInfo();
+
+/** A line of JSON. */
+type Fields = Record<string, unknown>;
+
+function run(bench: string, args: string[]): { code: number | null; stdout: string; stderr: string } {
+  const path = fileURLToPath(new URL(`../benches/${bench}.ts`, import.meta.url));
+  const runtimeArgs = process.versions.bun === undefined ? ["run", "-A", "--quiet", path] : [path];
+  const { status, stdout, stderr, error } = spawnSync(process.execPath, [...runtimeArgs, ...args], {
+    encoding: "utf8",
+    env: { ...process.env, NO_COLOR: "1" },
+  });
+  if (error) throw error;
+  return { code: status, stdout, stderr };
+}
+
+/** Runs a bench at its small size; gives the fields of its rows, of which the numbers are finite and above 0. */
+function rowsOf(bench: string, fields: string, ...args: string[]): Fields[] {
+  const { code, stdout, stderr } = run(bench, ["--smoke", "--json", ...args]);
+  assert.equal(code, 0, stderr);
+  assert.match(stderr, /equal to .*, hash [0-9a-f]{8}/);
+  return stdout.trimEnd().split("\n").map((line) => {
+    const row: Fields = JSON.parse(line);
+    assert.deepEqual(Object.keys(row), ["bench", "runtime", "level", ...fields.split(" ")], line);
+    assert.deepEqual([row.bench, row.runtime, row.level], [bench, runtime, level], line);
+    for (const value of Object.values(row)) {
+      if (typeof value === "number") assert.ok(Number.isFinite(value) && value > 0, line);
+    }
+    return row;
+  });
+}
+
+test("bench boundary prints a row for each call", TIMEOUT, () => {
+  const rows = rowsOf("boundary", "call ns");
+  assert.deepEqual(rows.map(({ call }) => call), [
+    "plain function",
+    "cache.getSeqLen(0)",
+    "sequence.seqLen",
+    "append, one number",
+    "attend, one number",
+  ]);
+});
+
+test("bench append prints a row for each dtype and number of tokens", TIMEOUT, () => {
+  const rows = rowsOf("append", "kv tokens us gbps vsCopy");
+  assert.deepEqual(
+    rows.map(({ kv, tokens }) => [kv, tokens]),
+    DTYPES.flatMap((kv) => [1, 4].map((tokens) => [kv, tokens])),
+  );
+});
+
+test("bench append stores the same bits in every runtime", TIMEOUT, () => {
+  const { stderr } = run("append", ["--smoke", "--json", "--kv", "f32,f16", "--tokens", "4"]);
+  const hashes = [...stderr.matchAll(/hash ([0-9a-f]{8} [0-9a-f]{8})/g)].map((found) => found[1]);
+  assert.deepEqual(hashes, ["c901a8ec 7f42f8cd", "6729216c 070a462e"]);
+});
+
+const ATTEND = "kv tokens threads gqa headDim queries ms gbps shareOfRead vsLoop";
+
+test("bench attend prints a row for each number of tokens and dtype", TIMEOUT, () => {
+  const rows = rowsOf("attend", ATTEND);
+  assert.deepEqual(
+    rows.map(({ tokens, kv, threads, gqa, headDim, queries }) => [tokens, kv, threads, gqa, headDim, queries]),
+    [64, 100].flatMap((tokens) => DTYPES.map((kv) => [tokens, kv, 1, 4, 128, 1])),
+  );
+});
+
+test("bench attend prints the rows its options choose", TIMEOUT, () => {
+  const chosen = ["--kv", "bf16", "--tokens", "33", "--gqa", "3,5", "--head-dim", "7", "--queries", "2"];
+  const rows = rowsOf("attend", ATTEND, ...chosen);
+  assert.deepEqual(
+    rows.map(({ kv, tokens, gqa, headDim, queries }) => [kv, tokens, gqa, headDim, queries]),
+    [3, 5].map((gqa) => ["bf16", 33, gqa, 7, 2]),
+  );
+});
+
+test("benches print a table with their rival in it where no JSON is wanted", TIMEOUT, () => {
+  const rivals = { boundary: "plain function", append: "f32 copy", attend: "f32 loop" };
+  for (const [bench, rival] of Object.entries(rivals)) {
+    const { code, stdout, stderr } = run(bench, ["--smoke"]);
+    assert.equal(code, 0, stderr);
+    assert.equal(stderr, "");
+    assert.match(stdout, new RegExp(`^${rival} +[\\d. ]+$`, "m"));
+    assert.match(stdout, /hash [0-9a-f]{8}/);
+  }
+});
+
+test("benches refuse what they do not know", TIMEOUT, () => {
+  const refused: [bench: string, args: string[], problem: RegExp][] = [
+    ["boundary", ["--fast"], /^boundary\.ts: .*fast/],
+    ["append", ["--kv", "f8"], /--kv takes f32,f16,bf16, not f8\n$/],
+    ["append", ["--tokens", "0"], /--tokens takes whole numbers from 1 up, not "0"\n$/],
+    ["attend", ["--head-dim", "257"], /--head-dim is 256 at most, not 257\n$/],
+    ["attend", ["--tokens", "8", "--queries", "9"], /8 tokens have no 9\n$/],
+  ];
+  for (const [bench, args, problem] of refused) {
+    const { code, stdout, stderr } = run(bench, args);
+    assert.equal(code, 2, stderr);
+    assert.equal(stdout, "");
+    assert.match(stderr, problem);
+  }
+});
+
+test("a result that is not the oracle's throws", () => {
+  checkClose("x", [1, 2], [1, 2], 0);
+  checkClose("x", [1, 2.0001], [1, 2], 1e-4);
+  for (const actual of [[1, 2.001], [1, NaN], [1], [1, 2, 3]]) {
+    assert.throws(() => checkClose("x", actual, [1, 2], 1e-4), /^Error: x is wrong/);
+  }
+});
+
+test("the loop that attend is compared with is right for any shape", () => {
+  const random = new Random(1);
+  const shapes = [[1, 1, 1, 1], [1, 1, 128, 40], [4, 1, 7, 17], [6, 2, 5, 33], [3, 3, 2, 16], [8, 1, 64, 100]];
+  for (const [gqa, queryCount, headDim, tokens] of shapes as [number, number, number, number][]) {
+    const kvHeadCount = 2;
+    const k = random.floats(tokens * kvHeadCount * headDim, 3), v = random.floats(k.length);
+    const q = random.floats(queryCount * kvHeadCount * gqa * headDim, 3);
+    const output = new Float32Array(q.length);
+    attentionLoop({ q, k, v, queryCount, kvHeadCount, headDim, gqa }, output);
+    const truth = attention({ q, k, v, queryCount, qHeadCount: kvHeadCount * gqa, kvHeadCount, headDim }).output;
+    // The sums are f64, the output is rounded to f32.
+    const error = relativeError(output, truth);
+    assert.ok(error <= 2 ** -24, `gqa ${gqa}, head_dim ${headDim}: ${error}`);
+  }
+});
+
+test("deno task bench runs every bench, and each has a task of its own", () => {
+  const { tasks } = JSON.parse(readFileSync(new URL("../deno.json", import.meta.url), "utf8"));
+  const commands = ["boundary", "append", "attend"].map((bench) => tasks[`bench:${bench}`].command);
+  assert.equal(tasks.bench.command, commands.join(" && "));
+});
