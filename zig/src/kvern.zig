@@ -8,6 +8,13 @@
 //!     try cache.commit(0, token_count);
 //!     try kvern.attend(try cache.rows(layer, 0), q, .{}, output, &.{});
 //!
+//!     var pages: kvern.PagedCache = try .init(gpa, .{ .layers = &.{.{ .kv_head_count = 8, .head_dim = 128 }}, .max_seq_len = 1 << 17 });
+//!     defer pages.deinit();
+//!     const parent = try pages.createSequence();
+//!     try pages.append(layer, &.{parent}, &.{token_count}, .fromF32(k), .fromF32(v));
+//!     try pages.commit(parent, token_count);
+//!     const child = try pages.fork(parent); // shares every block
+//!
 //! Not thread safe: a cache shared between threads needs the caller's lock.
 
 pub const Dtype = @import("dtype.zig").Dtype;

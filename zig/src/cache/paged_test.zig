@@ -648,7 +648,7 @@ fn life(gpa: std.mem.Allocator) !void {
     try checkInvariants(&cache);
 }
 
-test "a fork of 128 K tokens is a copy of tables, and a million forks and frees leave the pool as it was" {
+test "a fork of 128 K tokens copies a table, and forks and frees leave the pool as it was" {
     var options = simple(.{ .kv_head_count = 1, .head_dim = 1 }, 64);
     options.max_seq_len = 1 << 17;
     var cache: PagedCache = try .init(testing.allocator, options);
