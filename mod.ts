@@ -48,7 +48,11 @@ export type {
   View,
 } from "./src/cache.ts";
 export { type ContiguousCacheOptions, type DType, memoryBytes } from "./src/config.ts";
+export { BlockPool, type BlockPoolOptions, type BlockPoolStats } from "./src/block_pool.ts";
 export { ContiguousCache, type ContiguousStats, type StoreOptions } from "./src/contiguous_cache.ts";
 export { type Level, readRate, type ReadRateOptions, type SystemInfo, systemInfo } from "./src/device.ts";
 export { KvError, type KvErrorCode } from "./src/error.ts";
+export { type BatchAppendOptions, type BatchAttendOptions, PagedCache, type PagedStats } from "./src/paged_cache.ts";
+export type { LayerShape, PagedCacheOptions, Retention } from "./src/paged_options.ts";
 export type { Rows } from "./src/rows.ts";
+export { Sequence, type SequenceCommitOptions } from "./src/sequence.ts";

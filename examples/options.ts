@@ -2,16 +2,20 @@
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import type { DType } from "../mod.ts";
+import { STEP_TOKENS } from "./ziglet.ts";
 
 /** The caches that `--cache` can choose. */
-export type CacheKind = "contiguous";
-export const CACHE_KINDS: readonly CacheKind[] = ["contiguous"];
+export type CacheKind = "contiguous" | "paged";
+export const CACHE_KINDS: readonly CacheKind[] = ["contiguous", "paged"];
 
 /** The element types that `--kv` can choose. */
 export const KV_DTYPES: readonly DType[] = ["f32", "f16", "bf16"];
 
 /** What the program does: write text, score a file, or time the next token with and without the cache. */
 export type Mode = "generate" | "score" | "compare";
+
+/** The most texts at once: each has a token in a step of the model. */
+const TEXTS_MAX = STEP_TOKENS;
 
 /** A wrong command line; the message is one line. */
 export class UsageError extends Error {
@@ -24,6 +28,8 @@ export interface Options {
   /** Directory of config.json and model.safetensors. */
   modelDirectory: string;
   cache: CacheKind;
+  /** Positions a block of a paged cache holds. */
+  blockSize: number;
   kv: DType;
   json: boolean;
   // generate
@@ -31,6 +37,14 @@ export interface Options {
   tokens: number;
   temperature: number;
   seed: number;
+  /** Texts behind one prompt. */
+  samples: number;
+  /** Texts kept by a beam search; null: no search. */
+  beams: number | null;
+  /** Print all texts of a beam search, not the best one alone; a terminal gets them unasked. */
+  allBeams: boolean;
+  /** Draw the blocks of the cache; a terminal gets the picture unasked where there are several texts. */
+  showBlocks: boolean;
   // score
   /** The file to score. */
   score: string;
@@ -45,6 +59,8 @@ interface OptionRow {
   value?: string;
   /** The only mode it makes sense in; null: all of them. */
   mode: Mode | null;
+  /** Whether it makes sense with a paged cache only. */
+  paged?: boolean;
   help: string;
 }
 
@@ -54,6 +70,7 @@ const DEFAULTS = {
   temperature: 0.7,
   seed: 1,
   cache: "contiguous",
+  blockSize: 16, // small, so that the blocks of a short prompt can be seen
   kv: "f32",
 } as const;
 
@@ -66,11 +83,39 @@ const OPTIONS = {
     help: `0 takes the most likely byte each time (${DEFAULTS.temperature})`,
   },
   seed: { value: "N", mode: "generate", help: `same seed, same text (${DEFAULTS.seed})` },
+  samples: {
+    value: "N",
+    mode: "generate",
+    paged: true,
+    help: `N texts behind one prompt, held once by the cache; text i has seed + i - 1 (1 to ${TEXTS_MAX})`,
+  },
+  beams: {
+    value: "N",
+    mode: "generate",
+    paged: true,
+    help: `beam search: the likeliest text, of N kept at each byte (1 to ${TEXTS_MAX})`,
+  },
+  "all-beams": { mode: "generate", help: "print the other texts of the search as well (unasked on a terminal)" },
+  "show-blocks": {
+    mode: "generate",
+    paged: true,
+    help: "draw the blocks and who shares them (unasked on a terminal, with several texts)",
+  },
   score: { value: "FILE", mode: "score", help: "bits per byte that the model needs for the file" },
   window: { value: "N", mode: "score", help: "bytes a window, each starts without a past (the model's context)" },
   bytes: { value: "N", mode: "score", help: "score the first N bytes of the file only" },
   compare: { mode: "compare", help: "time of the next token, with the cache and without it" },
-  cache: { value: "KIND", mode: null, help: `${CACHE_KINDS.join(", ")} (${DEFAULTS.cache})` },
+  cache: {
+    value: "KIND",
+    mode: null,
+    help: `${CACHE_KINDS.join(", ")} (${DEFAULTS.cache}; paged where another option needs it)`,
+  },
+  "block-size": {
+    value: "N",
+    mode: null,
+    paged: true,
+    help: `positions a block of a paged cache holds, a power of two from 1 to 256 (${DEFAULTS.blockSize})`,
+  },
   kv: { value: "DTYPE", mode: null, help: `element type of keys and values: ${KV_DTYPES.join(", ")} (${DEFAULTS.kv})` },
   model: { value: "DIR", mode: null, help: "directory of config.json and model.safetensors (examples/ziglet)" },
   json: { mode: null, help: "one JSON object on stdout, and no text" },
@@ -78,6 +123,16 @@ const OPTIONS = {
 } as const satisfies Record<string, OptionRow>;
 
 type OptionName = keyof typeof OPTIONS;
+
+/** Pairs that contradict each other, beside those of different modes. */
+const EXCLUSIONS: readonly [OptionName, OptionName][] = [
+  ["samples", "beams"],
+  // A beam search draws nothing.
+  ["temperature", "beams"],
+  ["seed", "beams"],
+  ["show-blocks", "json"],
+  ["all-beams", "json"],
+];
 
 /** Reads the arguments; a wrong one is a UsageError. */
 export function parseOptions(args: string[]): Options | "help" {
@@ -92,17 +147,30 @@ export function parseOptions(args: string[]): Options | "help" {
     throw new UsageError(`--${name} needs --${row.mode}`);
   }
 
+  for (const [one, other] of EXCLUSIONS) {
+    if (given.has(one) && given.has(other)) throw new UsageError(`--${one} and --${other} exclude each other`);
+  }
+  if (given.has("all-beams") && !given.has("beams")) throw new UsageError("--all-beams needs --beams");
+
   const text = (name: OptionName): string | undefined => given.get(name);
+  const needsPaged = [...given.keys()].find((name) => (OPTIONS[name] as OptionRow).paged);
+  const cache = choice("cache", text("cache") ?? (needsPaged ? "paged" : DEFAULTS.cache), CACHE_KINDS);
+  if (cache !== "paged" && needsPaged !== undefined) throw new UsageError(`--${needsPaged} needs --cache paged`);
   return {
     mode,
     modelDirectory: text("model") ?? fileURLToPath(new URL("./ziglet", import.meta.url)),
-    cache: choice("cache", text("cache") ?? DEFAULTS.cache, CACHE_KINDS),
+    cache,
+    blockSize: blockSize(text("block-size")) ?? DEFAULTS.blockSize,
     kv: choice("kv", text("kv") ?? DEFAULTS.kv, KV_DTYPES),
     json: given.has("json"),
     prompt: text("prompt") ?? DEFAULTS.prompt,
     tokens: integer("tokens", text("tokens"), 1) ?? DEFAULTS.tokens,
     temperature: temperature(text("temperature")) ?? DEFAULTS.temperature,
     seed: integer("seed", text("seed"), 0) ?? DEFAULTS.seed,
+    samples: integer("samples", text("samples"), 1, TEXTS_MAX) ?? 1,
+    beams: integer("beams", text("beams"), 1, TEXTS_MAX),
+    allBeams: given.has("all-beams"),
+    showBlocks: given.has("show-blocks"),
     score: text("score") ?? "",
     window: integer("window", text("window"), 1),
     bytes: integer("bytes", text("bytes"), 1),
@@ -165,14 +233,20 @@ function choice<Choice extends string>(name: OptionName, text: string, choices: 
   return chosen;
 }
 
-/** An integer from min to 2^32 - 1; null where the option is not given. */
-function integer(name: OptionName, text: string | undefined, min: number): number | null {
+/** An integer from min to max; null where the option is not given. */
+function integer(name: OptionName, text: string | undefined, min: number, max: number = 2 ** 32 - 1): number | null {
   if (text === undefined) return null;
   const value = Number(text);
-  if (!/^[0-9]+$/.test(text) || value < min || value >= 2 ** 32) {
-    throw new UsageError(`--${name} must be an integer from ${min} to ${2 ** 32 - 1}, not ${JSON.stringify(text)}`);
+  if (!/^[0-9]+$/.test(text) || value < min || value > max) {
+    throw new UsageError(`--${name} must be an integer from ${min} to ${max}, not ${JSON.stringify(text)}`);
   }
   return value;
+}
+
+function blockSize(text: string | undefined): number | null {
+  if (text === undefined) return null;
+  const sizes = Array.from({ length: 9 }, (_, exponent) => `${2 ** exponent}`);
+  return Number(choice("block-size", text, sizes));
 }
 
 function temperature(text: string | undefined): number | null {

@@ -41,6 +41,21 @@ export class Terminal {
     if (this.#live) process.once("SIGINT", this.#interrupt);
   }
 
+  /** Whether somebody is looking. */
+  get live(): boolean {
+    return this.#live;
+  }
+
+  /** Columns of the terminal; 80 where there is none. */
+  get columns(): number {
+    return process.stdout.columns || 80;
+  }
+
+  /** Whether colours may be used (https://no-color.org). */
+  get colors(): boolean {
+    return this.#live && !process.env.NO_COLOR;
+  }
+
   /** Writes text that the model made. */
   text(text: string): void {
     if (this.#quiet || text === "") return;
@@ -91,7 +106,7 @@ export class Terminal {
   /** The codes that draw the status line and come back. */
   #drawnStatus(): string {
     if (this.#status === "") return "";
-    const columns = process.stdout.columns || 80;
+    const { columns } = this;
     // With a full line the cursor waits behind the last column, a place that no escape code brings back.
     if (this.#column > 0 && this.#column % columns === 0) return "";
     const visible = this.#status.slice(0, columns - 1);

@@ -4,8 +4,8 @@
  *     token -> embedding -> 6 x { x += attention(norm(x)) ; x += swiglu(norm(x)) } -> norm -> logits
  *
  * Everything here is written out, except what a KV cache is for: the keys and values of all tokens so far are kept,
- * and attended to, by the cache that the caller passes in. The model knows it only through the `KvCache` interface
- * (`append`, `attend`, `commit`), so that any cache plugs in.
+ * and attended to, by the cache that the caller passes in. The model knows it only through the `Step` of step.ts
+ * (`append`, `attend`, `commit`), so that any cache plugs in, for one sequence or for several at once.
  *
  * This is not a fast way to run a large model: one thread, no SIMD, weights widened to f32.
  *
@@ -13,6 +13,7 @@
  */
 import { join } from "node:path";
 import type { KvCache } from "../mod.ts";
+import { sequenceStep, type Step } from "./step.ts";
 import { readConfig, readWeights, type Weights, type ZigletConfig } from "./weights.ts";
 
 /** The most tokens that go through the layers together; more would take more room and not be faster. */
@@ -21,7 +22,7 @@ export const STEP_TOKENS = 64;
 /** The model: weights, and the activations of one step. */
 export class Ziglet {
   readonly config: ZigletConfig;
-  /** Time spent in `cache.attend` so far, in seconds. */
+  /** Time spent in attend so far, in seconds. */
   attendSeconds = 0;
 
   readonly #weights: Weights;
@@ -65,10 +66,14 @@ export class Ziglet {
    * valid until the next call.
    */
   forward(tokens: Uint8Array, cache: KvCache, logitsOf: "last" | "all" = "last"): Float32Array {
+    return this.run(tokens, sequenceStep(cache, tokens.length), logitsOf);
+  }
+
+  /** The same for a step of any kind, which has a position for each token. */
+  run(tokens: Uint8Array, step: Step, logitsOf: "last" | "all"): Float32Array {
     const { hiddenSize, layerCount, qHeadCount, kvHeadCount, headDim, intermediateSize, rmsNormEps } = this.config;
     const n = tokens.length;
-    const start = cache.seqLen; // position of the first token
-    this.#check(n, cache);
+    this.#check(step);
     const { embedding, layers, finalNorm } = this.#weights;
     const qSize = qHeadCount * headDim;
     const kvSize = kvHeadCount * headDim;
@@ -92,13 +97,13 @@ export class Ziglet {
       matmul(q, this.#normed, w.qProj, n, hiddenSize, qSize);
       matmul(k, this.#normed, w.kProj, n, hiddenSize, kvSize);
       matmul(v, this.#normed, w.vProj, n, hiddenSize, kvSize);
-      rope(q, this.#ropeCos, this.#ropeSin, n, qHeadCount, headDim, start);
-      rope(k, this.#ropeCos, this.#ropeSin, n, kvHeadCount, headDim, start);
+      rope(q, this.#ropeCos, this.#ropeSin, n, qHeadCount, headDim, step.positions);
+      rope(k, this.#ropeCos, this.#ropeSin, n, kvHeadCount, headDim, step.positions);
 
-      // 3. The cache keeps keys and values, and attends: query i sees positions 0 to start + i.
-      cache.append(layer, k, v);
+      // 3. The cache keeps keys and values, and attends: a query sees its own position and those before it.
+      step.append(layer, k, v);
       const attendStart = performance.now();
-      cache.attend(layer, q, { queryCount: n, into: attended });
+      step.attend(layer, q, attended);
       this.attendSeconds += (performance.now() - attendStart) / 1000;
 
       // 4. What attention found joins the residual stream.
@@ -115,7 +120,7 @@ export class Ziglet {
     }
 
     // 6. All layers have these tokens now: they count.
-    cache.commit(n);
+    step.commit();
 
     // 7. Logits: the normed result against the embedding of every token of the vocabulary.
     const first = logitsOf === "all" ? 0 : n - 1;
@@ -142,19 +147,21 @@ export class Ziglet {
   }
 
   /** Refuses a step that the model or the cache has no room for, before any buffer is touched. */
-  #check(tokenCount: number, cache: KvCache): void {
+  #check(step: Step): void {
     const { layerCount, kvHeadCount, headDim, maxSeqLen } = this.config;
+    const tokenCount = step.positions.length;
     if (tokenCount < 1 || tokenCount > STEP_TOKENS) {
       throw new RangeError(`Cannot run ${tokenCount} tokens as a step has 1 to ${STEP_TOKENS}`);
     }
-    if (cache.seqLen + tokenCount > maxSeqLen) {
+    const last = Math.max(...step.positions);
+    if (last >= maxSeqLen) {
       throw new RangeError(
-        `Cannot run ${tokenCount} tokens as the model has ${maxSeqLen} positions: current length is ${cache.seqLen}`,
+        `Cannot run ${tokenCount} tokens as the model has ${maxSeqLen} positions: the last token has position ${last}`,
       );
     }
-    if (cache.layerCount !== layerCount || cache.kvHeadCount !== kvHeadCount || cache.headDim !== headDim) {
+    if (step.layerCount !== layerCount || step.kvHeadCount !== kvHeadCount || step.headDim !== headDim) {
       throw new RangeError(
-        `Cannot use a cache of ${cache.layerCount} layers, ${cache.kvHeadCount} KV heads of ${cache.headDim}: ` +
+        `Cannot use a cache of ${step.layerCount} layers, ${step.kvHeadCount} KV heads of ${step.headDim}: ` +
           `the model has ${layerCount}, ${kvHeadCount} of ${headDim}`,
       );
     }
@@ -295,11 +302,11 @@ function rope(
   tokenCount: number,
   headCount: number,
   headDim: number,
-  start: number, // position of the first token
+  positions: Uint32Array, // [token]
 ): void {
   const half = headDim / 2;
   for (let token = 0; token < tokenCount; token++) {
-    const table = (start + token) * half;
+    const table = positions[token]! * half;
     for (let head = 0; head < headCount; head++) {
       const row = (token * headCount + head) * headDim;
       for (let dim = 0; dim < half; dim++) {

@@ -9,9 +9,11 @@
  */
 
 import { checkCount } from "./config.ts";
-import { KvError } from "./error.ts";
+import { KvError, type KvErrorCode } from "./error.ts";
 import { ATTEND_FLAGS, type AttendRecord } from "./ffi/record.ts";
-import { checkFloats } from "./rows.ts";
+import { refusal } from "./ffi/status.ts";
+import { checkFloats, inputCount, outputCount } from "./rows.ts";
+import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
 /** What a query sees, how its scores become weights, and where the result goes. */
 export interface AttendOptions {
@@ -35,6 +37,12 @@ export interface AttendOptions {
   readonly alibiSlopes?: Float32Array;
   /** Learned sink logits `[q_head]`: `exp(logit)` joins the denominator and the lse, and adds no value. */
   readonly sinkLogits?: Float32Array;
+  /**
+   * Parents `[query]` of a tree of drafted tokens, whose rows are the newest of the layer in the same order: query `i`
+   * sees the rows before the tree, its ancestors and itself. `treeParents[i]` is below `i`, and below 0 for a root. At
+   * most 64 queries, with neither `windowTokens` nor `alibiSlopes`.
+   */
+  readonly treeParents?: Int32Array;
   /** Where the output goes, `[query][q_head][head_dim]`, and what the call returns; a new array by default. */
   readonly into?: Float32Array;
   /** Filled when given, `[query][q_head]`: the natural log of the sum of exp of the scores. */
@@ -43,10 +51,49 @@ export interface AttendOptions {
 
 /** Absent buffers cross as an empty array, because Bun refuses null. */
 export const NO_FLOATS: Float32Array = new Float32Array(0);
+/** The same for parents. */
+export const NO_PARENTS: Int32Array = new Int32Array(0);
 
-/** Checks `q` and `options` and fills `record`; allocates nothing. */
-export function writeAttend(record: AttendRecord, q: Float32Array, options: AttendOptions): void {
+/** The options of one call as they were when it began. */
+export interface GivenAttend {
+  readonly queryCount: number;
+  readonly softmaxScale: number | undefined;
+  readonly causal: boolean;
+  readonly windowTokens: number | undefined;
+  readonly sinkTokens: number;
+  readonly softcap: number | undefined;
+  readonly alibiSlopes: Float32Array | undefined;
+  readonly sinkLogits: Float32Array | undefined;
+  readonly treeParents: Int32Array | undefined;
+  readonly into: Float32Array | undefined;
+  readonly lse: Float32Array | undefined;
+}
+
+/**
+ * Reads each option once. A getter among them may give something else the second time, free the cache, or attend
+ * itself, so this comes before every check and before the record is written.
+ */
+export function readAttend(options: AttendOptions): GivenAttend {
   const { queryCount = 1, softmaxScale, causal = true, windowTokens, sinkTokens = 0, softcap } = options;
+  const { alibiSlopes, sinkLogits, treeParents, into, lse } = options;
+  return {
+    queryCount,
+    softmaxScale,
+    causal,
+    windowTokens,
+    sinkTokens,
+    softcap,
+    alibiSlopes,
+    sinkLogits,
+    treeParents,
+    into,
+    lse,
+  };
+}
+
+/** Checks `q` and the options and fills `record`; allocates nothing. */
+export function writeAttend(record: AttendRecord, q: Float32Array, given: GivenAttend): void {
+  const { queryCount, softmaxScale, causal, windowTokens, sinkTokens, softcap } = given;
   checkFloats("q", q);
   checkCount("queryCount", queryCount);
   if (queryCount === 0) throw invalid("queryCount must be at least 1: queryCount is 0");
@@ -70,10 +117,11 @@ export function writeAttend(record: AttendRecord, q: Float32Array, options: Atte
     if (!causal) throw invalid(`windowTokens needs causal: windowTokens is ${windowTokens}, causal is false`);
     flags |= ATTEND_FLAGS.window;
   }
-  if (options.alibiSlopes !== undefined) checkGiven("alibiSlopes", options.alibiSlopes);
-  if (options.sinkLogits !== undefined) checkGiven("sinkLogits", options.sinkLogits);
-  if (options.lse !== undefined) checkGiven("lse", options.lse);
-  if (options.into !== undefined) checkFloats("into", options.into);
+  if (given.alibiSlopes !== undefined) checkGiven("alibiSlopes", given.alibiSlopes);
+  if (given.sinkLogits !== undefined) checkGiven("sinkLogits", given.sinkLogits);
+  if (given.treeParents !== undefined) checkParents(given.treeParents);
+  if (given.lse !== undefined) checkGiven("lse", given.lse);
+  if (given.into !== undefined) checkFloats("into", given.into);
 
   words[1] = queryCount;
   words[2] = flags;
@@ -83,11 +131,55 @@ export function writeAttend(record: AttendRecord, q: Float32Array, options: Atte
   floats[6] = softcap ?? 0;
 }
 
+/** The elements of an optional input of attend: none where it is absent, and then nothing is looked at. */
+export function givenCount(name: string, array: Float32Array | Int32Array): number {
+  return array === NO_FLOATS || array === NO_PARENTS ? 0 : inputCount(name, array, "attend");
+}
+
+/** The elements of an optional output of attend. */
+export function lseCount(lse: Float32Array): number {
+  return lse === NO_FLOATS ? 0 : outputCount("lse", lse);
+}
+
+/** The refusal of an attend; `queryCount` is that of all sequences together. */
+export function attendRefusal(
+  status: number,
+  layer: number,
+  q: Float32Array,
+  given: GivenAttend,
+  queryCount: number,
+  { kvHeadCount, headDim }: { readonly kvHeadCount: number; readonly headDim: number },
+  rules: Partial<Record<KvErrorCode, () => string>>,
+): KvError {
+  const { alibiSlopes, sinkLogits, treeParents, into, lse } = given;
+  return refusal(status, `attend in layer ${layer}`, {
+    ...rules,
+    invalid_size: () => {
+      const row = queryCount * headDim;
+      const lengths = Object.entries({ q, into, lse, alibiSlopes, sinkLogits, treeParents })
+        .filter(([, array]) => array !== undefined).map(([name, array]) => `${name} has ${lengthOf(array!)}`);
+      return `q must be ${row} elements times a multiple of ${kvHeadCount} heads, into as long as q, lse one ` +
+        `for each query and head, slopes and logits one for each head, parents one for each query: ` +
+        lengths.join(", ");
+    },
+  });
+}
+
 /** An array that is given but empty must not pass for an absent one. */
 function checkGiven(name: string, array: Float32Array): void {
   checkFloats(name, array);
-  if (array.length === 0) {
+  checkAttached(name, array);
+  if (lengthOf(array) === 0) {
     throw new KvError("invalid_size", `Cannot attend as ${name} must have an element for each query head: it is empty`);
+  }
+}
+
+/** As `checkGiven`, for whole numbers. */
+function checkParents(array: Int32Array): void {
+  if (arrayKind(array) !== "Int32Array") throw new TypeError(`treeParents must be an Int32Array: ${kindOf(array)}`);
+  checkAttached("treeParents", array);
+  if (lengthOf(array) === 0) {
+    throw new KvError("invalid_size", "Cannot attend as treeParents must have an element for each query: it is empty");
   }
 }
 

@@ -67,7 +67,7 @@ export interface DevicePlacement {
  *
  * A view is valid until the next append to its layer, truncate, reset or free of its sequence; each property read
  * checks that and throws a KvError `stale_view` after it. An array taken out of a view is not guarded: it goes on
- * showing the cache's memory until `free` detaches it. Do not transfer its buffer at full size: the cache cannot
+ * showing the cache's memory, and has length 0 once its block or its sequence is let go. Do not transfer its buffer at full size: the cache cannot
  * detach the new one.
  */
 export interface View extends DevicePlacement {
@@ -93,7 +93,11 @@ export interface View extends DevicePlacement {
   readonly delta: number;
 }
 
-/** One block, head-major: element `d` of KV head `h` of row `t` is `k[(h * blockSize + t) * headDim + d]`. */
+/**
+ * One block, head-major: element `d` of KV head `h` of row `t` is `k[(h * blockSize + t) * headDim + d]`.
+ *
+ * Valid as long as a {@linkcode View}, and as that one checked at each property read.
+ */
 export interface PackedView {
   /** Keys `[kv_head][block_size][head_dim]`; rows from `length` on are undefined. */
   readonly k: Float32Array | Uint16Array;
@@ -109,8 +113,10 @@ export interface PackedView {
   readonly headDim: number;
   /** KV heads. */
   readonly kvHeadCount: number;
-  /** How the elements are stored. */
+  /** How keys are stored, and values where `dtypeV` says no other. */
   readonly dtype: DType;
+  /** How values are stored. */
+  readonly dtypeV: DType;
 }
 
 /** The rows of a layer as one run `[row][kv_head][head_dim]`, or why there is no such run. */

@@ -37,10 +37,10 @@ export interface ContiguousCacheOptions {
 }
 
 /** Head dimensions the kernels are built for. */
-const HEAD_DIM_MAX = 256;
+export const HEAD_DIM_MAX = 256;
 
 /** A position, and a count of rows, must fit a result of the ABI. */
-const SEQ_LEN_MAX = 2 ** 31 - 1;
+export const SEQ_LEN_MAX: number = 2 ** 31 - 1;
 
 /**
  * Bytes of K and V a cache of these options holds: `2 * layers * sequences * rows * kv heads * headDim * bytes`.
@@ -76,21 +76,19 @@ export function recordOf(options: ContiguousCacheOptions, action: string): Uint3
     throw new TypeError(`Cannot ${action} as its options must be an object: ${typeof options}`);
   }
   const { dtype = "f32", sequenceCount = 1, maxBytes } = options;
-  const pair = typeof dtype === "object" && dtype !== null ? dtype : { k: dtype, v: dtype };
   return contiguousRecord({
     layerCount: checkOption("layerCount", options.layerCount, action),
     sequenceCount: checkOption("sequenceCount", sequenceCount, action),
     kvHeadCount: checkOption("kvHeadCount", options.kvHeadCount, action),
     headDim: checkOption("headDim", options.headDim, action, HEAD_DIM_MAX),
     maxSeqLen: checkOption("maxSeqLen", options.maxSeqLen, action, SEQ_LEN_MAX),
-    dtypeK: dtypeCode("dtype.k", pair.k),
-    dtypeV: dtypeCode("dtype.v", pair.v),
+    ...dtypeCodes(dtype),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
   });
 }
 
 /** A count of at least 1, and at most `max`. */
-function checkOption(name: string, value: number, action: string, max = 2 ** 32 - 1): number {
+export function checkOption(name: string, value: number, action: string, max: number = 2 ** 32 - 1): number {
   checkCount(name, value);
   if (value < 1 || value > max) {
     const range = max < 2 ** 32 - 1 ? `1 to ${max}` : "at least 1";
@@ -112,7 +110,10 @@ export function checkBytes(name: string, value: number, action: string): number 
 /** Refuses what is no count: only a whole number of 32 bits may cross the boundary. */
 export function checkCount(name: string, value: number): void {
   if (typeof value !== "number") throw new TypeError(`${name} must be a number: ${typeof value}`);
-  if (value >>> 0 !== value) throw new RangeError(`${name} must be a whole number from 0 to 4294967295: ${value}`);
+  if (value >>> 0 !== value || Object.is(value, -0)) { // Deno takes no -0 for an integer
+    const shown = Object.is(value, -0) ? "-0" : value;
+    throw new RangeError(`${name} must be a whole number from 0 to 4294967295: ${shown}`);
+  }
 }
 
 /** The number of a dtype in the ABI. */
@@ -123,6 +124,14 @@ export function dtypeCode(name: string, dtype: DType): number {
     throw new KvError("invalid_config", `Cannot use ${name} ${dtype} as it must be one of ${DTYPES.join(", ")}`);
   }
   return code;
+}
+
+/** The numbers of the dtypes of an option: one for both sides, or one for each. */
+export function dtypeCodes(
+  dtype: DType | { readonly k: DType; readonly v: DType },
+): { readonly dtypeK: number; readonly dtypeV: number } {
+  const { k, v } = typeof dtype === "object" && dtype !== null ? dtype : { k: dtype, v: dtype };
+  return { dtypeK: dtypeCode("dtype.k", k), dtypeV: dtypeCode("dtype.v", v) };
 }
 
 /** The dtype of a number in the ABI. */

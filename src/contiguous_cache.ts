@@ -12,13 +12,14 @@
 
 import type { AppendOptions, AppendResult, KvCache } from "./cache.ts";
 import { checkCount, type ContiguousCacheOptions, type DType } from "./config.ts";
-import { ContiguousMemory, type Side } from "./contiguous_memory.ts";
-import { appendRows, rangeRules, writeRefusal } from "./contiguous_rows.ts";
+import { ContiguousMemory } from "./contiguous_memory.ts";
+import { appendRows, NO_OPTIONS, rangeRules, writeRefusal } from "./contiguous_rows.ts";
 import { ContiguousSequence } from "./contiguous_sequence.ts";
 import { library } from "./ffi/library.ts";
 import { newRecord, uint64At } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
-import { inputDtype, type Rows } from "./rows.ts";
+import { inputCount, inputDtype, type Rows } from "./rows.ts";
+import type { Side } from "./view.ts";
 
 /** How the rows given to store are stored in their arrays. */
 export interface StoreOptions {
@@ -146,12 +147,15 @@ export class ContiguousCache {
    * `commit_mismatch`, `not_finite`; `invalid_config`, `stale_handle`
    */
   store(layer: number, sequence: number, k: Rows, v: Rows, options: StoreOptions = NO_OPTIONS): void {
+    const { dtype } = options; // first, as it may run the caller's code
     checkCount("layer", layer);
     checkCount("sequence", sequence);
-    const dtype = inputDtype(k, v, options.dtype);
+    const inputCode = inputDtype(k, v, dtype);
+    const kCount = inputCount("k", k, "store");
+    const vCount = inputCount("v", v, "store");
     const { library, handle } = this.#memory;
-    const status = library.kv_contiguous_store(handle, layer, sequence, k, k.length, v, v.length, dtype);
-    if (status < 0) throw writeRefusal(status, this.#memory, "store", layer, sequence, k, v);
+    const status = library.kv_contiguous_store(handle, layer, sequence, k, kCount, v, vCount, inputCode);
+    if (status < 0) throw writeRefusal(status, this.#memory, "store", layer, sequence, kCount, vCount);
   }
 
   /**
@@ -180,8 +184,9 @@ export class ContiguousCache {
    * @throws {KvError} `layer_out_of_range`, `sequence_out_of_range`, `cache_full`, `invalid_size`, `not_finite`,
    * `invalid_config`, `stale_handle`
    */
-  append(layer: number, sequence: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
-    return appendRows(this.#memory, this.#memory.handle, layer, sequence, k, v, options);
+  append(layer: number, sequence: number, k: Rows, v: Rows, options: AppendOptions = NO_OPTIONS): AppendResult {
+    const { dtype, layout } = options; // first, as it may run the caller's code
+    return appendRows(this.#memory, this.#memory.handle, layer, sequence, k, v, dtype, layout);
   }
 
   /**
@@ -334,6 +339,3 @@ export class ContiguousCache {
     return this.#memory.rows(layer, sequence, side, 0, rows);
   }
 }
-
-/** Options left out; shared, so that a call without them allocates none. */
-const NO_OPTIONS = {};

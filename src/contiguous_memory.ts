@@ -17,9 +17,8 @@ import { type AttendRecord, contiguousWords, newAttendRecord, newRecord, uint64A
 import { refusal } from "./ffi/status.ts";
 import { freeWhenDropped, unwatch } from "./finalization.ts";
 import { elementBytes, rowsOver } from "./rows.ts";
-
-/** Keys or values. */
-export type Side = "k" | "v";
+import { byteLengthOf, detach, isDetached } from "./typed_array.ts";
+import type { Side } from "./view.ts";
 
 /** Which memory an ArrayBuffer lies on: an array alone keeps its cache. */
 const owners = new WeakMap<ArrayBuffer, ContiguousMemory>();
@@ -91,7 +90,7 @@ export class ContiguousMemory {
   detach(sequence?: number): void {
     for (const [key, buffers] of this.#runs) {
       if (sequence !== undefined && !key.startsWith(`${sequence}:`)) continue;
-      for (const buffer of buffers) if (!buffer.detached) buffer.transfer(0);
+      buffers.forEach(detach);
       this.#runs.delete(key);
     }
   }
@@ -108,10 +107,10 @@ export class ContiguousMemory {
   /** The buffer over a run, with at least `bytes` bytes. */
   #run(layer: number, sequence: number, side: Side, bytes: number): ArrayBuffer {
     const key = `${sequence}:${layer}:${side}`;
-    const buffers = (this.#runs.get(key) ?? []).filter((buffer) => !buffer.detached);
+    const buffers = (this.#runs.get(key) ?? []).filter((buffer) => !isDetached(buffer));
     const current = buffers.at(-1);
     // Both conditions matter: an array without rows needs a buffer, too.
-    if (current !== undefined && current.byteLength >= bytes) return current;
+    if (current !== undefined && byteLengthOf(current) >= bytes) return current;
 
     const action = "make an array over native memory";
     if (!this.owned) {

@@ -7,7 +7,16 @@
  * @module
  */
 
-import { type AttendOptions, NO_FLOATS, writeAttend } from "./attention.ts";
+import {
+  type AttendOptions,
+  attendRefusal,
+  givenCount,
+  lseCount,
+  NO_FLOATS,
+  NO_PARENTS,
+  readAttend,
+  writeAttend,
+} from "./attention.ts";
 import type {
   AppendOptions,
   AppendResult,
@@ -19,16 +28,14 @@ import type {
   KvCache,
   View,
 } from "./cache.ts";
-import { checkCount, dtypeCode } from "./config.ts";
+import { checkTokens, pendingText } from "./commit.ts";
+import { checkCount } from "./config.ts";
 import type { ContiguousMemory } from "./contiguous_memory.ts";
-import { allViews, appendRows, countText, rangeRules } from "./contiguous_rows.ts";
-import { KvError } from "./error.ts";
+import { allViews, appendRows, NO_OPTIONS, rangeRules } from "./contiguous_rows.ts";
 import { newRecord } from "./ffi/record.ts";
-import { refusal } from "./ffi/status.ts";
-import { checkAttached, checkInto, newRows, type Rows } from "./rows.ts";
-
-/** Options left out; shared, so that a call without them allocates none. */
-const NO_OPTIONS = {};
+import { countText, refusal } from "./ffi/status.ts";
+import { gatherRows, type GatherSource } from "./gather.ts";
+import { inputCount, outputCount, type Rows } from "./rows.ts";
 
 /** One sequence; made by `ContiguousCache.sequence` and nobody else. */
 export class ContiguousSequence implements KvCache {
@@ -74,28 +81,22 @@ export class ContiguousSequence implements KvCache {
     return true;
   }
 
-  append(layer: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
-    return appendRows(this.#memory, this.#handle, layer, this.#index, k, v, options);
+  append(layer: number, k: Rows, v: Rows, options: AppendOptions = NO_OPTIONS): AppendResult {
+    const { dtype, layout } = options; // first, as it may run the caller's code
+    return appendRows(this.#memory, this.#handle, layer, this.#index, k, v, dtype, layout);
   }
 
   commit(n: number, options: CommitOptions = NO_OPTIONS): void {
+    const { tokens } = options; // first, as it may run the caller's code
     checkCount("n", n);
-    const { tokens } = options;
-    if (tokens !== undefined) {
-      if (!(tokens instanceof Uint32Array)) throw new TypeError("tokens must be a Uint32Array");
-      if (tokens.length === 0) checkAttached("tokens", tokens);
-      if (tokens.length !== n) {
-        const count = tokens.length;
-        throw new KvError(
-          "invalid_size",
-          `Cannot commit ${countText(n, "token")} as each needs an id: tokens has ${count}`,
-        );
-      }
-    }
+    checkTokens(tokens, n);
     const status = this.#memory.library.kv_contiguous_commit(this.#handle, this.#index, n);
     if (status < 0) {
       throw refusal(status, `commit ${countText(n, "token")}`, {
-        commit_mismatch: () => `every layer must have exactly that many rows pending: ${this.#pendingText()}`,
+        commit_mismatch: () =>
+          `every layer must have exactly that many rows pending: ${
+            pendingText(this.layerCount, (layer) => this.#memory.rowCount(layer, this.#index) - this.seqLen)
+          }`,
       });
     }
   }
@@ -129,41 +130,7 @@ export class ContiguousSequence implements KvCache {
   }
 
   gather(layer: number, options: GatherOptions = NO_OPTIONS): GatheredRows {
-    checkCount("layer", layer);
-    const { dtype = "f32", into } = options;
-    const code = dtypeCode("dtype", dtype);
-    if (into !== undefined) {
-      checkInto("into.k", into.k, dtype);
-      checkInto("into.v", into.v, dtype);
-    }
-    const memory = this.#memory;
-    const action = `gather layer ${layer}`;
-    const rules = rangeRules(memory, layer, this.#index);
-    const rows = memory.library.kv_contiguous_row_count(this.#handle, layer, this.#index);
-    if (rows < 0) throw refusal(rows, action, rules);
-    const count = rows * memory.kvDim;
-    if (count >= 2 ** 32) {
-      throw new KvError("unsupported", `Cannot ${action} as a copy has less than 2^32 elements a side: ${count}`);
-    }
-    const k = into?.k ?? newRows(dtype, count);
-    const v = into?.v ?? newRows(dtype, count);
-    const status = memory.library.kv_contiguous_gather(
-      this.#handle,
-      layer,
-      this.#index,
-      k,
-      Math.min(k.length, 2 ** 32 - 1),
-      v,
-      Math.min(v.length, 2 ** 32 - 1),
-      code,
-    );
-    if (status < 0) {
-      throw refusal(status, action, {
-        ...rules,
-        invalid_size: () => `its ${rows} rows have ${count} elements a side: k has ${k.length}, v has ${v.length}`,
-      });
-    }
-    return { k, v };
+    return gatherRows(this.#copies, layer, options);
   }
 
   views(layer: number): View[] {
@@ -190,30 +157,36 @@ export class ContiguousSequence implements KvCache {
   }
 
   attend(layer: number, q: Float32Array, options: AttendOptions = NO_OPTIONS): Float32Array {
+    const given = readAttend(options); // first, as it may run the caller's code
     checkCount("layer", layer);
     const memory = this.#memory;
     const record = memory.attendRecord;
-    writeAttend(record, q, options);
-    const { alibiSlopes = NO_FLOATS, sinkLogits = NO_FLOATS, lse = NO_FLOATS } = options;
-    const output = options.into ?? new Float32Array(q.length);
+    writeAttend(record, q, given);
+    const { alibiSlopes = NO_FLOATS, sinkLogits = NO_FLOATS, treeParents = NO_PARENTS, lse = NO_FLOATS } = given;
+    const qCount = inputCount("q", q, "attend");
+    const output = given.into ?? new Float32Array(qCount);
     const status = memory.library.kv_contiguous_attend(
       this.#handle,
       layer,
       this.#index,
       q,
-      q.length,
+      qCount,
       record.words,
       record.words.byteLength,
       alibiSlopes,
-      alibiSlopes.length,
+      givenCount("alibiSlopes", alibiSlopes),
       sinkLogits,
-      sinkLogits.length,
+      givenCount("sinkLogits", sinkLogits),
+      treeParents,
+      givenCount("treeParents", treeParents),
       output,
-      output.length,
+      outputCount("into", output),
       lse,
-      lse.length,
+      lseCount(lse),
     );
-    if (status < 0) throw this.#attendRefusal(status, layer, q, options);
+    if (status < 0) {
+      throw attendRefusal(status, layer, q, given, given.queryCount, this, rangeRules(memory, layer, this.#index));
+    }
     return output;
   }
 
@@ -240,26 +213,15 @@ export class ContiguousSequence implements KvCache {
     return this.#freed ? 0 : this.#memory.handle;
   }
 
-  /** Which layers have how many rows pending, the first few of them. */
-  #pendingText(): string {
-    const pending: string[] = [];
-    for (let layer = 0; layer < Math.min(this.layerCount, 4); layer++) {
-      pending.push(`layer ${layer} has ${this.#memory.rowCount(layer, this.#index) - this.seqLen}`);
-    }
-    return pending.join(", ");
-  }
-
-  #attendRefusal(status: number, layer: number, q: Float32Array, options: AttendOptions): KvError {
-    const { queryCount = 1, alibiSlopes, sinkLogits, into, lse } = options;
-    return refusal(status, `attend in layer ${layer}`, {
-      ...rangeRules(this.#memory, layer, this.#index),
-      invalid_size: () => {
-        const row = queryCount * this.headDim;
-        const given = Object.entries({ q, into, lse, alibiSlopes, sinkLogits })
-          .filter(([, array]) => array !== undefined).map(([name, array]) => `${name} has ${array!.length}`);
-        return `q must be ${row} elements times a multiple of ${this.kvHeadCount} heads, into as long as q, lse one ` +
-          `for each query and head, slopes and logits one for each head: ${given.join(", ")}`;
-      },
-    });
+  /** The sequence, as a copy sees it. */
+  get #copies(): GatherSource {
+    const memory = this.#memory, handle = this.#handle, index = this.#index;
+    const { library } = memory;
+    return {
+      residentCount: (layer) => library.kv_contiguous_row_count(handle, layer, index),
+      kvDimOf: () => memory.kvDim,
+      copyRows: (layer, ...args) => library.kv_contiguous_gather(handle, layer, index, ...args),
+      rangeRules: (layer) => rangeRules(memory, layer, index),
+    };
   }
 }

@@ -22,9 +22,17 @@ export function freeWhenDropped(owner: WeakKey, free: Free): void {
   registry.register(owner, free, owner);
 }
 
+const partRegistry = new FinalizationRegistry<Free>((free) => free());
+
+/** As `freeWhenDropped`, for a part of a cache: it is freed and not counted. */
+export function freePartWhenDropped(owner: WeakKey, free: Free): void {
+  partRegistry.register(owner, free, owner);
+}
+
 /** Ends the watch: `owner` was freed by its user. */
 export function unwatch(owner: WeakKey): void {
   registry.unregister(owner);
+  partRegistry.unregister(owner);
 }
 
 /** How many caches this thread has freed because they were dropped. */

@@ -9,29 +9,31 @@
 
 import { type DType, dtypeCode } from "./config.ts";
 import { KvError } from "./error.ts";
+import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
 /** Rows of keys or values: f32, f16, or the bits of f16 or bf16. */
 export type Rows = Float32Array | Float16Array | Uint16Array;
 
+/** A count of elements crosses the boundary in 32 bits. */
+const COUNT_MAX = 2 ** 32 - 1;
+
 /** The number of the dtype that `k` and `v` are given in. */
 export function inputDtype(k: Rows, v: Rows, dtype: DType | undefined): number {
-  if (k?.length === 0 || v?.length === 0) {
-    checkAttached("k", k);
-    checkAttached("v", v);
-  }
-  if (k instanceof Float32Array && v instanceof Float32Array) {
-    if (dtype !== undefined) checkAgrees("a Float32Array", dtype, "f32");
-    return 0;
-  }
-  if (k instanceof Float16Array && v instanceof Float16Array) {
-    if (dtype !== undefined) checkAgrees("a Float16Array", dtype, "f16");
-    return 1;
-  }
-  if (!(k instanceof Uint16Array && v instanceof Uint16Array)) {
+  const kind = arrayKind(k);
+  const isPair = kind !== undefined && kind === arrayKind(v);
+  if (!isPair || !(kind === "Float32Array" || kind === "Float16Array" || kind === "Uint16Array")) {
     throw new TypeError(
       "k and v must both be Float32Array, Float16Array or Uint16Array with a dtype: " +
         `k is ${kindOf(k)}, v is ${kindOf(v)}`,
     );
+  }
+  if (kind === "Float32Array") {
+    if (dtype !== undefined) checkAgrees("a Float32Array", dtype, "f32");
+    return 0;
+  }
+  if (kind === "Float16Array") {
+    if (dtype !== undefined) checkAgrees("a Float16Array", dtype, "f16");
+    return 1;
   }
   if (dtype === undefined) {
     throw new TypeError('The bits in a Uint16Array need { dtype: "f16" } or { dtype: "bf16" }: dtype is undefined');
@@ -41,18 +43,35 @@ export function inputDtype(k: Rows, v: Rows, dtype: DType | undefined): number {
   return code;
 }
 
-/** Detached memory would reach native code as no rows at all. */
-export function checkAttached(name: string, array: ArrayBufferView): void {
-  const buffer: ArrayBufferLike | undefined = array?.buffer;
-  if (buffer instanceof ArrayBuffer && buffer.detached) {
-    throw new TypeError(`${name} must not be detached: its buffer was transferred`);
-  }
+/** The number of a layout of appended rows. */
+export function layoutCode(layout: "token_major" | "head_major" = "token_major"): number {
+  if (layout === "token_major") return 0;
+  if (layout === "head_major") return 1;
+  if (typeof layout !== "string") throw new TypeError(`layout must be a string: ${typeof layout}`);
+  throw new KvError("invalid_config", `Cannot append as layout must be token_major or head_major: layout is ${layout}`);
 }
 
-/** The array must be a `Float32Array` that still has its memory. */
+/** The array must be a `Float32Array`. */
 export function checkFloats(name: string, array: Float32Array): void {
-  if (!(array instanceof Float32Array)) throw new TypeError(`${name} must be a Float32Array: ${kindOf(array)}`);
-  if (array.length === 0) checkAttached(name, array);
+  if (arrayKind(array) !== "Float32Array") throw new TypeError(`${name} must be a Float32Array: ${kindOf(array)}`);
+}
+
+/** The elements of an input, as a word that crosses; more than that must not pass for fewer, nor lost memory for none. */
+export function inputCount(name: string, array: ArrayBufferView, action: string): number {
+  const length = lengthOf(array);
+  if (length === 0) checkAttached(name, array);
+  if (length <= COUNT_MAX) return length;
+  throw new KvError(
+    "invalid_size",
+    `Cannot ${action} as one call takes less than 2^32 elements of ${name}: ${name} has ${length}`,
+  );
+}
+
+/** The elements of a destination, as a word that crosses: those behind the first 2^32 - 1 are never written. */
+export function outputCount(name: string, array: ArrayBufferView): number {
+  const length = lengthOf(array);
+  if (length === 0) checkAttached(name, array);
+  return Math.min(length, COUNT_MAX);
 }
 
 /** Two options that contradict each other. */
@@ -65,11 +84,11 @@ function checkAgrees(kind: string, given: DType, needed: string): void {
 
 /** A copy's destination must be of the kind the dtype is handed out in; f16 may be a `Float16Array`, too. */
 export function checkInto(name: string, into: Rows, dtype: DType): void {
+  const kind = arrayKind(into);
   const fits = dtype === "f32"
-    ? into instanceof Float32Array
-    : into instanceof Uint16Array || (dtype === "f16" && into instanceof Float16Array);
+    ? kind === "Float32Array"
+    : kind === "Uint16Array" || (dtype === "f16" && kind === "Float16Array");
   if (!fits) throw new TypeError(`${name} must be an array for ${dtype}: ${kindOf(into)}`);
-  if (into.length === 0) checkAttached(name, into);
 }
 
 /** A new array for `length` elements of `dtype`. */
@@ -87,9 +106,4 @@ export function rowsOver(buffer: ArrayBuffer, dtype: DType, start: number, lengt
 /** Bytes of one element. */
 export function elementBytes(dtype: DType): number {
   return dtype === "f32" ? 4 : 2;
-}
-
-/** What a wrong argument is, for the text of an error. */
-export function kindOf(value: unknown): string {
-  return typeof value === "object" && value !== null ? value.constructor?.name ?? "object" : typeof value;
 }

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ContiguousCache, KvError, systemInfo } from "../mod.ts";
+import { ContiguousCache, KvError, PagedCache, systemInfo } from "../mod.ts";
 import { ABI_VERSION, EXPORTS, type Library } from "../src/ffi/exports.ts";
 import { library } from "../src/ffi/library.ts";
 import { newRecord, RECORD_WORDS } from "../src/ffi/record.ts";
@@ -27,44 +27,137 @@ function makeCache(): ContiguousCache {
   return cache;
 }
 
-function snapshot(cache: ContiguousCache): unknown {
-  return [0, 1].map((
-    sequence,
-  ) => [cache.getSeqLen(sequence), [0, 1].map((layer) => cache.sequence(sequence).gather(layer))]);
+/** A paged cache as full as that one, on a pool, with handles of every kind. */
+interface Paged {
+  readonly cache: PagedCache;
+  /** Handles: the cache, an empty sequence, one with 3 rows, the pool. */
+  readonly paged: number;
+  readonly empty: number;
+  readonly full: number;
+  readonly pool: number;
+}
+
+function makePaged(): Paged {
+  const pool = call("kv_pool_create", [Uint32Array.of(36, 2, 2, 4, 4, 0, 0, 0, 0), 36]);
+  const layers = Uint32Array.of(2, 4, 0, 2, 4, 0);
+  const paged = call("kv_paged_create", [Uint32Array.of(48, 2, 4, 8, 0, 0, 0, 0, 0, 0, pool, 0), 48, layers, 6]);
+  const empty = call("kv_sequence_create", [paged]), full = call("kv_sequence_create", [paged]);
+  assert.ok(pool > 0 && paged > 0 && empty > 0 && full > 0);
+  const k = new Float32Array(24).fill(1), v = new Float32Array(24).fill(2);
+  for (const layer of [0, 1]) assert.equal(call("kv_sequence_append", [full, layer, k, 24, v, 24, 0, 0]), 0);
+  assert.equal(call("kv_sequence_commit", [full, 3]), 0);
+  return { cache: PagedCache.attach(paged), paged, empty, full, pool };
+}
+
+function freePaged({ paged, pool }: Paged): void {
+  library().kv_paged_free(paged);
+  library().kv_pool_free(pool);
+}
+
+/** All that a refused call must leave alone. */
+function snapshot(cache: ContiguousCache, { cache: paged, empty, full }: Paged): unknown {
+  const gathered = [empty, full].flatMap((handle) =>
+    [0, 1].map((layer) => {
+      const k = new Float32Array(24), v = new Float32Array(24);
+      return [call("kv_sequence_gather", [handle, layer, k, 24, v, 24, 0]), k, v];
+    })
+  );
+  const rows = [0, 1].map((i) => [cache.getSeqLen(i), [0, 1].map((layer) => cache.sequence(i).gather(layer))]);
+  return [rows, gathered, paged.stats(), paged.poolStats()];
+}
+
+/** The handle each export takes, by the noun of its name. */
+function handlesOf(cache: ContiguousCache, { paged, full, pool }: Paged): Record<string, number> {
+  return { contiguous: cache.handle, paged, sequence: full, pool };
+}
+
+/** Exports that take a handle; the noun says of which kind. */
+const takers = names.filter((name) => /^kv_(contiguous|paged|sequence|pool)_/.test(name) && !/_create$/.test(name))
+  .concat("kv_sequence_create");
+
+/** The kind of handle an export takes. */
+function nounOf(name: Name): string {
+  return name === "kv_sequence_create" ? "paged" : name.split("_")[1]!;
 }
 
 /** Arguments with which every export that takes a handle succeeds on a test cache. */
-function goodArguments(handle: number): Partial<Record<Name, Argument[]>> {
+function goodArguments(
+  handles: Record<string, number>,
+  others: { empty: number; full: number },
+): Record<Name, Argument[]> {
+  const { contiguous, paged, sequence, pool } = handles as Record<string, number>;
   const row = () => new Float32Array(8).fill(0.5);
+  const floats = (length: number) => new Float32Array(length);
   const view = () => newRecord("view"), rows = () => newRecord("rows");
   const attend = newRecord("attend");
   attend[1] = 1;
-  return {
-    kv_contiguous_config: [handle, newRecord("contiguous"), 40],
-    kv_contiguous_store: [handle, 0, 0, row(), 8, row(), 8, 0],
-    kv_contiguous_append: [handle, 0, 0, row(), 8, row(), 8, 0, 0],
-    kv_contiguous_advance: [handle],
-    kv_contiguous_reset: [handle],
-    kv_contiguous_commit: [handle, 0, 0],
-    kv_contiguous_truncate: [handle, 0, 0],
-    kv_contiguous_seq_len: [handle, 1],
-    kv_contiguous_row_count: [handle, 1, 1],
-    kv_contiguous_generation: [handle, 1, 1],
-    kv_contiguous_memory_bytes: [handle, new Float64Array(1), 1],
-    kv_contiguous_stats: [handle, newRecord("stats"), 48],
-    kv_contiguous_offset: [handle, 1, 1, 2, 1, 3, new Float64Array(1), 1],
-    kv_contiguous_keys: [handle, 1, 1, rows(), 32],
-    kv_contiguous_values: [handle, 1, 1, rows(), 32],
-    kv_contiguous_views: [handle, 1, 1, view(), 56],
-    kv_contiguous_contiguous_kv: [handle, 1, 1, 2, view(), 56],
-    kv_contiguous_gather: [handle, 1, 1, new Float32Array(24), 24, new Float32Array(24), 24, 0],
-    kv_contiguous_layer_device: [handle, 1],
-    kv_contiguous_attend: [
-      ...[handle, 1, 1, row(), 8, attend, 28, new Float32Array(2), 2, new Float32Array(2), 2],
-      ...[new Float32Array(8), 8, new Float32Array(2), 2],
+  attend[2] = 1; // causal, which a tree needs
+  const attention = () => [attend, 28, floats(2), 2, floats(2), 2];
+  const output = () => [floats(8), 8, floats(2), 2];
+  const both = () => Uint32Array.of(others.empty, others.full);
+  const good: Partial<Record<Name, Argument[]>> = {
+    kv_contiguous_config: [contiguous!, newRecord("contiguous"), 40],
+    kv_contiguous_store: [contiguous!, 0, 0, row(), 8, row(), 8, 0],
+    kv_contiguous_append: [contiguous!, 0, 0, row(), 8, row(), 8, 0, 0],
+    kv_contiguous_advance: [contiguous!],
+    kv_contiguous_reset: [contiguous!],
+    kv_contiguous_commit: [contiguous!, 0, 0],
+    kv_contiguous_truncate: [contiguous!, 0, 0],
+    kv_contiguous_seq_len: [contiguous!, 1],
+    kv_contiguous_row_count: [contiguous!, 1, 1],
+    kv_contiguous_generation: [contiguous!, 1, 1],
+    kv_contiguous_memory_bytes: [contiguous!, new Float64Array(1), 1],
+    kv_contiguous_stats: [contiguous!, newRecord("stats"), 48],
+    kv_contiguous_offset: [contiguous!, 1, 1, 2, 1, 3, new Float64Array(1), 1],
+    kv_contiguous_keys: [contiguous!, 1, 1, rows(), 32],
+    kv_contiguous_values: [contiguous!, 1, 1, rows(), 32],
+    kv_contiguous_views: [contiguous!, 1, 1, view(), 64],
+    kv_contiguous_contiguous_kv: [contiguous!, 1, 1, 2, view(), 64],
+    kv_contiguous_gather: [contiguous!, 1, 1, floats(24), 24, floats(24), 24, 0],
+    kv_contiguous_layer_device: [contiguous!, 1],
+    kv_contiguous_attend: [contiguous!, 1, 1, row(), 8, ...attention(), new Int32Array(0), 0, ...output()],
+    kv_contiguous_free: [contiguous!],
+
+    kv_pool_prewarm: [pool!, 2],
+    kv_pool_stats: [pool!, newRecord("poolStats"), 88],
+    kv_pool_free: [pool!],
+
+    kv_paged_config: [paged!, newRecord("paged"), 48, new Uint32Array(6), 6],
+    kv_paged_append: [paged!, 0, both(), Uint32Array.of(1, 1), 2, floats(16), 16, floats(16), 16, 0, 0],
+    kv_paged_attend: [
+      ...[paged!, 1, both(), Uint32Array.of(0, 1), 2, row(), 8],
+      ...attention(),
+      ...output(),
     ],
-    kv_contiguous_free: [handle],
+    kv_paged_reorder: [paged!, both(), Uint32Array.of(1, 1), 2],
+    kv_paged_stats: [paged!, newRecord("pagedStats"), 64],
+    kv_paged_pool_stats: [paged!, 0, newRecord("poolStats"), 88],
+    kv_paged_free: [paged!],
+
+    kv_sequence_create: [paged!],
+    kv_sequence_fork: [sequence!],
+    kv_sequence_append: [sequence!, 0, row(), 8, row(), 8, 0, 0],
+    kv_sequence_commit: [sequence!, 0],
+    kv_sequence_commit_kept: [sequence!, new Uint32Array(0), 0],
+    kv_sequence_truncate: [sequence!, 2],
+    kv_sequence_seq_len: [sequence!],
+    kv_sequence_row_count: [sequence!, 1],
+    kv_sequence_resident_count: [sequence!, 1],
+    kv_sequence_generation: [sequence!, 1],
+    kv_sequence_views: [sequence!, 1, 0, 0, view(), 64],
+    kv_sequence_contiguous_kv: [sequence!, 1, 2, view(), 64],
+    kv_sequence_gather: [sequence!, 1, floats(24), 24, floats(24), 24, 0],
+    kv_sequence_layer_device: [sequence!, 1],
+    kv_sequence_block_table: [sequence!, 1, new Int32Array(1), 1],
+    kv_sequence_block_references: [sequence!, 1, new Int32Array(1), 1],
+    kv_sequence_attend: [sequence!, 1, row(), 8, ...attention(), new Int32Array(0), 0, ...output()],
+    kv_sequence_free: [sequence!],
   };
+  return good as Record<Name, Argument[]>;
+}
+
+function copiesOf(args: readonly Argument[]): Argument[] {
+  return args.map((arg) => typeof arg === "number" ? arg : structuredClone(arg));
 }
 
 test("EXPORTS equals the library's own manifest, line by line", () => {
@@ -98,6 +191,7 @@ test("statuses are a closed list with a code and a text each", () => {
 
 test("the library writes records of the sizes this module knows, and no more than it is given", () => {
   const cache = makeCache();
+  const paged = makePaged();
   const writers: [keyof typeof RECORD_WORDS, (record: Uint32Array, bytes: number) => number][] = [
     ["system", (record, bytes) => library().kv_system_info(record, bytes)],
     ["contiguous", (record, bytes) => library().kv_contiguous_config(cache.handle, record, bytes)],
@@ -106,6 +200,11 @@ test("the library writes records of the sizes this module knows, and no more tha
     ["rows", (record, bytes) => library().kv_contiguous_values(cache.handle, 0, 1, record, bytes)],
     ["view", (record, bytes) => library().kv_contiguous_views(cache.handle, 0, 1, record, bytes)],
     ["view", (record, bytes) => library().kv_contiguous_contiguous_kv(cache.handle, 0, 1, 2, record, bytes)],
+    ["poolStats", (record, bytes) => library().kv_pool_stats(paged.pool, record, bytes)],
+    ["poolStats", (record, bytes) => library().kv_paged_pool_stats(paged.paged, 0, record, bytes)],
+    ["paged", (record, bytes) => library().kv_paged_config(paged.paged, record, bytes, new Uint32Array(0), 0)],
+    ["pagedStats", (record, bytes) => library().kv_paged_stats(paged.paged, record, bytes)],
+    ["view", (record, bytes) => library().kv_sequence_contiguous_kv(paged.full, 0, 2, record, bytes)],
   ];
   for (const [kind, write] of writers) {
     const words = RECORD_WORDS[kind];
@@ -129,6 +228,29 @@ test("the library writes records of the sizes this module knows, and no more tha
     }
   }
   cache.free();
+  freePaged(paged);
+});
+
+test("a list of views is written as far as there is room, and counted to the end", () => {
+  const paged = makePaged();
+  const row = new Float32Array(40).fill(3);
+  assert.equal(call("kv_sequence_append", [paged.full, 0, row, 40, row, 40, 0, 0]), 3);
+  const words = RECORD_WORDS.view;
+  const list = new Uint32Array(words * 3);
+  const look = (start: number, first: number, bytes: number) => {
+    list.fill(0xabababab);
+    list[0] = words * 4;
+    const count = call("kv_sequence_views", [paged.full, 0, start, first, list, bytes]);
+    return [count, list[5], list[6], list[words + 5], list[words + 6], list[2 * words]];
+  };
+  assert.deepEqual(look(0, 0, words * 12), [2, 0, 4, 4, 4, 0xabababab]);
+  assert.deepEqual(look(3, 0, words * 12), [2, 3, 1, 4, 4, 0xabababab]);
+  assert.deepEqual(look(0, 1, words * 12), [2, 4, 4, 0xabababab, 0xabababab, 0xabababab]);
+  assert.deepEqual(look(0, 0, words * 8 - 1), [2, 0, 4, 0xabababab, 0xabababab, 0xabababab]);
+  assert.deepEqual(look(8, 0, words * 12)[0], 0);
+  assert.deepEqual(look(0xffffffff, 0, words * 12)[0], 0);
+  assert.deepEqual(look(0, 0xffffffff, words * 12).slice(0, 2), [2, 0xabababab]);
+  freePaged(paged);
 });
 
 test("records that are read may be shorter or longer, but may not ask for what is not known", () => {
@@ -157,50 +279,134 @@ test("records that are read may be shorter or longer, but may not ask for what i
     options[1] = 1;
     options[word] = value;
     const result = call("kv_contiguous_attend", [
-      ...[cache.handle, 0, 1, q, 8, options, 28, none, 0, none, 0, output, 8, none, 0],
+      ...[cache.handle, 0, 1, q, 8, options, 28, none, 0, none, 0, none, 0, output, 8, none, 0],
     ]);
     assert.equal(result, STATUS[status], `word ${word}`);
   }
   assert.deepEqual(output, new Float32Array(8).fill(9));
 });
 
+test("paged caches and pools refuse what they cannot be, and hold nothing then", () => {
+  const live = systemInfo();
+  const layers = Uint32Array.of(2, 4, 0);
+  const paged = [48, 1, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+  const create = (words: number[], list: Uint32Array = layers, count = list.length) =>
+    call("kv_paged_create", [Uint32Array.from(words), words.length * 4, list, count]);
+  const changes: [number, number, keyof typeof STATUS][] = [
+    [1, 0, "invalid_size"],
+    [1, 2, "invalid_size"],
+    [1, 0xffffffff, "invalid_size"],
+    [2, 0, "invalid_config"],
+    [2, 3, "invalid_config"],
+    [2, 512, "invalid_config"],
+    [2, 0xffffffff, "invalid_config"],
+    [3, 0, "invalid_config"],
+    [3, 0x80000000, "invalid_config"],
+    [4, 3, "invalid_config"],
+    [5, 0xffffffff, "invalid_config"],
+    [7, 1, "invalid_config"],
+    [8, 8, "block_too_large"],
+    [10, 1, "stale_handle"],
+    [10, 0xffffffff, "stale_handle"],
+  ];
+  for (const [word, value, status] of changes) {
+    assert.equal(create(paged.with(word, value)), STATUS[status], `word ${word} = ${value}`);
+  }
+  assert.equal(create([...paged.slice(0, 6), 4, 4, 0, 0, 0, 0]), STATUS.invalid_config); // all of the rows are sinks
+  assert.equal(create([...paged, 7].with(0, 52)), STATUS.unsupported);
+  assert.equal(create(paged, Uint32Array.of(0, 4, 0)), STATUS.invalid_config);
+  assert.equal(create(paged, Uint32Array.of(2, 0, 0)), STATUS.invalid_config);
+  assert.equal(create(paged, Uint32Array.of(2, 257, 0)), STATUS.invalid_config);
+  assert.ok(create(paged, Uint32Array.of(0xffffffff, 256, 0)) < 0);
+  assert.equal(create(paged, new Uint32Array(0)), STATUS.invalid_size);
+  const pool = [36, 2, 2, 4, 4, 0, 0, 0, 0];
+  for (const [word, value] of [[1, 0], [2, 0], [3, 257], [4, 3], [5, 3], [6, 0xffffffff], [7, 8]] as const) {
+    assert.ok(call("kv_pool_create", [Uint32Array.from(pool.with(word, value)), 36]) < 0, `word ${word} = ${value}`);
+  }
+  const kept = call("kv_pool_create", [Uint32Array.from(pool), 36]);
+  const on = (words: number[], list = Uint32Array.of(2, 4, 0, 2, 4, 0)) =>
+    create(words.with(1, 2).with(10, kept), list);
+  assert.equal(on(paged, Uint32Array.of(2, 4, 0, 2, 4, 1)), STATUS.invalid_config); // two groups
+  assert.equal(on(paged.with(2, 8)), STATUS.invalid_config); // other blocks
+  assert.equal(on(paged.with(8, 1e6)), STATUS.invalid_config); // its own limit
+  const good = on(paged);
+  assert.ok(good > 0);
+  library().kv_pool_free(kept);
+  assert.equal(on(paged), STATUS.stale_handle);
+  assert.ok(call("kv_sequence_create", [good]) > 0); // the cache keeps its pool
+  library().kv_paged_free(good);
+  const after = systemInfo();
+  assert.deepEqual([after.liveCaches, after.reservedBytes], [live.liveCaches, live.reservedBytes]);
+});
+
 test("zero, stale, invented and other kinds' handles are stale_handle at every export", () => {
-  const cache = makeCache();
-  const freed = makeCache();
-  const stale = freed.handle;
+  const cache = makeCache(), paged = makePaged();
+  const freed = makeCache(), freedPaged = makePaged();
+  const stale = handlesOf(freed, freedPaged);
   freed.free();
-  const before = snapshot(cache);
-  const otherKind = (cache.handle & 0x0fffffff) | 0x20000000;
-  const otherGeneration = cache.handle ^ 0x00010000;
-  const otherEntry = cache.handle ^ 0x00008000;
-  for (const wrong of [0, stale, otherKind, otherGeneration, otherEntry, 0x7fffffff, 0x80000000, 0xffffffff]) {
-    for (const [name, args] of Object.entries(goodArguments(wrong)) as [Name, Argument[]][]) {
-      const copies = args.map((arg) => typeof arg === "number" ? arg : structuredClone(arg));
+  freePaged(freedPaged);
+  const before = snapshot(cache, paged);
+  const live = handlesOf(cache, paged);
+  for (const name of takers) {
+    const noun = nounOf(name);
+    const own = live[noun]!;
+    const kinds = Object.values(live).filter((handle) => handle !== own);
+    const inventions = [own ^ 0x00010000, own ^ 0x00008000, (own & 0x0fffffff) | 0x50000000];
+    for (const wrong of [0, stale[noun]!, ...kinds, ...inventions, 0x7fffffff, 0x80000000, 0xffffffff]) {
+      const args = goodArguments({ ...live, [noun]: wrong }, paged)[name];
+      const copies = copiesOf(args);
       assert.equal(call(name, args), STATUS.stale_handle, `${name} with ${wrong}`);
       assert.deepEqual(args, copies, `${name} wrote something`);
     }
   }
-  assert.deepEqual(snapshot(cache), before);
+  assert.deepEqual(snapshot(cache, paged), before);
   cache.free();
+  freePaged(paged);
+});
+
+test("a batch with a wrong sequence, or one twice, is refused as a whole", () => {
+  const cache = makeCache(), paged = makePaged(), other = makePaged();
+  const before = snapshot(cache, paged);
+  for (const name of ["kv_paged_append", "kv_paged_attend", "kv_paged_reorder"] as const) {
+    const at = name === "kv_paged_reorder" ? 1 : 2;
+    for (const wrong of [0, other.full, paged.paged, paged.pool, paged.full ^ 0x00010000, 0xffffffff]) {
+      const args = goodArguments(handlesOf(cache, paged), paged)[name];
+      args[at] = Uint32Array.of(paged.full, wrong);
+      const copies = copiesOf(args);
+      assert.equal(call(name, args), STATUS.stale_handle, `${name} with ${wrong}`);
+      assert.deepEqual(args, copies, `${name} wrote something`);
+    }
+    if (name === "kv_paged_attend") continue;
+    const args = goodArguments(handlesOf(cache, paged), paged)[name];
+    args[at] = Uint32Array.of(paged.full, paged.full);
+    assert.equal(call(name, args), STATUS.invalid_config, name);
+  }
+  const parents = goodArguments(handlesOf(cache, paged), paged).kv_paged_reorder;
+  parents[2] = Uint32Array.of(0, 2);
+  assert.equal(call("kv_paged_reorder", parents), STATUS.invalid_config);
+  assert.deepEqual(snapshot(cache, paged), before);
+  cache.free();
+  freePaged(paged);
+  freePaged(other);
 });
 
 test("every export that takes a handle works with the arguments the other tests break", () => {
-  const covered = Object.keys(goodArguments(0));
-  assert.deepEqual(covered.toSorted(), names.filter((name) => /^kv_contiguous_(?!create)/.test(name)).toSorted());
-  for (const name of covered as Name[]) {
-    const cache = makeCache();
+  for (const name of takers) {
+    const cache = makeCache(), paged = makePaged();
     // One pending row in each layer, for advance().
     if (name === "kv_contiguous_advance") {
       for (const layer of [0, 1]) cache.store(layer, 0, new Float32Array(8), new Float32Array(8));
     }
-    assert.ok(call(name, goodArguments(cache.handle)[name]!) >= 0, name);
+    assert.ok(call(name, goodArguments(handlesOf(cache, paged), paged)[name]) >= 0, name);
     cache.free();
+    freePaged(paged);
   }
+  assert.equal(Object.keys(goodArguments({}, { empty: 0, full: 0 })).length, takers.length);
 });
 
 test("absurd numbers at every place give a status, change nothing and write nothing", () => {
-  const cache = makeCache();
-  const before = snapshot(cache);
+  const cache = makeCache(), paged = makePaged();
+  const before = snapshot(cache, paged);
   const live = systemInfo().liveCaches;
   // Indices, counts and codes; a count is only ever raised where a buffer stands before it, which is checked apart.
   const places: Partial<Record<Name, number[]>> = {
@@ -219,12 +425,28 @@ test("absurd numbers at every place give a status, change nothing and write noth
     kv_contiguous_gather: [1, 2, 7],
     kv_contiguous_layer_device: [1],
     kv_contiguous_attend: [1, 2],
+    kv_paged_append: [1, 9, 10],
+    kv_paged_attend: [1],
+    kv_paged_pool_stats: [1],
+    kv_sequence_append: [1, 6, 7],
+    kv_sequence_commit: [1],
+    kv_sequence_truncate: [1],
+    kv_sequence_row_count: [1],
+    kv_sequence_resident_count: [1],
+    kv_sequence_generation: [1],
+    kv_sequence_views: [1],
+    kv_sequence_contiguous_kv: [1, 2],
+    kv_sequence_gather: [1, 6],
+    kv_sequence_layer_device: [1],
+    kv_sequence_block_table: [1],
+    kv_sequence_block_references: [1],
+    kv_sequence_attend: [1],
   };
   for (const [name, indices] of Object.entries(places) as [Name, number[]][]) {
     for (const index of indices) {
       for (const value of [9, 0x7fffffff, 0x80000000, 0xffffffff]) {
-        const args = goodArguments(cache.handle)[name]!;
-        const copies = args.map((arg) => typeof arg === "number" ? arg : structuredClone(arg));
+        const args = goodArguments(handlesOf(cache, paged), paged)[name];
+        const copies = copiesOf(args);
         args[index] = value;
         assert.ok(call(name, args) < 0, `${name} argument ${index} = ${value}`);
         copies[index] = value;
@@ -232,18 +454,39 @@ test("absurd numbers at every place give a status, change nothing and write noth
       }
     }
   }
+  // Counts of rows and queries, in buffers.
+  for (const name of ["kv_paged_append", "kv_paged_attend"] as const) {
+    for (const counts of [[9, 9], [0xffffffff, 1], [0xffffffff, 0xffffffff], [0x80000000, 0x80000001]]) {
+      const args = goodArguments(handlesOf(cache, paged), paged)[name];
+      args[3] = Uint32Array.from(counts);
+      assert.ok(call(name, args) < 0, `${name} with ${counts}`);
+    }
+  }
+  for (const kept of [[0], [0xffffffff], [1, 0], [0, 0]]) {
+    const args: Argument[] = [paged.full, Uint32Array.from(kept), kept.length];
+    assert.equal(call("kv_sequence_commit_kept", args), STATUS.invalid_size);
+  }
+  const tree = goodArguments(handlesOf(cache, paged), paged).kv_sequence_attend;
+  tree.splice(6, 6, new Float32Array(0), 0, new Float32Array(0), 0, Int32Array.of(-1), 1);
+  assert.equal(call("kv_sequence_attend", tree), 0);
+  for (const parents of [[2], [0], [-1, 0], [0x7fffffff]]) {
+    const args = goodArguments(handlesOf(cache, paged), paged).kv_sequence_attend;
+    args.splice(6, 6, new Float32Array(0), 0, new Float32Array(0), 0, Int32Array.from(parents), parents.length);
+    assert.ok(call("kv_sequence_attend", args) < 0, `parents ${parents}`);
+  }
   for (const level of [0, 7, 31, 32, 0xffffffff]) assert.ok(library().kv_level_set(level) < 0, `level ${level}`);
   const create = new Uint32Array(10).fill(0xffffffff);
   create[0] = 40;
   assert.ok(library().kv_contiguous_create(create, 40) < 0);
-  assert.deepEqual(snapshot(cache), before);
+  assert.deepEqual(snapshot(cache, paged), before);
   assert.equal(systemInfo().liveCaches, live);
   cache.free();
+  freePaged(paged);
 });
 
 test("a count shorter than the need is refused untouched, an empty one is no memory at all", () => {
-  const cache = makeCache();
-  const before = snapshot(cache);
+  const cache = makeCache(), paged = makePaged();
+  const before = snapshot(cache, paged);
   const counts: Partial<Record<Name, number[]>> = {
     kv_contiguous_config: [2],
     kv_contiguous_store: [4, 6],
@@ -256,30 +499,45 @@ test("a count shorter than the need is refused untouched, an empty one is no mem
     kv_contiguous_views: [4],
     kv_contiguous_contiguous_kv: [5],
     kv_contiguous_gather: [4, 6],
-    kv_contiguous_attend: [4, 6, 8, 10, 12, 14],
+    kv_contiguous_attend: [4, 6, 8, 10, 14, 16],
+    kv_pool_stats: [2],
+    kv_paged_config: [2, 4],
+    kv_paged_append: [6, 8],
+    kv_paged_attend: [6, 8, 10, 12, 14, 16],
+    kv_paged_stats: [2],
+    kv_paged_pool_stats: [3],
+    kv_sequence_append: [3, 5],
+    kv_sequence_contiguous_kv: [4],
+    kv_sequence_gather: [3, 5],
+    kv_sequence_attend: [3, 5, 7, 9, 13, 15],
   };
   for (const [name, indices] of Object.entries(counts) as [Name, number[]][]) {
+    const optional = new Set(indices.slice(2));
+    if (name.endsWith("_attend")) optional.delete(indices.at(-2)!); // the output
     for (const index of indices) {
-      const full = goodArguments(cache.handle)[name]![index] as number;
+      const full = goodArguments(handlesOf(cache, paged), paged)[name][index] as number;
       for (const count of [0, 1, full - 1]) {
-        // Slopes, logits and lse may be absent; everything else may not.
-        if (count === 0 && name === "kv_contiguous_attend" && index >= 8 && index !== 12) continue;
+        // Slopes, logits, lse and the layers of a config may be absent; everything else may not.
+        const mayLack = (name.endsWith("_attend") && optional.has(index)) ||
+          (name === "kv_paged_config" && index === 4);
+        if (count === 0 && mayLack) continue;
         if (count === full) continue;
-        const args = goodArguments(cache.handle)[name]!;
+        const args = goodArguments(handlesOf(cache, paged), paged)[name];
         args[index] = count;
         if (count === 0) args[index - 1] = new Float32Array(0);
-        const copies = args.map((arg) => typeof arg === "number" ? arg : structuredClone(arg));
+        const copies = copiesOf(args);
         assert.equal(call(name, args), STATUS.invalid_size, `${name} argument ${index} = ${count}`);
         assert.deepEqual(args, copies, `${name} wrote something`);
       }
     }
   }
-  for (const name of ["kv_contiguous_create", "kv_memory_bytes", "kv_system_info"] as const) {
+  for (const name of ["kv_contiguous_create", "kv_memory_bytes", "kv_system_info", "kv_pool_create"] as const) {
     const args = name === "kv_memory_bytes" ? [new Uint8Array(0), 0, new Float64Array(1), 1] : [new Uint8Array(0), 0];
     assert.equal(call(name, args), STATUS.invalid_size, name);
   }
-  assert.deepEqual(snapshot(cache), before);
+  assert.deepEqual(snapshot(cache, paged), before);
   cache.free();
+  freePaged(paged);
 });
 
 test("kv_read_rate refuses absurd sizes and thread counts untouched", () => {

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type AttendOptions, ContiguousCache, type DType, type KvCache } from "../mod.ts";
+import { type AttendOptions, ContiguousCache, type DType, type KvCache, KvError } from "../mod.ts";
 import { attention, type AttentionCase, Random, relativeError, storedRows } from "./oracle.ts";
 
 /** A cache with one sequence of random rows, and what the oracle needs to know of them. */
@@ -150,6 +150,78 @@ test("sink logits join the denominator and the lse", () => {
     const lse = new Float32Array(4);
     assert.deepEqual(sequence.attend(0, q, { sinkLogits, lse }), new Float32Array(4 * 64));
     assert.deepEqual(lse, sinkLogits);
+  });
+});
+
+test("a tree of drafted tokens: each sees the rows before the tree, its ancestors and itself", () => {
+  const trees = [[-1], [-1, 0, 1, 2], [-1, 0, 0, 1, 1, 2, 4], [-1, -1, 0, -7, 3], new Array<number>(64).fill(-1)];
+  for (const parents of trees) {
+    const treeParents = Int32Array.from(parents);
+    const queryCount = parents.length;
+    for (const n of [queryCount, 100]) {
+      withRows({ n, queryCount, headDim: 16 }, (setup) => {
+        assertAttends(setup, { queryCount, treeParents });
+        const sinkLogits = Float32Array.of(1, -1, 0.5, 0);
+        assertAttends(setup, { queryCount, treeParents, softcap: 2, sinkLogits });
+      });
+    }
+  }
+});
+
+test("a chain is what plain causal attention is, and rows of other branches have no influence at all", () => {
+  withRows({ n: 40, queryCount: 5 }, ({ sequence, q }) => {
+    const treeParents = Int32Array.of(-1, 0, 1, 2, 3);
+    const chain = sequence.attend(0, q, { queryCount: 5, treeParents });
+    assert.ok(relativeError(chain, sequence.attend(0, q, { queryCount: 5 })) <= 1e-6);
+  });
+  using cache = new ContiguousCache({ layerCount: 1, kvHeadCount: 1, headDim: 8, maxSeqLen: 16, sequenceCount: 2 });
+  const random = new Random(6);
+  const shared = random.floats(3 * 8), tail = random.floats(8), q = random.floats(3 * 8);
+  for (const sequence of [0, 1]) {
+    cache.append(0, sequence, shared, shared);
+    const hidden = random.floats(8, 1e30);
+    cache.append(0, sequence, hidden, hidden);
+    cache.append(0, sequence, tail, tail);
+  }
+  // Rows 2, 3, 4 are the tree: 3 and 4 are children of 2, and do not see each other.
+  const options = { queryCount: 3, treeParents: Int32Array.of(-1, 0, 0) };
+  const last = [0, 1].map((i) => cache.sequence(i).attend(0, q, options).subarray(16));
+  assert.deepEqual(last[0], last[1]);
+});
+
+test("a tree that is none is refused, and nothing is written", () => {
+  withRows({ n: 70, queryCount: 3, headDim: 8 }, ({ sequence, q }) => {
+    const into = new Float32Array(q.length).fill(9);
+    const refused = (code: string, parents: number[], options: AttendOptions = {}) => {
+      const given = { queryCount: 3, into, treeParents: Int32Array.from(parents), ...options };
+      assert.throws(
+        () => sequence.attend(0, q, given),
+        (error: unknown) => error instanceof KvError && error.code === code,
+      );
+    };
+    refused("invalid_size", [-1, 0]);
+    refused("invalid_size", [-1, 0, 1, 2]);
+    refused("invalid_size", []);
+    refused("invalid_config", [-1, 1, 0]);
+    refused("invalid_config", [0, 0, 0]);
+    refused("invalid_config", [-1, 2 ** 31 - 1, 0]);
+    refused("invalid_config", [-1, 0, 1], { causal: false });
+    refused("unsupported", [-1, 0, 1], { windowTokens: 2 });
+    refused("unsupported", [-1, 0, 1], { alibiSlopes: new Float32Array(4) });
+    const wrong = [-1, 0, 1] as unknown as Int32Array;
+    assert.throws(() => sequence.attend(0, q, { queryCount: 3, into, treeParents: wrong }), TypeError);
+    const detached = Int32Array.of(-1, 0, 1);
+    detached.buffer.transfer();
+    assert.throws(() => sequence.attend(0, q, { queryCount: 3, into, treeParents: detached }), TypeError);
+    assert.deepEqual(into, new Float32Array(q.length).fill(9));
+  });
+  withRows({ n: 70, queryCount: 65, headDim: 8 }, ({ sequence, q }) => {
+    const treeParents = new Int32Array(65).fill(-1);
+    assert.throws(() => sequence.attend(0, q, { queryCount: 65, treeParents }), KvError);
+  });
+  withRows({ n: 2, queryCount: 3, headDim: 8 }, ({ sequence, q }) => {
+    const treeParents = Int32Array.of(-1, 0, 1);
+    assert.throws(() => sequence.attend(0, q, { queryCount: 3, treeParents }), KvError);
   });
 });
 

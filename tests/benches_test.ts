@@ -92,8 +92,33 @@ test("bench attend prints the rows its options choose", TIMEOUT, () => {
   );
 });
 
+test("bench paged prints a row for each call, length and number of sequences", TIMEOUT, () => {
+  const rows = rowsOf("paged", "call tokens sequences us nsPerToken vsRival");
+  assert.deepEqual(rows.map(({ call, tokens, sequences }) => [call, tokens, sequences]), [
+    ["fork", 100, 1],
+    ["fork", 1000, 1],
+    ["append", 1, 1],
+    ["append", 1, 8],
+    ["attend", 64, 1],
+    ["attend", 100, 1],
+    ["batch", 100, 1],
+    ["batch", 100, 3],
+  ]);
+});
+
+test("bench paged prints the rows its options choose", TIMEOUT, () => {
+  const chosen = ["--fork", "7", "--append", "2", "--tokens", "65", "--sequences", "2"];
+  const rows = rowsOf("paged", "call tokens sequences us nsPerToken vsRival", ...chosen);
+  assert.deepEqual(rows.map(({ call, tokens, sequences }) => [call, tokens, sequences]), [
+    ["fork", 7, 1],
+    ["append", 1, 2],
+    ["attend", 65, 1],
+    ["batch", 100, 2],
+  ]);
+});
+
 test("benches print a table with their rival in it where no JSON is wanted", TIMEOUT, () => {
-  const rivals = { boundary: "plain function", append: "f32 copy", attend: "f32 loop" };
+  const rivals = { boundary: "plain function", append: "f32 copy", attend: "f32 loop", paged: "fork" };
   for (const [bench, rival] of Object.entries(rivals)) {
     const { code, stdout, stderr } = run(bench, ["--smoke"]);
     assert.equal(code, 0, stderr);
@@ -108,6 +133,7 @@ test("benches refuse what they do not know", TIMEOUT, () => {
     ["boundary", ["--fast"], /^boundary\.ts: .*fast/],
     ["append", ["--kv", "f8"], /--kv takes f32,f16,bf16, not f8\n$/],
     ["append", ["--tokens", "0"], /--tokens takes whole numbers from 1 up, not "0"\n$/],
+    ["paged", ["--sequences", "many"], /--sequences takes whole numbers from 1 up, not "many"\n$/],
     ["attend", ["--head-dim", "257"], /--head-dim is 256 at most, not 257\n$/],
     ["attend", ["--tokens", "8", "--queries", "9"], /8 tokens have no 9\n$/],
   ];
@@ -145,6 +171,6 @@ test("the loop that attend is compared with is right for any shape", () => {
 
 test("deno task bench runs every bench, and each has a task of its own", () => {
   const { tasks } = JSON.parse(readFileSync(new URL("../deno.json", import.meta.url), "utf8"));
-  const commands = ["boundary", "append", "attend"].map((bench) => tasks[`bench:${bench}`].command);
+  const commands = ["boundary", "append", "attend", "paged"].map((bench) => tasks[`bench:${bench}`].command);
   assert.equal(tasks.bench.command, commands.join(" && "));
 });

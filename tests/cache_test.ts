@@ -1,6 +1,6 @@
 /** The conformance suite over every cache there is. */
 
-import { ContiguousCache, type KvCache } from "../mod.ts";
+import { ContiguousCache, type KvCache, PagedCache } from "../mod.ts";
 import { cacheCases } from "./cache_cases.ts";
 
 // Sequence 1 of 3, so that a wrong stride meets a neighbour.
@@ -12,3 +12,18 @@ cacheCases({
   },
   skip: [],
 });
+
+// Between two other sequences, so that blocks of the same slab meet a neighbour.
+for (const blockSize of [1, 4, 64]) {
+  cacheCases({
+    name: `paged, blocks of ${blockSize}`,
+    create: (options) => {
+      const cache = new PagedCache({ ...options, blockSize });
+      const [before, sequence, after] = [cache.sequence(), cache.sequence(), cache.sequence()];
+      const row = new Float32Array(sequence.kvDim).fill(9);
+      for (const other of [before, after]) other.append(0, row, row);
+      return { cache: sequence satisfies KvCache, free: () => cache.free() };
+    },
+    skip: [],
+  });
+}

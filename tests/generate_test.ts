@@ -1,14 +1,13 @@
 /** examples/generate.ts as a program: what it writes, where, and with which exit code. */
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
+import { generate, output, refused } from "./generate_child.ts";
 
-const PROGRAM = fileURLToPath(new URL("../examples/generate.ts", import.meta.url));
 const ZIGLET = fileURLToPath(new URL("../examples/ziglet", import.meta.url));
 const HELDOUT = join(ZIGLET, "heldout.txt");
 const TIMEOUT = { timeout: 60_000 };
@@ -20,53 +19,6 @@ interface Golden {
   score: { bytes: number; window: number; bitsPerByte: number }[];
 }
 const golden: Golden = JSON.parse(readFileSync(join(ZIGLET, "golden.json"), "utf8"));
-
-interface Result {
-  code: number | null;
-  stdout: string;
-  stderr: string;
-}
-
-/** Runs the program with this runtime; with `linesWanted` stdout is closed after that many lines. */
-function generate(
-  args: string[],
-  { env = {}, linesWanted = Infinity }: { env?: Record<string, string>; linesWanted?: number } = {},
-): Promise<Result> {
-  const runtimeArgs = process.versions.deno === undefined ? [PROGRAM] : ["run", "-A", "--quiet", PROGRAM];
-  return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [...runtimeArgs, ...args], {
-      env: { ...process.env, ...env },
-      stdio: ["ignore", "pipe", "pipe"],
-    });
-    const stdout: Uint8Array[] = [];
-    const stderr: Uint8Array[] = [];
-    const text = (chunks: Uint8Array[]) => new TextDecoder().decode(Uint8Array.from(chunks.flatMap((c) => [...c])));
-    child.stdout.on("data", (chunk: Uint8Array) => {
-      stdout.push(chunk);
-      if (text(stdout).split("\n").length > linesWanted) child.stdout.destroy();
-    });
-    child.stderr.on("data", (chunk: Uint8Array) => stderr.push(chunk));
-    child.on("error", reject);
-    child.on("close", (code) => resolve({ code, stdout: text(stdout), stderr: text(stderr) }));
-  });
-}
-
-/** Runs the program, which has to succeed and to say nothing on stderr; gives its stdout. */
-async function output(...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await generate(args);
-  assert.equal(stderr, "");
-  assert.equal(code, 0);
-  return stdout;
-}
-
-/** The program has to refuse: exit code 2, nothing on stdout, one line on stderr that matches. */
-async function refused(args: string[], problem: RegExp, env: Record<string, string> = {}): Promise<void> {
-  const { code, stdout, stderr } = await generate(args, { env });
-  assert.match(stderr, /^generate\.ts: [^\n]+\n$/, args.join(" "));
-  assert.match(stderr, problem);
-  assert.equal(stdout, "");
-  assert.equal(code, 2);
-}
 
 /** Calls `run` with a directory that holds a copy of the model, to damage. */
 async function withModel(run: (directory: string) => Promise<void>): Promise<void> {
@@ -135,9 +87,10 @@ test("generate.ts --help lists the options", TIMEOUT, async () => {
   for (const name of ["prompt TEXT", "tokens N", "temperature T", "seed N", "cache KIND", "kv DTYPE", "score FILE"]) {
     assert.ok(text.includes(`--${name} `), name);
   }
-  for (const name of ["window N", "bytes N", "compare", "json", "model DIR", "help"]) {
+  for (const name of ["window N", "bytes N", "compare", "json", "model DIR", "help", "samples N", "beams N"]) {
     assert.ok(text.includes(`--${name} `), name);
   }
+  for (const name of ["block-size N", "all-beams", "show-blocks"]) assert.ok(text.includes(`--${name} `), name);
 });
 
 const REPORT_FIELDS = [
@@ -151,10 +104,13 @@ const REPORT_FIELDS = [
   "attendSeconds",
   "totalSeconds",
 ];
+/** Those of a paged cache; null for a contiguous one, but for the first. */
+const BLOCK_FIELDS = ["cache", "blockSize", "samples", "blocksUsed", "blocksShared", "poolBytes", "contiguousBytes"];
 
 test("generate.ts --json prints one object", TIMEOUT, async () => {
   const report = JSON.parse(await output("--json", "--tokens", "50", "--kv", "f16"));
-  assert.deepEqual(Object.keys(report), REPORT_FIELDS);
+  assert.deepEqual(Object.keys(report), [...REPORT_FIELDS, ...BLOCK_FIELDS]);
+  assert.deepEqual(BLOCK_FIELDS.map((name) => report[name]), ["contiguous", null, null, null, null, null, null]);
   assert.equal(report.runtime, process.versions.deno === undefined ? "bun" : "deno");
   assert.equal(typeof report.level, "string");
   assert.equal(report.kv, "f16");
@@ -168,7 +124,7 @@ test("generate.ts --json prints one object", TIMEOUT, async () => {
 
 test("generate.ts --json --score prints one object", TIMEOUT, async () => {
   const report = JSON.parse(await output("--score", HELDOUT, "--window", "100", "--bytes", "150", "--json"));
-  assert.deepEqual(Object.keys(report), REPORT_FIELDS);
+  assert.deepEqual(Object.keys(report), [...REPORT_FIELDS, ...BLOCK_FIELDS]);
   assert.equal(report.tokens, 150);
   assert.ok(report.bitsPerByte > 0 && report.bitsPerByte < 8);
   assert.ok(report.tokensPerSecond > 0);
@@ -209,7 +165,7 @@ for (const { bytes, window, bitsPerByte } of golden.score) {
 
 test("generate.ts --compare measures with the cache and without it", LONG_TIMEOUT, async () => {
   const report = JSON.parse(await output("--compare", "--json"));
-  assert.deepEqual(Object.keys(report), [...REPORT_FIELDS, "comparison"]);
+  assert.deepEqual(Object.keys(report), [...REPORT_FIELDS, ...BLOCK_FIELDS, "comparison"]);
   const { rows, computedTotals } = report.comparison;
   assert.deepEqual(rows.map((row: { length: number }) => row.length), [64, 256, 1024]);
   // 63, 255 and 1023 tokens are run again without the cache: even on a busy machine that takes longer.
@@ -242,7 +198,28 @@ const WRONG_ARGUMENTS: [string[], RegExp][] = [
   [["--temperature", "NaN"], /--temperature must be a number/],
   [["--temperature", "warm"], /--temperature must be a number/],
   [["--seed", "1.5"], /--seed must be an integer/],
-  [["--cache", "other"], /--cache must be one of contiguous/],
+  [["--cache", "other"], /--cache must be one of contiguous, paged/],
+  [["--cache", "contiguous", "--block-size", "16"], /--block-size needs --cache paged/],
+  [["--cache", "contiguous", "--samples", "2"], /--samples needs --cache paged/],
+  [["--beams", "2", "--cache", "contiguous"], /--beams needs --cache paged/],
+  [["--cache=contiguous", "--show-blocks"], /--show-blocks needs --cache paged/],
+  [["--block-size", "24"], /--block-size must be one of 1, 2, 4, 8, 16, 32, 64, 128, 256, not "24"/],
+  [["--block-size", "512"], /--block-size must be one of/],
+  [["--block-size", "0"], /--block-size must be one of/],
+  [["--samples", "0"], /--samples must be an integer from 1 to 64/],
+  [["--samples", "65"], /--samples must be an integer from 1 to 64/],
+  [["--beams", "65"], /--beams must be an integer from 1 to 64/],
+  [["--beams", "best"], /--beams must be an integer/],
+  [["--samples", "2", "--beams", "2"], /--samples and --beams exclude each other/],
+  [["--beams", "2", "--temperature", "0"], /--temperature and --beams exclude each other/],
+  [["--beams", "2", "--seed", "3"], /--seed and --beams exclude each other/],
+  [["--all-beams"], /--all-beams needs --beams/],
+  [["--all-beams", "--beams", "2", "--json"], /--all-beams and --json exclude each other/],
+  [["--show-blocks", "--json"], /--show-blocks and --json exclude each other/],
+  [["--score", HELDOUT, "--samples", "2"], /--samples and --score exclude each other/],
+  [["--compare", "--beams", "2"], /--beams and --compare exclude each other/],
+  [["--score", HELDOUT, "--show-blocks"], /--show-blocks and --score exclude each other/],
+  [["--samples", "2", "--prompt", "a".repeat(1024)], /has 1024 bytes.* room for 1023/],
   [["--kv", "f64"], /--kv must be one of f32, f16, bf16/],
   [["--score", HELDOUT, "--compare"], /--compare and --score exclude each other/],
   [["--score", HELDOUT, "--tokens", "3"], /--tokens and --score exclude each other/],

@@ -47,6 +47,7 @@ export interface AttentionCase {
   readonly softcap?: number;
   readonly alibiSlopes?: ArrayLike<number>;
   readonly sinkLogits?: ArrayLike<number>;
+  readonly treeParents?: ArrayLike<number>;
 }
 
 /** Attention as the formula says it, in f64: all scores, their maximum, all weights. */
@@ -66,6 +67,7 @@ export function attention(options: AttentionCase): { output: Float64Array; lse: 
       for (let row = 0; row < rowCount; row++) {
         const inWindow = row > position - windowTokens || row < sinkTokens;
         if (causal && !(row <= position && inWindow)) continue;
+        if (options.treeParents && !isInBranch(options.treeParents, query, row - (rowCount - queryCount))) continue;
         let dot = 0;
         for (let d = 0; d < headDim; d++) dot += q[index * headDim + d]! * k[row * kvDim + kvHead * headDim + d]!;
         let score = softmaxScale * dot;
@@ -87,6 +89,13 @@ export function attention(options: AttentionCase): { output: Float64Array; lse: 
     }
   }
   return { output, lse };
+}
+
+/** Is `node` an ancestor of the node `query`, or itself, or a row before the tree? */
+function isInBranch(parents: ArrayLike<number>, query: number, node: number): boolean {
+  let at = query;
+  while (at > node && at >= 0) at = parents[at]!;
+  return node < 0 || at === node;
 }
 
 /** mean|difference| / mean|truth|; NaN anywhere gives NaN, which no bound admits. */

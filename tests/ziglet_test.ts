@@ -5,8 +5,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { ContiguousCache, type DType } from "../mod.ts";
+import { ContiguousCache, type DType, PagedCache } from "../mod.ts";
 import { argmax, logSumExp } from "../examples/sampling.ts";
+import { batchStep } from "../examples/step.ts";
 import { ModelFileError } from "../examples/weights.ts";
 import { loadZiglet, STEP_TOKENS, type Ziglet } from "../examples/ziglet.ts";
 
@@ -24,6 +25,11 @@ const ziglet = loadZiglet(ZIGLET);
 function newCache(model: Ziglet, dtype: DType = "f32", maxSeqLen = model.config.maxSeqLen): ContiguousCache {
   const { layerCount, kvHeadCount, headDim } = model.config;
   return new ContiguousCache({ layerCount, kvHeadCount, headDim, maxSeqLen, dtype });
+}
+
+function newPagedCache(dtype: DType, blockSize: number): PagedCache {
+  const { layerCount, kvHeadCount, headDim, maxSeqLen } = ziglet.config;
+  return new PagedCache({ layerCount, kvHeadCount, headDim, maxSeqLen, dtype, blockSize });
 }
 
 function tokensOf(prompt: string): Uint8Array {
@@ -106,6 +112,48 @@ for (const dtype of ["f16", "bf16"] as const) {
   });
 }
 
+for (const dtype of ["f32", "f16", "bf16"] as const) {
+  test(`a paged cache of ${dtype} gives the bits of the contiguous one, at every block size`, TIMEOUT, () => {
+    for (const blockSize of [1, 16, 64, 256]) {
+      for (const { prompt } of golden.cases) {
+        using contiguous = newCache(ziglet, dtype);
+        using paged = newPagedCache(dtype, blockSize);
+        const sequence = paged.sequence();
+        const expected = ziglet.prefill(tokensOf(prompt), contiguous.sequence(0)).slice();
+        assert.deepEqual(ziglet.prefill(tokensOf(prompt), sequence), expected, prompt);
+        // And behind a step of one token.
+        const next = Uint8Array.of(argmax(expected));
+        const one = ziglet.forward(next, contiguous.sequence(0)).slice();
+        assert.deepEqual(ziglet.forward(next, sequence), one, prompt);
+      }
+    }
+  });
+}
+
+test("run() gives each sequence of a batch the bits it gets alone, at positions of its own", TIMEOUT, () => {
+  using paged = newPagedCache("f32", 16);
+  const sequences = golden.cases.map(({ prompt }) => {
+    const sequence = paged.sequence();
+    ziglet.prefill(tokensOf(prompt), sequence);
+    return sequence;
+  });
+  assert.ok(new Set(sequences.map(({ seqLen }) => seqLen)).size > 1);
+  for (let step = 0; step < 20; step++) {
+    const tokens = Uint8Array.from(golden.cases, ({ greedy }) => greedy.charCodeAt(step));
+    const rows = ziglet.run(tokens, batchStep(paged, sequences), "all").slice(); // [sequence][vocab]
+    golden.cases.forEach(({ prompt, greedy }, i) => {
+      if (step % 7 !== 0) return;
+      using alone = newCache(ziglet);
+      ziglet.prefill(tokensOf(prompt), alone.sequence(0));
+      let logits = new Float32Array();
+      for (let past = 0; past <= step; past++) {
+        logits = ziglet.forward(Uint8Array.of(greedy.charCodeAt(past)), alone.sequence(0)).slice();
+      }
+      assert.deepEqual(rows.subarray(i * 256, (i + 1) * 256), logits, `${prompt}, step ${step}`);
+    });
+  }
+});
+
 test("forward() refuses no tokens, more than a step, and more than the context", TIMEOUT, () => {
   using cache = newCache(ziglet, "f32", 2000);
   const sequence = cache.sequence(0);
@@ -113,7 +161,7 @@ test("forward() refuses no tokens, more than a step, and more than the context",
   assert.throws(() => ziglet.forward(new Uint8Array(STEP_TOKENS + 1), sequence), RangeError);
   assert.equal(sequence.seqLen, 0);
   ziglet.prefill(new Uint8Array(1023), sequence);
-  assert.throws(() => ziglet.forward(new Uint8Array(2), sequence), /1024 positions: current length is 1023/);
+  assert.throws(() => ziglet.forward(new Uint8Array(2), sequence), /1024 positions: the last token has position 1024/);
   ziglet.forward(new Uint8Array(1), sequence);
   assert.throws(() => ziglet.forward(new Uint8Array(1), sequence), RangeError);
   assert.equal(sequence.seqLen, 1024);

@@ -61,6 +61,11 @@ export function mayExist(_path: string): boolean {
   return true;
 }
 
+/** Bun has no permissions. */
+export function mayRead(_path: string): boolean {
+  return true;
+}
+
 /** Bun denies nothing. */
 export function isDenial(_error: unknown): boolean {
   return false;

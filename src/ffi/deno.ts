@@ -54,9 +54,14 @@ export function permission(path: string): State {
   return state({ name: "ffi", path });
 }
 
+/** May this file be read without asking? */
+export function mayRead(path: string): boolean {
+  return state({ name: "read", path }) === "granted";
+}
+
 /** False if the file is known to be missing; without the permission to look it counts as there. */
 export function mayExist(path: string): boolean {
-  if (state({ name: "read", path }) !== "granted") return true;
+  if (!mayRead(path)) return true;
   try {
     api().statSync(path);
     return true;

@@ -8,6 +8,7 @@
  * @module
  */
 
+import { closeSync, openSync, readSync, statSync } from "node:fs";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { KvError } from "../error.ts";
@@ -23,6 +24,7 @@ interface Adapter {
   env(variable: string): string | undefined;
   permission(path: string): "granted" | "prompt" | "denied";
   mayExist(path: string): boolean;
+  mayRead(path: string): boolean;
   isDenial(error: unknown): boolean;
   view(addressLow: number, addressHigh: number, byteLength: number): ArrayBuffer;
 }
@@ -73,6 +75,7 @@ function find(): Opened {
   for (const state of ["granted", "prompt"] as const) {
     for (const { path } of paths.filter(({ path, permission }) => permission === state && adapter.mayExist(path))) {
       try {
+        if (adapter.mayRead(path)) checkWhole(path);
         return { library: prepare(adapter.open(path)), path };
       } catch (error) {
         if (error instanceof KvError) throw error;
@@ -115,6 +118,28 @@ function candidates(): string[] {
     win32: ["zig/zig-out/bin", `lib/${arch}-windows`].map((at) => `${at}/kvern.dll`),
   };
   return (places[process.platform] ?? []).map((place) => fileURLToPath(new URL(place, root)));
+}
+
+/**
+ * Refuses an ELF library that was cut short: the system maps it, and ends the process where the missing part is needed.
+ *
+ * Section headers stand at the end, so a whole file reaches behind them. Other formats and other files are left to the
+ * attempt to open them, as are those that Deno may not read.
+ */
+function checkWhole(path: string): void {
+  const facts = statSync(path, { throwIfNoEntry: false });
+  if (!facts?.isFile()) return; // or a bare name that the system searches for
+  const file = openSync(path, "r");
+  try {
+    const header = new Uint32Array(16);
+    if (readSync(file, header) < header.byteLength) return;
+    const halves = new Uint16Array(header.buffer);
+    if (header[0] !== 0x464c457f || halves[2] !== 0x0102) return; // "\x7fELF", 64 bits, little endian
+    const end = header[10]! + header[11]! * 2 ** 32 + halves[29]! * halves[30]!;
+    if (facts.size < end) throw new Error(`it was cut short: it has ${facts.size} of its ${end} bytes`);
+  } finally {
+    closeSync(file);
+  }
 }
 
 /** Checks the version, then sets the level `KVERN_LEVEL` names: native getenv would not see Bun's changes to it. */

@@ -14,8 +14,12 @@ export const RECORD_WORDS = {
   system: 10,
   stats: 12,
   rows: 8,
-  view: 14,
+  view: 16,
   attend: 7,
+  pool: 9,
+  poolStats: 22,
+  paged: 12,
+  pagedStats: 16,
 } as const;
 
 /** Flags of the AttendRecord: which of its fields count. */
@@ -23,6 +27,8 @@ export const ATTEND_FLAGS = { causal: 1, softmaxScale: 2, softcap: 4, window: 8 
 
 /** Words of the ViewRecord. */
 export const VIEW = {
+  keys: 1,
+  values: 3,
   start: 5,
   length: 6,
   dtypeK: 7,
@@ -32,6 +38,8 @@ export const VIEW = {
   tier: 11,
   delta: 12,
   generation: 13,
+  blockSize: 14,
+  reason: 15,
 } as const;
 
 /** The numbers of a ContiguousRecord. */
@@ -71,6 +79,71 @@ export function uint64At(record: Uint32Array, word: number): number {
   return record[word + 1]! * 2 ** 32 + record[word]!;
 }
 
+/** The two words of a 64-bit value, low first. */
+function uint64Words(value: number): [low: number, high: number] {
+  return [value % 2 ** 32, Math.floor(value / 2 ** 32)];
+}
+
+/** The numbers of a PoolRecord. */
+export interface PoolWords {
+  readonly layerCount: number;
+  readonly kvHeadCount: number;
+  readonly headDim: number;
+  readonly blockSize: number;
+  readonly dtypeK: number;
+  readonly dtypeV: number;
+  /** 0 is the default limit. */
+  readonly maxBytes: number;
+}
+
+/** The numbers of a PagedRecord. */
+export interface PagedWords {
+  readonly layerCount: number;
+  readonly blockSize: number;
+  readonly maxSeqLen: number;
+  readonly dtypeK: number;
+  readonly dtypeV: number;
+  /** 0 keeps all rows. */
+  readonly retentionTokens: number;
+  readonly retentionSinkTokens: number;
+  /** 0 is the default limit. */
+  readonly maxBytes: number;
+  /** Handle of a pool; 0 for pools of its own. */
+  readonly pool: number;
+}
+
+/** The PoolRecord that says `pool`. */
+export function poolRecord(pool: PoolWords): Uint32Array {
+  const record = newRecord("pool");
+  const { layerCount, kvHeadCount, headDim, blockSize, dtypeK, dtypeV, maxBytes } = pool;
+  record.set([layerCount, kvHeadCount, headDim, blockSize, dtypeK, dtypeV, ...uint64Words(maxBytes)], 1);
+  return record;
+}
+
+/** The PagedRecord that says `cache`. */
+export function pagedRecord(cache: PagedWords): Uint32Array {
+  const record = newRecord("paged");
+  const { layerCount, blockSize, maxSeqLen, dtypeK, dtypeV, retentionTokens, retentionSinkTokens } = cache;
+  const words = [layerCount, blockSize, maxSeqLen, dtypeK, dtypeV, retentionTokens, retentionSinkTokens];
+  record.set([...words, ...uint64Words(cache.maxBytes), cache.pool], 1);
+  return record;
+}
+
+/** What a PagedRecord says. */
+export function pagedWords(record: Uint32Array): PagedWords {
+  return {
+    layerCount: record[1]!,
+    blockSize: record[2]!,
+    maxSeqLen: record[3]!,
+    dtypeK: record[4]!,
+    dtypeV: record[5]!,
+    retentionTokens: record[6]!,
+    retentionSinkTokens: record[7]!,
+    maxBytes: uint64At(record, 8),
+    pool: record[10]!,
+  };
+}
+
 /** The ContiguousRecord that says `shape`. */
 export function contiguousRecord(shape: ContiguousWords): Uint32Array {
   const record = newRecord("contiguous");
@@ -83,8 +156,7 @@ export function contiguousRecord(shape: ContiguousWords): Uint32Array {
     shape.maxSeqLen,
     shape.dtypeK,
     shape.dtypeV,
-    shape.maxBytes % 2 ** 32,
-    Math.floor(shape.maxBytes / 2 ** 32),
+    ...uint64Words(shape.maxBytes),
   ]);
   return record;
 }

@@ -77,3 +77,8 @@ export function refusal(
   if (code === undefined) throw new Error(`Cannot ${action} as the library gave an unknown status: ${status}`);
   return new KvError(code, `Cannot ${action} as ${rules[code]?.() ?? RULES[code]}`);
 }
+
+/** A number of things in words. */
+export function countText(n: number, thing: "token" | "layer" | "sequence" | "block" | "row"): string {
+  return n === 1 ? `1 ${thing}` : `${n} ${thing}s`;
+}

@@ -103,6 +103,7 @@ pub fn config(word: u32, out: ?[*]u8, out_bytes: u32, layers: ?[*]u8, layer_word
 }
 
 fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[*]u8, layer_word_count: u32) status.Error!void {
+    if (layer_word_count != 0 and layer_word_count < cache.layerCount() * layer_words) return error.InvalidSize;
     try record.write(PagedRecord, out, out_bytes, .{
         .layer_count = cache.layerCount(),
         .block_size = cache.block_size,
@@ -116,7 +117,6 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
         .group_count = @intCast(cache.groups.len),
     });
     if (layer_word_count == 0) return;
-    if (layer_word_count < cache.layerCount() * layer_words) return error.InvalidSize;
     const words: [*]align(1) u32 = @ptrCast(try buffer.out(layers, layer_word_count));
     for (cache.places, 0..) |place, i| {
         const group = cache.groups[place.group];

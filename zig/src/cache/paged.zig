@@ -334,15 +334,27 @@ pub const PagedCache = struct {
         const place = self.places[layer_index];
         const group = self.groups[place.group];
         const shape = group.shape;
+        for (sequences, token_counts) |sequence, count| {
+            const block_count = shape.blockCount(sequence.rowCount(layer_index) + count);
+            try sequence.tables[place.group].blocks.ensureTotalCapacity(self.gpa, block_count);
+        }
         var needed: usize = 0;
         for (sequences, token_counts) |sequence, count| {
             const table = &sequence.tables[place.group];
             const start = sequence.rowCount(layer_index);
-            const block_count = shape.blockCount(start + count);
-            needed += block_count -| table.blocks.items.len;
-            needed += @intFromBool(self.sharedBlock(sequence, place.group, start, count) != null);
-            try table.blocks.ensureTotalCapacity(self.gpa, block_count);
+            needed += shape.blockCount(start + count) -| table.blocks.items.len;
+            // Whoever copies a block leaves it now: when all but one of those that share it do, the last one keeps it.
+            if (self.sharedBlock(sequence, place.group, start, count)) |entry| {
+                group.pool.release(table.blocks.items[entry..][0..1]);
+                sequence.leaves_block = true;
+                needed += 1;
+            }
         }
+        errdefer for (sequences) |sequence| if (sequence.leaves_block) {
+            const entry = sequence.rowCount(layer_index) / self.block_size;
+            group.pool.retain(sequence.tables[place.group].blocks.items[entry..][0..1]);
+            sequence.leaves_block = false;
+        };
         var few: [64]i32 = undefined;
         const many: ?[]i32 = if (needed <= few.len) null else try self.gpa.alloc(i32, needed);
         defer if (many) |taken| self.gpa.free(taken);
@@ -354,10 +366,11 @@ pub const PagedCache = struct {
         for (sequences, token_counts) |sequence, count| {
             const table = &sequence.tables[place.group];
             const start = sequence.rowCount(layer_index);
-            if (self.sharedBlock(sequence, place.group, start, count)) |entry| {
+            if (sequence.leaves_block) {
+                const entry = start / self.block_size;
                 self.copyRows(place.group, sequence, entry, blocks[next]);
-                group.pool.release(table.blocks.items[entry..][0..1]);
                 table.blocks.items[entry] = blocks[next];
+                sequence.leaves_block = false;
                 next += 1;
             }
             while (table.blocks.items.len < shape.blockCount(start + count)) : (next += 1) {
@@ -628,6 +641,8 @@ pub const Sequence = struct {
     generations: []u32,
     /// In a set that is being checked for doubles.
     marked: bool = false,
+    /// The block in which its next row lands is about to be copied, and its reference was given back.
+    leaves_block: bool = false,
 
     /// Appends n >= 0 rows of one layer and returns the position of the first.
     pub fn append(self: *Sequence, layer_index: u32, k: Input, v: Input) PagedCache.AppendError!u32 {

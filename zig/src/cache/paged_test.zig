@@ -334,6 +334,41 @@ test "a batch of ragged sequences is appended whole or not at all" {
     try checkInvariants(&cache);
 }
 
+test "sequences that share a block append in one batch: all but the last of them copy it" {
+    // Blocks of 4 rows, 4 of them.
+    var options = simple(.{ .kv_head_count = 1, .head_dim = 1 }, 4);
+    options.max_bytes = 4 * 64;
+    var cache: PagedCache = try .init(testing.allocator, options);
+    defer cache.deinit();
+    const pool = cache.groups[0].pool;
+    var sequences: [4]*Sequence = undefined;
+    sequences[0] = try cache.createSequence();
+    try step(&cache, sequences[0], 2, ascending);
+    for (sequences[1..]) |*child| child.* = try cache.fork(sequences[0]);
+    const rows = input(&.{ 10, 11, 12, 13 });
+    // One of the sharers is not in the batch: three copies, no block left over.
+    try cache.append(0, sequences[0..3], &.{ 1, 1, 1 }, input(&.{ 10, 11, 12 }), input(&.{ 10, 11, 12 }));
+    try testing.expectEqual(4, pool.stats().used_blocks);
+    try expectRows(&cache, sequences[3], &.{ 0, 1 });
+    for (sequences[0..3], 10..) |sequence, value| try expectRows(&cache, sequence, &.{ 0, 1, @floatFromInt(value) });
+    // All of them: three copies, and the last one keeps the block. A refused batch gives no reference away.
+    for (sequences[1..]) |child| cache.freeSequence(child);
+    try cache.truncate(sequences[0], 2);
+    for (sequences[1..]) |*child| child.* = try cache.fork(sequences[0]);
+    const other = try cache.createSequence();
+    try step(&cache, other, 1, ascending);
+    const before = pool.stats();
+    try testing.expectError(error.PoolEmpty, cache.append(0, &sequences, &.{ 1, 1, 1, 1 }, rows, rows));
+    try testing.expectEqual(before.used_blocks, pool.stats().used_blocks);
+    try testing.expectEqual(4, pool.refCount(@intCast(sequences[0].tables[0].blocks.items[0])));
+    try checkInvariants(&cache);
+    cache.freeSequence(other);
+    try cache.append(0, &sequences, &.{ 1, 1, 1, 1 }, rows, rows);
+    try testing.expectEqual(4, pool.stats().used_blocks);
+    for (sequences, 10..) |sequence, value| try expectRows(&cache, sequence, &.{ 0, 1, @floatFromInt(value) });
+    try checkInvariants(&cache);
+}
+
 test "equal bits: contiguous and every block size, fresh and forked, one by one and at once" {
     const tokens = 300;
     const heads = 2;

@@ -1,0 +1,86 @@
+/** The two other things to do with a model and a cache: score a file, and time a token with the cache and without it. */
+import { readFileSync } from "node:fs";
+import { type CacheCost, cacheLabel, newCache } from "./caches.ts";
+import { compare, computeTotalSeconds, formatComparison, SHORTEST } from "./comparison.ts";
+import { type Options, UsageError } from "./options.ts";
+import type { Measured } from "./report.ts";
+import { bitsPerByte } from "./scoring.ts";
+import type { Terminal } from "./terminal.ts";
+import type { Ziglet } from "./ziglet.ts";
+
+/** Bits per byte of a file. */
+export async function score(ziglet: Ziglet, options: Options, terminal: Terminal): Promise<Measured> {
+  const { maxSeqLen } = ziglet.config;
+  const windowTokens = options.window ?? maxSeqLen;
+  if (windowTokens > maxSeqLen) throw new UsageError(`--window must be at most the model's context, ${maxSeqLen}`);
+  const text = readScoredFile(options.score, options.bytes);
+  using held = newCache(options, ziglet.config, windowTokens);
+
+  const start = performance.now();
+  const bits = await bitsPerByte(ziglet, held.cache, text, windowTokens, (bytes) => {
+    return terminal.status(() => `[${bytes} of ${text.length} bytes, ${cacheLabel(options, held.cost())}]`);
+  });
+  const totalSeconds = (performance.now() - start) / 1000;
+  const tokensPerSecond = text.length / totalSeconds;
+  terminal.text(`${bits.toFixed(5)} bits per byte: ${text.length} bytes in windows of ${windowTokens}\n`);
+  terminal.finish(`[${totalSeconds.toFixed(1)} s, ${tokensPerSecond.toFixed(0)} tokens/s]`);
+  return {
+    tokens: text.length,
+    tokensPerSecond,
+    bitsPerByte: bits,
+    attendSeconds: ziglet.attendSeconds,
+    totalSeconds,
+    cost: held.cost(),
+  };
+}
+
+/** The time of the next token with the cache and without it. */
+export async function compareCaches(ziglet: Ziglet, options: Options, terminal: Terminal): Promise<Measured> {
+  const { maxSeqLen } = ziglet.config;
+  const text = new TextEncoder().encode(options.prompt);
+  if (maxSeqLen < SHORTEST) throw new UsageError(`--compare needs a context of at least ${SHORTEST}, not ${maxSeqLen}`);
+  let cost: CacheCost | null = null; // of the last one when it was full
+  const makeCache = () => {
+    const held = newCache(options, ziglet.config, maxSeqLen);
+    const dispose = () => {
+      cost = held.cost();
+      held[Symbol.dispose]();
+    };
+    return { cache: held.cache, [Symbol.dispose]: dispose };
+  };
+
+  const start = performance.now();
+  const rows = await compare(ziglet, makeCache, text, (doing) => terminal.status(() => `[measuring: ${doing}]`));
+  const totalSeconds = (performance.now() - start) / 1000;
+  terminal.text(formatComparison(rows, cacheLabel(options, cost!)) + "\n");
+  terminal.finish(`[${totalSeconds.toFixed(1)} s]`);
+  return {
+    tokens: null,
+    tokensPerSecond: null,
+    bitsPerByte: null,
+    attendSeconds: null,
+    totalSeconds,
+    cost: cost!,
+    comparison: {
+      rows,
+      computedTotals: {
+        withCacheSeconds: computeTotalSeconds(rows, "withCacheSeconds"),
+        withoutCacheSeconds: computeTotalSeconds(rows, "withoutCacheSeconds"),
+      },
+    },
+  };
+}
+
+/** The first `bytes` bytes of a file, all of them where it is null. */
+function readScoredFile(path: string, bytes: number | null): Uint8Array {
+  let file: Uint8Array;
+  try {
+    file = readFileSync(path);
+  } catch (error) {
+    const code = (error as { code?: string }).code;
+    throw new UsageError(`${path}: ${code === "ENOENT" ? "no such file" : `cannot be read (${code ?? error})`}`);
+  }
+  if (file.length === 0) throw new UsageError(`${path}: is empty, there is nothing to score`);
+  if (bytes !== null && bytes > file.length) throw new UsageError(`${path}: has ${file.length} bytes, not ${bytes}`);
+  return file.subarray(0, bytes ?? file.length);
+}

@@ -1,0 +1,204 @@
+/** Writing text behind a prompt: one text as it comes, or several at once. */
+import { searchBeams } from "./beams.ts";
+import { type CacheCost, cacheLabel, newCache, newPagedCache } from "./caches.ts";
+import { type Options, UsageError } from "./options.ts";
+import { drawBlocks } from "./picture.ts";
+import type { Measured } from "./report.ts";
+import { writeSamples } from "./samples.ts";
+import { Random, sample } from "./sampling.ts";
+import type { Terminal } from "./terminal.ts";
+import type { Ziglet } from "./ziglet.ts";
+
+/** Writes one text, or several, behind the prompt. */
+export async function generate(ziglet: Ziglet, options: Options, terminal: Terminal): Promise<Measured> {
+  const { maxSeqLen, bosToken } = ziglet.config;
+  const prompt = new TextEncoder().encode(options.prompt);
+  if (prompt.length + 1 > maxSeqLen) {
+    throw new UsageError(
+      `the prompt has ${prompt.length} bytes, the model's context of ${maxSeqLen} has room for ${maxSeqLen - 1}`,
+    );
+  }
+  const run = { ziglet, options, terminal, promptTokens: Uint8Array.of(bosToken, ...prompt) };
+  if (options.beams !== null) return await writeBeams(run, options.beams);
+  return options.samples === 1 ? await writeOne(run) : await writeSeveral(run);
+}
+
+/** All that the ways to write need. */
+interface Run {
+  ziglet: Ziglet;
+  options: Options;
+  terminal: Terminal;
+  /** The start byte and the prompt. */
+  promptTokens: Uint8Array;
+}
+
+/** One text, each byte written as it is drawn. */
+async function writeOne({ ziglet, options, terminal, promptTokens }: Run): Promise<Measured> {
+  const { maxSeqLen, bosToken } = ziglet.config;
+  using held = newCache(options, ziglet.config, maxSeqLen);
+  const { cache } = held;
+  const random = new Random(options.seed);
+  // A byte is a token, a character may be several: the decoder waits for the rest.
+  const decoder = newDecoder();
+
+  const statusText = () =>
+    `${tokens} tokens, ${rateText(tokensPerSecond)}${cacheLabel(options, held.cost())}, ` +
+    `${cache.seqLen} of ${maxSeqLen} positions`;
+  let tokens = 0;
+  let tokensPerSecond: number | null = null;
+
+  // 1. The prompt fills the cache, the start byte before it.
+  const start = performance.now();
+  terminal.text(options.prompt);
+  let logits = ziglet.prefill(promptTokens, cache); // [vocab]
+
+  // 2. Each byte is drawn, written, and run through the model to get the logits of the one behind it.
+  const decodeStart = performance.now();
+  let stopped = ""; // before the tokens that were asked for
+  while (true) {
+    const token = sample(logits, options.temperature, random);
+    if (token === bosToken) {
+      stopped = ", stopped: the model ended the text";
+      break;
+    }
+    terminal.text(decoder.decode(Uint8Array.of(token), { stream: true }));
+    tokens++;
+    if (tokens === options.tokens) break;
+    if (cache.seqLen === maxSeqLen) {
+      stopped = `, stopped: ${fullText(maxSeqLen)}`;
+      break;
+    }
+    logits = ziglet.forward(Uint8Array.of(token), cache);
+    tokensPerSecond = tokens / (performance.now() - decodeStart) * 1000;
+    await terminal.status(() => `[${statusText()}]`);
+  }
+
+  // 3. The end: half a character, the blocks if they are asked for, the status.
+  terminal.text(decoder.decode());
+  const totalSeconds = (performance.now() - start) / 1000;
+  const cost = held.cost();
+  if (options.showBlocks) showBlocks(terminal, cost, "text");
+  terminal.finish(`[${statusText()}${stopped}]`, { always: stopped !== "" });
+  return { tokens, tokensPerSecond, bitsPerByte: null, attendSeconds: ziglet.attendSeconds, totalSeconds, cost };
+}
+
+/** Several texts behind the same prompt; each is written when it is finished. */
+async function writeSeveral({ ziglet, options, terminal, promptTokens }: Run): Promise<Measured> {
+  const { maxSeqLen } = ziglet.config;
+  using held = newPagedCache(options, ziglet.config, maxSeqLen);
+  const statusText = () =>
+    `${options.samples} samples, ${tokens} tokens, ${rateText(tokensPerSecond)}${cacheLabel(options, held.cost())}`;
+  let tokens = 0;
+  let tokensPerSecond: number | null = null;
+
+  // 1. The prompt goes through the model once, and every text starts with its blocks.
+  const start = performance.now();
+  const logits = ziglet.prefill(promptTokens, held.cache); // [vocab]
+  held.fork(options.samples);
+
+  // 2. All texts together, a byte of each in a step.
+  const decodeStart = performance.now();
+  const samples = await writeSamples(ziglet, held.paged, held.sequences, logits, options, {
+    finished: ({ number, bytes }) => printText(terminal, `sample ${number}`, options.prompt, bytes),
+    progress: (written) => {
+      tokens = written;
+      tokensPerSecond = tokens / (performance.now() - decodeStart) * 1000;
+      return terminal.status(() => `[${statusText()}]`);
+    },
+  });
+
+  // 3. The end: the blocks, the status.
+  tokens = samples.reduce((sum, { bytes }) => sum + bytes.length, 0);
+  const totalSeconds = (performance.now() - start) / 1000;
+  const cost = held.cost();
+  if (options.showBlocks || terminal.live) showBlocks(terminal, cost, "sample");
+  const stopped = stoppedText(samples, options.tokens, maxSeqLen);
+  terminal.finish(`[${statusText()}${stopped}]`, { always: stopped !== "" });
+  return { tokens, tokensPerSecond, bitsPerByte: null, attendSeconds: ziglet.attendSeconds, totalSeconds, cost };
+}
+
+/** The likeliest texts behind the prompt, best first. */
+async function writeBeams({ ziglet, options, terminal, promptTokens }: Run, width: number): Promise<Measured> {
+  const { maxSeqLen } = ziglet.config;
+  using held = newPagedCache(options, ziglet.config, maxSeqLen);
+  const statusText = () =>
+    `${width} beams, ${tokens} tokens, ${rateText(tokensPerSecond)}${cacheLabel(options, held.cost())}`;
+  let tokens = 0;
+  let tokensPerSecond: number | null = null;
+
+  // 1. The prompt goes through the model once, and every beam starts with its blocks.
+  const start = performance.now();
+  const logits = ziglet.prefill(promptTokens, held.cache); // [vocab]
+  held.fork(width);
+
+  // 2. The search. Which text is the best may change with the last byte, so none is written before.
+  const searchStart = performance.now();
+  const beams = await searchBeams(ziglet, held.paged, held.sequences, logits, options.tokens, (best) => {
+    tokens = best.bytes.length;
+    tokensPerSecond = tokens / (performance.now() - searchStart) * 1000;
+    return terminal.status(() => `[${statusText()}]`);
+  });
+
+  // 3. The end: the texts, the blocks, the status.
+  const totalSeconds = (performance.now() - start) / 1000;
+  const cost = held.cost();
+  const best = beams[0]!;
+  tokens = best.bytes.length;
+  for (const [i, { bytes, score }] of beams.entries()) {
+    if (i > 0 && !options.allBeams && !terminal.live) break;
+    printText(terminal, `beam ${i + 1}, log-probability ${score.toFixed(4)}`, options.prompt, bytes);
+  }
+  if (options.showBlocks || terminal.live) showBlocks(terminal, cost, "sequence");
+  const stopped = stoppedText([best], options.tokens, maxSeqLen);
+  terminal.finish(`[${statusText()}${stopped}]`, { always: stopped !== "" });
+  return {
+    tokens,
+    tokensPerSecond,
+    bitsPerByte: null,
+    attendSeconds: ziglet.attendSeconds,
+    totalSeconds,
+    cost,
+    beams: beams.map(({ score, bytes }) => ({ score, text: textOf(bytes) })),
+  };
+}
+
+/** One of several texts, under a line that says which. */
+function printText(terminal: Terminal, title: string, prompt: string, bytes: number[]): void {
+  terminal.endLine();
+  terminal.text(`--- ${title} ---\n${prompt}${textOf(bytes)}`);
+  terminal.endLine();
+}
+
+function showBlocks(terminal: Terminal, { survey, contiguousBytes }: CacheCost, rowName: string): void {
+  if (survey === null || contiguousBytes === null) return;
+  const { columns, colors } = terminal;
+  terminal.line(`\n${drawBlocks(survey, { rowName, columns, colors, contiguousBytes })}`);
+}
+
+/** Why texts are shorter than they were to be; "" if none is. */
+function stoppedText(texts: { bytes: number[]; ended: boolean }[], tokens: number, maxSeqLen: number): string {
+  const ended = texts.filter(({ ended }) => ended).length;
+  const isFull = texts.some((text) => !text.ended && text.bytes.length < tokens);
+  const reasons = [
+    ...(ended === 0 ? [] : [`the model ended ${texts.length === 1 ? "the text" : `${ended} of the texts`}`]),
+    ...(isFull ? [fullText(maxSeqLen)] : []),
+  ];
+  return reasons.length === 0 ? "" : `, stopped: ${reasons.join(", ")}`;
+}
+
+function fullText(maxSeqLen: number): string {
+  return `the context of ${maxSeqLen} positions is full`;
+}
+
+function rateText(tokensPerSecond: number | null): string {
+  return tokensPerSecond === null ? "" : `${tokensPerSecond.toFixed(0)} tokens/s, `;
+}
+
+function textOf(bytes: number[]): string {
+  return newDecoder().decode(Uint8Array.from(bytes));
+}
+
+/** No byte order mark is dropped. */
+function newDecoder(): TextDecoder {
+  return new TextDecoder("utf-8", { ignoreBOM: true });
+}

@@ -1,0 +1,55 @@
+/**
+ * Copies of a layer's rows: the checks and the arrays, the same for every kind of cache.
+ *
+ * @module
+ */
+
+import type { GatheredRows, GatherOptions } from "./cache.ts";
+import { checkCount, dtypeCode } from "./config.ts";
+import { KvError, type KvErrorCode } from "./error.ts";
+import { countText, refusal } from "./ffi/status.ts";
+import { checkInto, newRows, outputCount, type Rows } from "./rows.ts";
+
+/** One sequence, as a copy sees it. */
+export interface GatherSource {
+  /** Rows of a layer that are there, or a negative status. */
+  residentCount(layer: number): number;
+  /** Elements of a row of a layer that exists. */
+  kvDimOf(layer: number): number;
+  /** The native call. */
+  copyRows(layer: number, k: Rows, kCount: number, v: Rows, vCount: number, dtype: number): number;
+  /** The rules about indices. */
+  rangeRules(layer: number): Partial<Record<KvErrorCode, () => string>>;
+}
+
+/** Copies the rows of a layer. */
+export function gatherRows(source: GatherSource, layer: number, options: GatherOptions): GatheredRows {
+  // First, as it may run the caller's code; and once, as a second look may find something else.
+  const { dtype = "f32", into } = options;
+  const intoK = into?.k, intoV = into?.v;
+  checkCount("layer", layer);
+  const code = dtypeCode("dtype", dtype);
+  if (into !== undefined) {
+    checkInto("into.k", intoK!, dtype);
+    checkInto("into.v", intoV!, dtype);
+  }
+  const action = `gather layer ${layer}`;
+  const rows = source.residentCount(layer);
+  if (rows < 0) throw refusal(rows, action, source.rangeRules(layer));
+  const count = rows * source.kvDimOf(layer);
+  if (count >= 2 ** 32) {
+    throw new KvError("unsupported", `Cannot ${action} as a copy has less than 2^32 elements a side: ${count}`);
+  }
+  const k = intoK ?? newRows(dtype, count);
+  const v = intoV ?? newRows(dtype, count);
+  const kCount = outputCount("into.k", k), vCount = outputCount("into.v", v);
+  const status = source.copyRows(layer, k, kCount, v, vCount, code);
+  if (status < 0) {
+    throw refusal(status, action, {
+      ...source.rangeRules(layer),
+      invalid_size: () =>
+        `its ${countText(rows, "row")} have ${count} elements a side: k has ${kCount}, v has ${vCount}`,
+    });
+  }
+  return { k, v };
+}

@@ -1,0 +1,190 @@
+/**
+ * The native cache behind a `PagedCache`: handle, geometry, and the sequences that live in it.
+ *
+ * It knows its sequences weakly, so that one nobody can reach is freed; each of them keeps it.
+ *
+ * @module
+ */
+
+import type { BlockPool } from "./block_pool.ts";
+import { type DType, dtypeOf } from "./config.ts";
+import type { Library } from "./ffi/exports.ts";
+import { library } from "./ffi/library.ts";
+import { type AttendRecord, newAttendRecord, newRecord, pagedWords } from "./ffi/record.ts";
+import { countText, refusal } from "./ffi/status.ts";
+import { freePartWhenDropped, freeWhenDropped, unwatch } from "./finalization.ts";
+import { LAYER_WORDS, type LayerShape, type PagedCacheOptions, planOf } from "./paged_options.ts";
+
+/** What is left of a sequence when its object is gone. */
+export interface SequenceToken {
+  /** 0 once it was freed. */
+  handle: number;
+}
+
+/** The object of a sequence, as its cache sees it. */
+export interface Resident {
+  /** Detaches every array over the sequence. */
+  detach(): void;
+}
+
+/** The rules about layers, the same for every call. */
+export type LayerRules = Record<"layer_out_of_range", () => string>;
+
+/** One native cache, owned or attached. */
+export class PagedMemory {
+  readonly library: Library;
+  /** True if this object frees the native cache; an attached one frees nothing but sequences of its own. */
+  readonly owned: boolean;
+  readonly layers: readonly LayerShape[];
+  /** Group of each layer: those of one shape, numbered as they first occur. */
+  readonly groups: readonly number[];
+  readonly maxSeqLen: number;
+  readonly blockSize: number;
+  readonly dtype: { readonly k: DType; readonly v: DType };
+  /** Can a commit let rows go? */
+  readonly evicts: boolean;
+  /** Kept, so that a pool in use is not collected. */
+  readonly pool: BlockPool | undefined;
+  /** Reused by each attend. */
+  readonly attendRecord: AttendRecord = newAttendRecord();
+  #handle: number;
+  /** Sequences that were not freed yet, those nobody can reach among them. */
+  readonly #sequences: Map<SequenceToken, WeakRef<Resident>> = new Map();
+
+  constructor(native: Library, handle: number, owned: boolean, pool?: BlockPool) {
+    this.library = native;
+    this.#handle = handle;
+    this.owned = owned;
+    this.pool = pool;
+    const action = `attach the cache of handle ${handle}`;
+    const record = newRecord("paged");
+    let status = native.kv_paged_config(handle, record, record.byteLength, new Uint32Array(0), 0);
+    if (status < 0) throw refusal(status, action);
+    const words = pagedWords(record);
+    const layers = new Uint32Array(new ArrayBuffer(words.layerCount * LAYER_WORDS * 4));
+    status = native.kv_paged_config(handle, record, record.byteLength, layers, layers.length);
+    if (status < 0) throw refusal(status, action);
+    this.layers = Array.from({ length: words.layerCount }, (_, layer) => shapeOf(layers, layer));
+    this.groups = groupsOf(this.layers);
+    this.maxSeqLen = words.maxSeqLen;
+    this.blockSize = words.blockSize;
+    this.dtype = { k: dtypeOf(words.dtypeK), v: dtypeOf(words.dtypeV) };
+    this.evicts = words.retentionTokens !== 0 || this.layers.some((layer) => layer.windowTokens !== undefined);
+    if (owned) freeWhenDropped(this, freeing(native, handle, this.#sequences));
+  }
+
+  /** Makes a native cache of `options`. */
+  static create(options: PagedCacheOptions): PagedMemory {
+    const { record, layers, pool, blockBytes } = planOf(options);
+    const native = library();
+    const handle = native.kv_paged_create(record, record.byteLength, layers, layers.length);
+    if (handle < 0) {
+      throw refusal(handle, "create a cache", {
+        invalid_config: () =>
+          pool === undefined
+            ? "a size of it does not fit"
+            : `its layers must have one shape, and blocks of the pool's ${pool.stats().blockBytes} bytes: ` +
+              `a block of the cache has ${blockBytes}`,
+        block_too_large: () => `a block must fit in maxBytes and in 1 GiB: it has ${blockBytes} bytes`,
+      });
+    }
+    return new PagedMemory(native, handle, true, pool);
+  }
+
+  /** The handle every call takes; 0, which is never valid, once this was freed. */
+  get handle(): number {
+    return this.#handle;
+  }
+
+  /** Elements of a row of a layer, of the first one where there is no such layer. */
+  kvDimOf(layer: number): number {
+    const { kvHeadCount, headDim } = this.shapeOf(layer);
+    return kvHeadCount * headDim;
+  }
+
+  /** The shape of a layer, of the first one where there is no such layer. */
+  shapeOf(layer: number): LayerShape {
+    return this.layers[layer] ?? this.layers[0]!;
+  }
+
+  /** The rule about layers. */
+  layerRules(layer: number): LayerRules {
+    return { layer_out_of_range: () => `the cache has ${countText(this.layers.length, "layer")}: layer is ${layer}` };
+  }
+
+  /** Knows a new sequence, and frees it when nobody can reach it any more. */
+  enter(resident: Resident, handle: number): SequenceToken {
+    const token = { handle };
+    this.#sequences.set(token, new WeakRef(resident));
+    freePartWhenDropped(resident, freeingSequence(this.library, token, this.#sequences));
+    return token;
+  }
+
+  /** Frees a sequence; harmless when repeated. */
+  leave(resident: Resident, token: SequenceToken): void {
+    if (token.handle === 0) return;
+    resident.detach();
+    unwatch(resident);
+    freeingSequence(this.library, token, this.#sequences)();
+  }
+
+  /** Empties every sequence made through this object. */
+  reset(): void {
+    for (const [token, reference] of this.#sequences) {
+      reference.deref()?.detach();
+      this.library.kv_sequence_truncate(token.handle, 0);
+    }
+  }
+
+  /** Detaches all arrays, then frees the native cache if it is owned, or else its own sequences; harmless when repeated. */
+  free(): void {
+    if (this.#handle === 0) return;
+    for (const [token, reference] of this.#sequences) {
+      const resident = reference.deref();
+      resident?.detach();
+      if (resident !== undefined) unwatch(resident);
+      if (!this.owned) this.library.kv_sequence_free(token.handle);
+      token.handle = 0;
+    }
+    this.#sequences.clear();
+    unwatch(this);
+    if (this.owned) this.library.kv_paged_free(this.#handle);
+    this.#handle = 0;
+  }
+}
+
+function shapeOf(words: Uint32Array, layer: number): LayerShape {
+  const [kvHeadCount, headDim, windowTokens] = words.subarray(layer * LAYER_WORDS, (layer + 1) * LAYER_WORDS);
+  const shape = { kvHeadCount: kvHeadCount!, headDim: headDim! };
+  return windowTokens === 0 ? shape : { ...shape, windowTokens: windowTokens! };
+}
+
+function groupsOf(layers: readonly LayerShape[]): number[] {
+  const seen = new Map<string, number>();
+  return layers.map(({ kvHeadCount, headDim, windowTokens }) => {
+    const key = `${kvHeadCount} ${headDim} ${windowTokens}`;
+    const group = seen.get(key) ?? seen.size;
+    seen.set(key, group);
+    return group;
+  });
+}
+
+/** Made outside the class, so that the closure cannot hold the object it waits for. */
+function freeing(native: Library, handle: number, sequences: Map<SequenceToken, unknown>): () => void {
+  return () => {
+    native.kv_paged_free(handle);
+    for (const token of sequences.keys()) token.handle = 0; // they went with it
+  };
+}
+
+function freeingSequence(
+  native: Library,
+  token: SequenceToken,
+  sequences: Map<SequenceToken, unknown>,
+): () => void {
+  return () => {
+    if (token.handle !== 0) native.kv_sequence_free(token.handle);
+    token.handle = 0;
+    sequences.delete(token);
+  };
+}

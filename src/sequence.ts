@@ -1,0 +1,502 @@
+/**
+ * One sequence of a paged cache: a table of blocks that it may share with others.
+ *
+ * @module
+ */
+
+import {
+  type AttendOptions,
+  attendRefusal,
+  givenCount,
+  lseCount,
+  NO_FLOATS,
+  NO_PARENTS,
+  readAttend,
+  writeAttend,
+} from "./attention.ts";
+import type {
+  AppendOptions,
+  AppendResult,
+  CommitOptions,
+  ContiguousKv,
+  DevicePlacement,
+  GatheredRows,
+  GatherOptions,
+  KvCache,
+  PackedView,
+  View,
+} from "./cache.ts";
+import { checkTokens, checkWords, pendingText } from "./commit.ts";
+import { checkCount, type DType, dtypeOf } from "./config.ts";
+import { KvError } from "./error.ts";
+import { newRecord, VIEW } from "./ffi/record.ts";
+import { countText, refusal } from "./ffi/status.ts";
+import { gatherRows, type GatherSource } from "./gather.ts";
+import type { PagedMemory } from "./paged_memory.ts";
+import type { LayerShape } from "./paged_options.ts";
+import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./rows.ts";
+import { forkSequence, newSequence, type SequenceMemory } from "./sequence_memory.ts";
+import { lengthOf } from "./typed_array.ts";
+import { Appended, freshWord, type Side, viewsOf } from "./view.ts";
+
+/** What a commit of a {@linkcode Sequence} may carry beside the count. */
+export interface SequenceCommitOptions extends CommitOptions {
+  /**
+   * The pending rows that stay, by their index, ascending: the accepted path of a tree of drafted tokens. The others are
+   * dropped, and those that stay move up. As many as are committed, and `tokens` are theirs.
+   */
+  readonly kept?: Uint32Array;
+}
+
+/** Why there is no run, by its number in the ABI. */
+const REASONS = [undefined, "head_major", "not_adjacent", "quantized", "evicted", "on_gpu"] as const;
+
+const NO_OPTIONS = {};
+
+/** Makes an empty sequence. */
+export let createSequence: (cache: PagedMemory) => Sequence;
+
+/** The native sequence of a `Sequence`; throws TypeError for anything else. */
+export let memoryOf: (sequence: Sequence) => SequenceMemory;
+
+/**
+ * One token stream in a {@linkcode PagedCache}, made by its `sequence` or by `fork`.
+ *
+ * Free it with `using` or `free`; a dropped one is freed at some garbage collection. It keeps its cache.
+ *
+ * @example Two continuations of one prompt
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { PagedCache } from "@kvern/kvern";
+ *
+ * using cache = new PagedCache({ layerCount: 1, kvHeadCount: 2, headDim: 4, maxSeqLen: 1024, blockSize: 4 });
+ * const rows = (n: number) => new Float32Array(n * 8).fill(0.5);
+ * using prompt = cache.sequence();
+ * prompt.append(0, rows(6), rows(6));
+ * prompt.commit(6);
+ * using other = prompt.fork();
+ * other.append(0, rows(1), rows(1));
+ * other.commit(1);
+ * assert.deepEqual([prompt.seqLen, other.seqLen], [6, 7]);
+ * assert.equal(cache.stats().blockCount, 3); // one block is shared, the other was copied
+ * ```
+ */
+export class Sequence implements KvCache {
+  readonly #memory: SequenceMemory;
+
+  static {
+    createSequence = (cache) => new Sequence(newSequence(cache));
+    memoryOf = (sequence) => {
+      if (typeof sequence === "object" && sequence !== null && #memory in sequence) return sequence.#memory;
+      throw new TypeError(`a sequence must be a Sequence: ${sequence === null ? "null" : typeof sequence}`);
+    };
+  }
+
+  private constructor(memory: SequenceMemory) {
+    this.#memory = memory;
+  }
+
+  /** Transformer layers. */
+  get layerCount(): number {
+    return this.#memory.cache.layers.length;
+  }
+
+  /** KV heads of layer 0. */
+  get kvHeadCount(): number {
+    return this.#memory.cache.shapeOf(0).kvHeadCount;
+  }
+
+  /** Elements of a head of layer 0. */
+  get headDim(): number {
+    return this.#memory.cache.shapeOf(0).headDim;
+  }
+
+  /** Elements of a row of layer 0. */
+  get kvDim(): number {
+    return this.#memory.cache.kvDimOf(0);
+  }
+
+  /** Most tokens the sequence can hold, evicted ones included. */
+  get maxSeqLen(): number {
+    return this.#memory.cache.maxSeqLen;
+  }
+
+  /**
+   * Committed tokens.
+   *
+   * @throws {KvError} `stale_handle`
+   */
+  get seqLen(): number {
+    const length = this.#library.kv_sequence_seq_len(this.#memory.handle);
+    if (length < 0) throw refusal(length, "read the length of a sequence");
+    return length;
+  }
+
+  /**
+   * True when every layer is on a GPU.
+   *
+   * @throws {KvError} `stale_handle`
+   */
+  get isOnGpu(): boolean {
+    for (let layer = 0; layer < this.layerCount; layer++) {
+      if (this.layerDevice(layer).device === "cpu") return false;
+    }
+    return true;
+  }
+
+  /**
+   * The heads of a layer.
+   *
+   * @throws {KvError} `layer_out_of_range`
+   */
+  layerShape(layer: number): LayerShape {
+    return layerShape(this.#memory.cache, layer);
+  }
+
+  /**
+   * Writes `n` rows behind those layer `layer` has; they count after `commit`.
+   *
+   * @throws {KvError} as {@linkcode KvCache.append}; `pool_empty`, `out_of_memory` if there is no block for them
+   */
+  append(layer: number, k: Rows, v: Rows, options: AppendOptions = NO_OPTIONS): AppendResult {
+    const { dtype, layout } = options; // first, as it may run the caller's code
+    checkCount("layer", layer);
+    const inputCode = inputDtype(k, v, dtype);
+    const order = layoutCode(layout);
+    const kCount = inputCount("k", k, "append");
+    const vCount = inputCount("v", v, "append");
+    const memory = this.#memory;
+    const library = this.#library;
+    const write = () => library.kv_sequence_append(memory.handle, layer, k, kCount, v, vCount, inputCode, order);
+    const start = memory.mayShare ? memory.change(write) : write();
+    if (start < 0) throw this.#appendRefusal(start, layer, kCount, vCount);
+    return new Appended(memory, layer, start, kCount / memory.cache.kvDimOf(layer));
+  }
+
+  /**
+   * Makes `n` rows count, and lets go what the cache's retention and windows no longer want.
+   *
+   * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
+   */
+  commit(n: number, options: SequenceCommitOptions = NO_OPTIONS): void {
+    const { tokens, kept } = options; // first, as it may run the caller's code
+    checkCount("n", n);
+    checkTokens(tokens, n);
+    const memory = this.#memory;
+    const library = this.#library;
+    const action = `commit ${countText(n, "token")}`;
+    let status: number;
+    if (kept === undefined) {
+      const write = () => library.kv_sequence_commit(memory.handle, n);
+      status = memory.cache.evicts ? memory.change(write) : write();
+    } else {
+      checkWords("kept", kept);
+      const count = lengthOf(kept);
+      if (count !== n) throw new KvError("invalid_size", `Cannot ${action} as kept must have as many rows: ${count}`);
+      status = memory.change(() => library.kv_sequence_commit_kept(memory.handle, kept, count));
+    }
+    if (status < 0) {
+      const rule = kept === undefined ? "have exactly that many rows pending" : "have equally many rows pending";
+      throw refusal(status, action, {
+        commit_mismatch: () => `every layer must ${rule}: ${this.#pendingText()}`,
+        invalid_size: () => `kept must have indices of pending rows, ascending: ${this.#pendingText()}`,
+      });
+    }
+  }
+
+  /**
+   * The first `kvLen` rows of a layer as one run, without a copy: for one block of one KV head or of one position.
+   *
+   * @throws {KvError} as {@linkcode KvCache.contiguousKv}
+   */
+  contiguousKv(layer: number, kvLen?: number): ContiguousKv {
+    checkCount("layer", layer);
+    if (kvLen !== undefined) checkCount("kvLen", kvLen);
+    const memory = this.#memory;
+    const rules = memory.cache.layerRules(layer);
+    const action = `read layer ${layer} as one run`;
+    const rows = memory.rowCount(layer);
+    if (rows < 0) throw refusal(rows, action, rules);
+    const record = newRecord("view");
+    const length = this.#library.kv_sequence_contiguous_kv(
+      memory.handle,
+      layer,
+      kvLen ?? rows,
+      record,
+      record.byteLength,
+    );
+    if (length < 0) {
+      throw refusal(length, action, {
+        ...rules,
+        position_out_of_range: () => `it has ${countText(rows, "row")}: kvLen is ${kvLen}`,
+      });
+    }
+    const reason = REASONS[record[VIEW.reason]!];
+    if (reason !== undefined) return { ok: false, reason };
+    const k = memory.run(layer, "k", record, length);
+    const v = memory.run(layer, "v", record, length);
+    return { ok: true, k, v, length };
+  }
+
+  /**
+   * Copies the rows of a layer that are there, `[row][kv_head][head_dim]`, evicted ones left out.
+   *
+   * @throws {KvError} as {@linkcode KvCache.gather}
+   */
+  gather(layer: number, options: GatherOptions = NO_OPTIONS): GatheredRows {
+    return gatherRows(this.#copies, layer, options);
+  }
+
+  /**
+   * A window on each block of a layer that has rows, by ascending position.
+   *
+   * @throws {KvError} as {@linkcode KvCache.views}
+   */
+  views(layer: number): View[] {
+    checkCount("layer", layer);
+    return viewsOf(this.#memory, layer, this.#memory.windows(layer, 0));
+  }
+
+  /**
+   * The blocks of a layer, head-major; all that have rows.
+   *
+   * @throws {KvError} `layer_out_of_range`, `needs_permission`, `unsupported` on an attached cache, `stale_handle`
+   */
+  packedViews(layer: number): PackedView[] | null {
+    checkCount("layer", layer);
+    const views = this.#memory.windows(layer, 0).map((record) => new BlockView(this.#memory, layer, record));
+    views[0]?.k; // a missing permission shows here
+    return views;
+  }
+
+  /**
+   * Rewinds to `n` committed tokens, drops all pending rows and gives back the blocks behind them.
+   *
+   * @throws {KvError} `position_out_of_range` past the end or among evicted rows, `stale_handle`
+   */
+  truncate(n: number): void {
+    checkCount("n", n);
+    const memory = this.#memory;
+    const status = memory.change(() => this.#library.kv_sequence_truncate(memory.handle, n));
+    if (status < 0) {
+      throw refusal(status, `truncate to ${countText(n, "token")}`, {
+        position_out_of_range: () => {
+          const length = this.seqLen;
+          const rule = n > length ? "that is past the end" : "rows there were evicted";
+          return `${rule}: current length is ${length}`;
+        },
+      });
+    }
+  }
+
+  /**
+   * Where a layer lives.
+   *
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   */
+  layerDevice(layer: number): DevicePlacement {
+    checkCount("layer", layer);
+    const placement = this.#library.kv_sequence_layer_device(this.#memory.handle, layer);
+    if (placement < 0) throw refusal(placement, `place layer ${layer}`, this.#memory.cache.layerRules(layer));
+    return placement === 0 ? { device: "cpu", gpu: -1 } : { device: "cuda", gpu: placement - 1 };
+  }
+
+  /**
+   * Attends with `q` `[query][q_head][head_dim]` over the rows of a layer that are there.
+   *
+   * @throws {KvError} as {@linkcode KvCache.attend}
+   */
+  attend(layer: number, q: Float32Array, options: AttendOptions = NO_OPTIONS): Float32Array {
+    const given = readAttend(options); // first, as it may run the caller's code
+    checkCount("layer", layer);
+    const { cache, handle } = this.#memory;
+    const record = cache.attendRecord;
+    writeAttend(record, q, given);
+    const { alibiSlopes = NO_FLOATS, sinkLogits = NO_FLOATS, treeParents = NO_PARENTS, lse = NO_FLOATS } = given;
+    const qCount = inputCount("q", q, "attend");
+    const output = given.into ?? new Float32Array(qCount);
+    const status = cache.library.kv_sequence_attend(
+      handle,
+      layer,
+      q,
+      qCount,
+      record.words,
+      record.words.byteLength,
+      alibiSlopes,
+      givenCount("alibiSlopes", alibiSlopes),
+      sinkLogits,
+      givenCount("sinkLogits", sinkLogits),
+      treeParents,
+      givenCount("treeParents", treeParents),
+      output,
+      outputCount("into", output),
+      lse,
+      lseCount(lse),
+    );
+    if (status < 0) {
+      const shape = cache.shapeOf(layer);
+      throw attendRefusal(status, layer, q, given, given.queryCount, shape, cache.layerRules(layer));
+    }
+    return output;
+  }
+
+  /**
+   * A new sequence that begins as a copy of the committed rows: all blocks are shared, no row is copied.
+   *
+   * A shared block is copied at the first append into it, by whichever sequence comes first.
+   *
+   * @throws {KvError} `out_of_memory`, `stale_handle`
+   */
+  fork(): Sequence {
+    return new Sequence(forkSequence(this.#memory));
+  }
+
+  /**
+   * The blocks of a layer's rows in order: the block of positions `i * blockSize` and on, -1 where all were evicted.
+   *
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   */
+  blockTable(layer: number): Int32Array {
+    checkCount("layer", layer);
+    return this.#memory.blocks(layer);
+  }
+
+  /**
+   * How many sequences have each of the blocks of `blockTable`; 0 where all rows were evicted.
+   *
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   */
+  blockReferences(layer: number): Int32Array {
+    checkCount("layer", layer);
+    return this.#memory.blocks(layer, "kv_sequence_block_references");
+  }
+
+  /**
+   * Rows of a layer that are there, committed and pending.
+   *
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   */
+  residentTokens(layer: number = 0): number {
+    checkCount("layer", layer);
+    const rows = this.#library.kv_sequence_resident_count(this.#memory.handle, layer);
+    if (rows < 0) throw refusal(rows, `count the rows of layer ${layer}`, this.#memory.cache.layerRules(layer));
+    return rows;
+  }
+
+  /** Gives all blocks back and detaches the arrays handed out; harmless when repeated, later calls are refused. */
+  free(): void {
+    this.#memory.free();
+  }
+
+  /** The same as `free`, for `using`. */
+  [Symbol.dispose](): void {
+    this.free();
+  }
+
+  get #library(): PagedMemory["library"] {
+    return this.#memory.cache.library;
+  }
+
+  /** The sequence, as a copy sees it. */
+  get #copies(): GatherSource {
+    const { cache, handle } = this.#memory;
+    const { library } = cache;
+    return {
+      residentCount: (layer) => library.kv_sequence_resident_count(handle, layer),
+      kvDimOf: (layer) => cache.kvDimOf(layer),
+      copyRows: (layer, ...args) => library.kv_sequence_gather(handle, layer, ...args),
+      rangeRules: (layer) => cache.layerRules(layer),
+    };
+  }
+
+  #pendingText(): string {
+    const length = this.seqLen;
+    return pendingText(this.layerCount, (layer) => this.#memory.rowCount(layer) - length);
+  }
+
+  #appendRefusal(status: number, layer: number, kCount: number, vCount: number): KvError {
+    const { cache } = this.#memory;
+    const n = Math.ceil(kCount / cache.kvDimOf(layer));
+    return refusal(status, `append ${countText(n, "token")} to layer ${layer}`, {
+      ...cache.layerRules(layer),
+      cache_full: () =>
+        `the sequence holds at most ${cache.maxSeqLen}: current length is ${this.#memory.rowCount(layer)}`,
+      invalid_size: () =>
+        `k and v must be equally long, a multiple of ${
+          cache.kvDimOf(layer)
+        } elements: k has ${kCount}, v has ${vCount}`,
+      pool_empty: () => POOL_EMPTY,
+    });
+  }
+}
+
+/** The rule about blocks, the same for every append. */
+export const POOL_EMPTY = "no block is free and the byte limit of the pool would be passed";
+
+/** The shape of a layer. */
+export function layerShape(cache: PagedMemory, layer: number): LayerShape {
+  checkCount("layer", layer);
+  const shape = cache.layers[layer];
+  if (shape !== undefined) return shape;
+  throw new KvError("layer_out_of_range", `Cannot read a shape as ${cache.layerRules(layer).layer_out_of_range()}`);
+}
+
+/** One block; each property read asks whether its rows are still the ones it was made for. */
+class BlockView implements PackedView {
+  readonly #memory: SequenceMemory;
+  readonly #layer: number;
+  readonly #record: Uint32Array;
+
+  constructor(memory: SequenceMemory, layer: number, record: Uint32Array) {
+    this.#memory = memory;
+    this.#layer = layer;
+    this.#record = record;
+  }
+
+  get k(): Float32Array | Uint16Array {
+    return this.#side("k");
+  }
+
+  get v(): Float32Array | Uint16Array {
+    return this.#side("v");
+  }
+
+  get start(): number {
+    return this.#word(VIEW.start);
+  }
+
+  get length(): number {
+    return this.#word(VIEW.length);
+  }
+
+  get blockSize(): number {
+    return this.#word(VIEW.blockSize);
+  }
+
+  get headDim(): number {
+    this.#word(VIEW.blockSize);
+    return this.#memory.cache.shapeOf(this.#layer).headDim;
+  }
+
+  get kvHeadCount(): number {
+    this.#word(VIEW.blockSize);
+    return this.#memory.cache.shapeOf(this.#layer).kvHeadCount;
+  }
+
+  get dtype(): DType {
+    return dtypeOf(this.#word(VIEW.dtypeK));
+  }
+
+  get dtypeV(): DType {
+    return dtypeOf(this.#word(VIEW.dtypeV));
+  }
+
+  #side(side: Side): Float32Array | Uint16Array {
+    this.#word(VIEW.start);
+    return this.#memory.block(this.#layer, side, this.#record);
+  }
+
+  #word(word: number): number {
+    return freshWord(this.#memory, this.#layer, this.#record, word);
+  }
+}
