@@ -1,9 +1,10 @@
 /** How the native library is found and opened, and what is said when it cannot be. */
 
 import assert from "node:assert/strict";
-import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
+import process from "node:process";
 import { test } from "node:test";
 import { pathToFileURL } from "node:url";
 import { systemInfo } from "../mod.ts";
@@ -75,6 +76,101 @@ test("a file that is no library is named with the reason", () => {
     assert.equal(code, "library_unavailable");
     assert.ok(message.includes(`tried ${text} (`), message);
   });
+});
+
+/** What opening `path` is refused with. */
+function refusalOf(path: string): string {
+  const { code, message } = ask(INFO, { env: { KVERN_LIB: path } }) as { code: string; message: string };
+  assert.equal(code, "library_unavailable", path);
+  assert.ok(message.includes(`tried ${path} (`), message);
+  return message;
+}
+
+test("a directory, an empty file, and the library's own name elsewhere are refused, and name what was tried", () => {
+  withFolder((folder) => {
+    refusalOf(folder);
+    refusalOf(join(folder, basename(libraryPath)));
+    const empty = join(folder, "empty.so");
+    writeFileSync(empty, "");
+    refusalOf(empty);
+    refusalOf(join(empty, "below.so")); // no directory
+    refusalOf(join(folder, "a\nb \u{1f5dd} 'c'.so"));
+  });
+});
+
+test("a library that was cut short is refused and ends nothing", { timeout: 60_000 }, () => {
+  const bytes = readFileSync(libraryPath);
+  withFolder((folder) => {
+    for (const length of [1, 63, 64, 100, 4096, 65536, bytes.length >> 1, bytes.length - 1]) {
+      const cut = join(folder, `cut${length}.so`);
+      writeFileSync(cut, bytes.subarray(0, length));
+      const message = refusalOf(cut);
+      // Opened, such a file ends the process at the first byte that is not there. Other systems look for themselves.
+      if (process.platform === "linux" && length >= 64) {
+        assert.ok(message.includes(`it was cut short: it has ${length} of its ${bytes.length} bytes`), message);
+      }
+    }
+  });
+});
+
+test("a library of somebody else is refused by the symbol it lacks", () => {
+  const places: Partial<Record<string, () => string | undefined>> = {
+    linux: () => /\/\S*\/(?:libc|ld-musl)[^/\s]*$/m.exec(readFileSync("/proc/self/maps", "utf8"))?.[0],
+    darwin: () => "/usr/lib/libSystem.B.dylib",
+    win32: () => join(process.env.SystemRoot ?? "C:\\Windows", "System32", "kernel32.dll"),
+  };
+  const other = places[process.platform]?.();
+  assert.ok(other !== undefined, "every system has a library that is not ours");
+  assert.match(refusalOf(other), /\bkv_\w+/);
+});
+
+/** A copy of an ELF library whose `kv_abi_version` does nothing but answer 42. */
+function withVersion42(library: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(library), view = new DataView(bytes.buffer);
+  const u16 = (at: number) => view.getUint16(at, LITTLE), u32 = (at: number) => view.getUint32(at, LITTLE);
+  const u64 = (at: number) => Number(view.getBigUint64(at, LITTLE));
+  const table = (start: number, size: number, count: number) =>
+    Array.from({ length: count }, (_, i) => start + i * size);
+  const programs = table(u64(32), u16(54), u16(56)), sections = table(u64(40), u16(58), u16(60));
+  const symbols = sections.find((at) => u32(at + 4) === 11)!; // SHT_DYNSYM
+  const names = u64(sections[u32(symbols + 40)]! + 24);
+  const nameOf = (symbol: number) => {
+    const start = names + u32(symbol);
+    return new TextDecoder().decode(bytes.subarray(start, bytes.indexOf(0, start)));
+  };
+  const symbol = table(u64(symbols + 24), 24, u64(symbols + 32) / 24).find((at) => nameOf(at) === "kv_abi_version")!;
+  const address = u64(symbol + 8);
+  const isLoaded = (at: number) => u32(at) === 1 && address >= u64(at + 16) && address < u64(at + 16) + u64(at + 32);
+  const segment = programs.find(isLoaded)!;
+  const code = process.arch === "arm64"
+    ? [0x40, 0x05, 0x80, 0x52, 0xc0, 0x03, 0x5f, 0xd6] // mov w0, #42; ret
+    : [0xb8, 42, 0, 0, 0, 0xc3]; // mov eax, 42; ret
+  bytes.set(code, address - u64(segment + 16) + u64(segment + 8));
+  return bytes;
+}
+
+const LITTLE = true;
+const patches = process.platform === "linux";
+const unlessPatched = patches ? "" : " (skipped: only Linux opens a library whose code was changed)";
+
+test(`a library of another version is refused with both versions${unlessPatched}`, { skip: !patches }, () => {
+  withFolder((folder) => {
+    const other = join(folder, "libkvern.so");
+    writeFileSync(other, withVersion42(readFileSync(libraryPath)));
+    assert.match(refusalOf(other), /\(its ABI version is 42, this module speaks \d+\)/);
+  });
+});
+
+test("a failure is not remembered: the next use tries again", () => {
+  const body = `
+    import process from "node:process";
+    const make = () => new ContiguousCache({ layerCount: 1, kvHeadCount: 1, headDim: 1, maxSeqLen: 1 }).memoryBytes;
+    const first = [attempt(systemInfo), attempt(make), attempt(make)].map(({ code }) => code);
+    process.env.KVERN_LIB = ${JSON.stringify(libraryPath)};
+    console.log(JSON.stringify([...first, attempt(make)]));
+  `;
+  const unavailable = new Array(3).fill("library_unavailable");
+  assert.deepEqual(ask(body, { env: { KVERN_LIB: "/nonexistent/libkvern.so" } }), [...unavailable, 12]);
 });
 
 test("KVERN_LEVEL that names no level of this CPU is refused with those it has", () => {

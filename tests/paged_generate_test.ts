@@ -180,7 +180,7 @@ test("generate.ts --show-blocks draws the blocks in plain symbols into a pipe", 
   assert.match(await output("--show-blocks", "--tokens", "2"), /\n\n {2}text {2}o o\n {2}free {2}\. \. /);
 });
 
-/** Two texts of five blocks: three shared by both, of which the second column is not the same block as the first. */
+/** Four texts: three have the first block in common, and the second block is one of two that two share each. */
 const SURVEY: BlockSurvey = {
   blockSize: 4,
   blockBytes: 1024,

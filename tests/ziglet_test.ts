@@ -5,7 +5,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { ContiguousCache, type DType, PagedCache } from "../mod.ts";
+import { ContiguousCache, type DType, PagedCache, type Sequence } from "../mod.ts";
+import { searchBeams } from "../examples/beams.ts";
+import { type Sample, writeSamples } from "../examples/samples.ts";
 import { argmax, logSumExp } from "../examples/sampling.ts";
 import { batchStep } from "../examples/step.ts";
 import { ModelFileError } from "../examples/weights.ts";
@@ -262,6 +264,28 @@ test("loadZiglet() takes a model of another shape, and it runs", TIMEOUT, () => 
     assert.ok(logits.every((logit) => Number.isFinite(logit) && logit === logits[0]));
     assert.ok(logits[0]! > 0);
   });
+});
+
+test("samples and beams end where the model ends the text", TIMEOUT, async () => {
+  let tiny: Ziglet | undefined;
+  withFiles((load) => tiny = load(safetensors(TINY_SHAPES)));
+  // All bytes are equally likely, so the first of them is taken: the one that ends a text.
+  const run = async <Result>(search: (...given: [PagedCache, Sequence[], Float32Array]) => Promise<Result>) => {
+    using cache = new PagedCache({ layerCount: 1, kvHeadCount: 1, headDim: 4, maxSeqLen: 16, blockSize: 4 });
+    const first = cache.sequence();
+    const logits = tiny!.prefill(Uint8Array.of(0, 1, 2), first);
+    return await search(cache, [first, first.fork()], logits);
+  };
+  const finished: number[] = [];
+  const events = { finished: ({ number }: Sample) => void finished.push(number), progress: () => Promise.resolve() };
+  const given = { tokens: 9, temperature: 0, seed: 1 };
+  const samples = await run((...start) => writeSamples(tiny!, ...start, given, events));
+  assert.deepEqual(samples, [1, 2].map((number) => ({ number, bytes: [], ended: true })));
+  assert.deepEqual(finished, [1, 2]);
+
+  const beams = await run((...start) => searchBeams(tiny!, ...start, 9, () => Promise.resolve()));
+  assert.deepEqual(beams.map(({ bytes, ended }) => [bytes, ended]), [[[], true], [[1], true]]);
+  beams.forEach(({ score }, i) => assert.ok(Math.abs(score + (i + 1) * Math.log(256)) <= 1e-6, `${score}`));
 });
 
 test("loadZiglet() refuses a directory without a model", TIMEOUT, () => {

@@ -29,7 +29,7 @@ const slab_bytes_target = 64 << 20;
 const slab_bytes_min = 4 << 20;
 
 /// Between the two they have this many blocks.
-const slab_blocks_target = 256;
+const slab_blocks_target = 32;
 
 const block_alignment = 64;
 
