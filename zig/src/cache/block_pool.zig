@@ -160,10 +160,12 @@ pub const BlockPool = struct {
         pool.* = undefined;
     }
 
-    /// Maps at least `block_count` blocks for good.
+    /// Maps at least `block_count` blocks for good, or none.
     pub fn prewarm(pool: *BlockPool, block_count: u32) TakeError!void {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
+        if (block_count > pool.block_count_max) return error.PoolEmpty;
+        errdefer pool.shrink();
         while (pool.totalCount() < block_count) try pool.grow();
         pool.prewarmed = @max(pool.prewarmed, block_count);
     }
@@ -414,6 +416,16 @@ test "a prewarmed pool hands out what is there, last given back first" {
     try testing.expectEqual(0, stats.misses);
     try testing.expectEqual(3, stats.returns);
     try testing.expect(stats.total_blocks >= 4);
+}
+
+test "a prewarm that cannot be had maps nothing" {
+    var pool = try testPool(1 << 20, 8 << 20);
+    defer pool.deinit();
+    try testing.expectError(error.PoolEmpty, pool.prewarm(9));
+    try testing.expectError(error.PoolEmpty, pool.prewarm(std.math.maxInt(u32)));
+    try testing.expectEqual(0, pool.stats().reserved_bytes);
+    try pool.prewarm(8);
+    try testing.expectEqual(8, pool.stats().total_blocks);
 }
 
 test "another tenant sees zeros, the same one may see its own" {

@@ -372,6 +372,10 @@ pub const PagedCache = struct {
                 table.blocks.items[entry] = blocks[next];
                 sequence.leaves_block = false;
                 next += 1;
+                // The copy has the rows of every layer of the group: views of all of them tell of the old block.
+                for (self.places, sequence.generations) |other, *generation| {
+                    if (other.group == place.group) generation.* +%= 1;
+                }
             }
             while (table.blocks.items.len < shape.blockCount(start + count)) : (next += 1) {
                 table.blocks.appendAssumeCapacity(blocks[next]);

@@ -176,6 +176,26 @@ test "a fork shares every block; an append copies the shared partial block and n
     try expectRows(&cache, child, &.{ 0, 1, 2, 3, 4, 5, 100 });
 }
 
+test "an append that copies a block ends the views of every layer in it" {
+    const layer: paged.Layer = .{ .kv_head_count = 1, .head_dim = 1 };
+    var cache: PagedCache = try .init(testing.allocator, .{
+        .layers = &.{ layer, layer, .{ .kv_head_count = 1, .head_dim = 2 } },
+        .block_size = 4,
+        .max_seq_len = 64,
+    });
+    defer cache.deinit();
+    const parent = try cache.createSequence();
+    try step(&cache, parent, 6, ascending);
+    const child = try cache.fork(parent);
+    const before = [_]u32{ try child.generation(0), try child.generation(1), try child.generation(2) };
+    const parents = try parent.generation(1);
+    try cache.append(0, &.{child}, &.{1}, input(&.{1}), input(&.{1}));
+    try testing.expect(try child.generation(0) != before[0]);
+    try testing.expect(try child.generation(1) != before[1]);
+    try testing.expectEqual(before[2], try child.generation(2));
+    try testing.expectEqual(parents, try parent.generation(1));
+}
+
 test "a fork in the middle of a step has the committed rows only" {
     var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 4));
     defer cache.deinit();
