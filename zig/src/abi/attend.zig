@@ -3,6 +3,7 @@
 const attention = @import("../attention/attend.zig");
 const buffer = @import("buffer.zig");
 const record = @import("record.zig");
+const Rows = @import("../cache/rows.zig").Rows;
 const status = @import("status.zig");
 
 const AttendRecord = extern struct {
@@ -46,4 +47,40 @@ pub fn read(
         .sink_logits = try buffer.words(f32, sink_logits, sink_logit_count),
         .tree_parents = try buffer.words(i32, tree_parents, tree_parent_count),
     };
+}
+
+/// The rest of every `attend` of one sequence, once its rows are found.
+pub fn run(
+    rows: Rows,
+    q: ?[*]const u8,
+    q_count: u32,
+    options: ?[*]const u8,
+    options_bytes: u32,
+    alibi_slopes: ?[*]const u8,
+    alibi_slope_count: u32,
+    sink_logits: ?[*]const u8,
+    sink_logit_count: u32,
+    tree_parents: ?[*]const u8,
+    tree_parent_count: u32,
+    output: ?[*]u8,
+    output_count: u32,
+    lse: ?[*]u8,
+    lse_count: u32,
+) status.Error!void {
+    return attention.attend(
+        rows,
+        try buffer.words(f32, q, q_count),
+        try read(
+            options,
+            options_bytes,
+            alibi_slopes,
+            alibi_slope_count,
+            sink_logits,
+            sink_logit_count,
+            tree_parents,
+            tree_parent_count,
+        ),
+        try buffer.floatsOut(output, output_count),
+        try buffer.floatsOut(lse, lse_count),
+    );
 }

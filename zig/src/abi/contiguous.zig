@@ -8,7 +8,6 @@ const std = @import("std");
 const contiguous = @import("../cache/contiguous.zig");
 const ContiguousCache = contiguous.ContiguousCache;
 const row_types = @import("../cache/rows.zig");
-const attention = @import("../attention/attend.zig");
 const attend_options = @import("attend.zig");
 const buffer = @import("buffer.zig");
 const cpu = @import("../device/cpu.zig");
@@ -357,7 +356,10 @@ pub fn attend(
 ) callconv(.c) i32 {
     const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const parsed = attend_options.read(
+    return status.word(attend_options.run(
+        use.target.rows(layer, sequence) catch |err| return status.fromError(err),
+        q,
+        q_count,
         options,
         options_bytes,
         alibi_slopes,
@@ -366,12 +368,9 @@ pub fn attend(
         sink_logit_count,
         tree_parents,
         tree_parent_count,
-    ) catch |err| return status.fromError(err);
-    return status.word(attention.attend(
-        use.target.rows(layer, sequence) catch |err| return status.fromError(err),
-        buffer.words(f32, q, q_count) catch |err| return status.fromError(err),
-        parsed,
-        buffer.floatsOut(output, output_count) catch |err| return status.fromError(err),
-        buffer.floatsOut(lse, lse_count) catch |err| return status.fromError(err),
+        output,
+        output_count,
+        lse,
+        lse_count,
     ));
 }

@@ -1,7 +1,6 @@
 //! Bodies of the exports of one sequence of a paged cache.
 
 const std = @import("std");
-const attention = @import("../attention/attend.zig");
 const attend_options = @import("attend.zig");
 const buffer = @import("buffer.zig");
 const handle = @import("handle.zig");
@@ -285,7 +284,10 @@ pub fn attend(
 ) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    const parsed = attend_options.read(
+    return status.word(attend_options.run(
+        use.target.rows(layer) catch |err| return status.fromError(err),
+        q,
+        q_count,
         options,
         options_bytes,
         alibi_slopes,
@@ -294,12 +296,9 @@ pub fn attend(
         sink_logit_count,
         tree_parents,
         tree_parent_count,
-    ) catch |err| return status.fromError(err);
-    return status.word(attention.attend(
-        use.target.rows(layer) catch |err| return status.fromError(err),
-        buffer.words(f32, q, q_count) catch |err| return status.fromError(err),
-        parsed,
-        buffer.floatsOut(output, output_count) catch |err| return status.fromError(err),
-        buffer.floatsOut(lse, lse_count) catch |err| return status.fromError(err),
+        output,
+        output_count,
+        lse,
+        lse_count,
     ));
 }
