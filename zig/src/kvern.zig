@@ -73,6 +73,7 @@ test {
     _ = bandwidth;
     _ = block_pool;
     _ = paged;
+    _ = @import("cache/retention.zig");
     _ = contiguous;
     _ = attention;
 }

@@ -24,6 +24,11 @@ const block_pool = @import("block_pool.zig");
 const BlockPool = block_pool.BlockPool;
 const dispatch = @import("../kernels/dispatch.zig");
 const Dtype = @import("../dtype.zig").Dtype;
+const layer_group = @import("layer_group.zig");
+pub const Layer = layer_group.Layer;
+const Group = layer_group.Group;
+const Place = layer_group.Place;
+pub const Retention = @import("retention.zig").Retention;
 const row_types = @import("rows.zig");
 const Input = row_types.Input;
 const Output = row_types.Output;
@@ -31,22 +36,6 @@ const Rows = row_types.Rows;
 const shapes = @import("../shape.zig");
 const BlockShape = shapes.BlockShape;
 const slab_memory = @import("../device/slab.zig");
-
-/// What a layer holds.
-pub const Layer = extern struct {
-    kv_head_count: u32,
-    head_dim: u32,
-    /// A query of this layer sees that many of the newest rows, its own included; older blocks are freed. 0 for all.
-    window_tokens: u32 = 0,
-};
-
-/// Which rows stay after a commit.
-pub const Retention = struct {
-    /// The newest rows, sinks included; null for all.
-    tokens: ?u32 = null,
-    /// The first rows, which never leave.
-    sink_tokens: u32 = 0,
-};
 
 pub const Options = struct {
     layers: []const Layer,
@@ -63,35 +52,6 @@ pub const Options = struct {
 
 /// Names the owner of a block's bytes; 0 is nobody, the largest is the pool's own.
 var tenant_count: std.atomic.Value(u32) = .init(0);
-
-/// Layers of one shape.
-const Group = struct {
-    shape: BlockShape,
-    window_tokens: ?u32,
-    pool: *BlockPool,
-
-    /// Positions that are certainly gone at `seq_len`: the rows from the first result to before the second.
-    fn evicted(group: Group, retention: Retention, seq_len: u32) struct { u32, u32 } {
-        var first: u32 = 0;
-        var sink_end: u32 = 0;
-        if (retention.tokens) |tokens| {
-            sink_end = retention.sink_tokens;
-            first = seq_len -| (tokens - retention.sink_tokens);
-        }
-        if (group.window_tokens) |tokens| {
-            // The newest committed query, at position seq_len - 1, sees seq_len - window and later.
-            const window_first = seq_len -| tokens;
-            if (window_first > first) {
-                first = window_first;
-                sink_end = if (retention.tokens == null) 0 else sink_end;
-            }
-        }
-        return .{ @min(sink_end, first), first };
-    }
-};
-
-/// Where a layer stands.
-const Place = struct { group: u32, index: u32 };
 
 pub const Stats = struct {
     sequence_count: u32,
@@ -141,32 +101,40 @@ pub const PagedCache = struct {
     pub fn initSlabs(gpa: Allocator, slab_allocator: Allocator, options: Options) InitError!PagedCache {
         if (options.layers.len == 0 or options.max_seq_len == 0) return error.InvalidConfig;
         if (options.max_seq_len > shapes.max_seq_len_max) return error.InvalidConfig;
-        if (options.retention.tokens) |tokens| {
-            if (tokens == 0 or options.retention.sink_tokens >= tokens) return error.InvalidConfig;
-        } else if (options.retention.sink_tokens != 0) return error.InvalidConfig;
+        try options.retention.validate();
 
         const places = try gpa.alloc(Place, options.layers.len);
         errdefer gpa.free(places);
-        var groups: std.ArrayList(Group) = .empty;
-        defer groups.deinit(gpa);
-        for (options.layers, places) |layer, *place| place.* = try addLayer(gpa, &groups, options, layer);
-        for (groups.items) |group| try group.shape.validate();
+        const groups = try layer_group.groupLayers(gpa, options.layers, places, .{
+            .shape = .{
+                .layer_count = 0,
+                .kv_head_count = 0,
+                .head_dim = 0,
+                .block_size = options.block_size,
+                .dtype_k = options.dtype_k,
+                .dtype_v = options.dtype_v,
+            },
+            .window_tokens = null,
+            .pool = undefined,
+        });
+        errdefer gpa.free(groups);
+        for (groups) |group| try group.shape.validate();
 
         const budget = try gpa.create(block_pool.Budget);
         errdefer gpa.destroy(budget);
         budget.* = .init(options.max_bytes);
-        const owned_pools = try gpa.alloc(BlockPool, if (options.pool == null) groups.items.len else 0);
+        const owned_pools = try gpa.alloc(BlockPool, if (options.pool == null) groups.len else 0);
         errdefer gpa.free(owned_pools);
         if (options.pool) |pool| {
-            if (groups.items.len != 1) return error.InvalidConfig;
-            const wanted = std.mem.alignForward(u64, groups.items[0].shape.blockBytes(), 64);
+            if (groups.len != 1) return error.InvalidConfig;
+            const wanted = std.mem.alignForward(u64, groups[0].shape.blockBytes(), 64);
             if (pool.block_bytes != wanted) return error.InvalidConfig;
-            groups.items[0].pool = pool;
+            groups[0].pool = pool;
         }
         for (owned_pools, 0..) |*pool, i| {
             errdefer for (owned_pools[0..i]) |*made| made.deinit();
-            pool.* = try .initBudget(gpa, slab_allocator, groups.items[i].shape.blockBytes(), options.max_bytes, budget);
-            groups.items[i].pool = pool;
+            pool.* = try .initBudget(gpa, slab_allocator, groups[i].shape.blockBytes(), options.max_bytes, budget);
+            groups[i].pool = pool;
         }
         errdefer for (owned_pools) |*pool| pool.deinit();
         const tenant = tenant_count.fetchAdd(1, .monotonic) % (std.math.maxInt(u32) - 1) + 1;
@@ -178,35 +146,11 @@ pub const PagedCache = struct {
             .block_size = options.block_size,
             .retention = options.retention,
             .tenant = tenant,
-            .groups = try groups.toOwnedSlice(gpa),
+            .groups = groups,
             .places = places,
             .owned_pools = owned_pools,
             .budget = budget,
         };
-    }
-
-    fn addLayer(gpa: Allocator, groups: *std.ArrayList(Group), options: Options, layer: Layer) error{OutOfMemory}!Place {
-        const window: ?u32 = if (layer.window_tokens == 0) null else layer.window_tokens;
-        for (groups.items, 0..) |*group, i| {
-            const shape = &group.shape;
-            if (shape.kv_head_count != layer.kv_head_count or shape.head_dim != layer.head_dim) continue;
-            if (group.window_tokens != window) continue;
-            shape.layer_count += 1;
-            return .{ .group = @intCast(i), .index = shape.layer_count - 1 };
-        }
-        try groups.append(gpa, .{
-            .shape = .{
-                .layer_count = 1,
-                .kv_head_count = layer.kv_head_count,
-                .head_dim = layer.head_dim,
-                .block_size = options.block_size,
-                .dtype_k = options.dtype_k,
-                .dtype_v = options.dtype_v,
-            },
-            .window_tokens = window,
-            .pool = undefined,
-        });
-        return .{ .group = @intCast(groups.items.len - 1), .index = 0 };
     }
 
     /// Frees all sequences too.
@@ -522,14 +466,14 @@ pub const PagedCache = struct {
     /// Lets go what retention and the layers' windows no longer want.
     fn evict(self: *PagedCache, sequence: *Sequence) void {
         for (sequence.tables, self.groups, 0..) |*table, group, group_index| {
-            const sink_end, const first = group.evicted(self.retention, sequence.seq_len);
-            if (first <= sink_end or first <= table.first) continue;
-            self.evictions += first - @max(table.first, sink_end);
-            table.sink_end = sink_end;
-            table.first = first;
+            const kept = self.retention.kept(group.window_tokens, sequence.seq_len);
+            if (kept.first <= kept.sink_end or kept.first <= table.first) continue;
+            self.evictions += kept.first - @max(table.first, kept.sink_end);
+            table.sink_end = kept.sink_end;
+            table.first = kept.first;
             // Blocks all of whose rows are gone: after the last sink's and before the first retained row's.
-            const from = group.shape.blockCount(sink_end);
-            const to = first / self.block_size;
+            const from = group.shape.blockCount(kept.sink_end);
+            const to = kept.first / self.block_size;
             if (from >= to) continue;
             const gone = table.blocks.items[from..to];
             group.pool.release(gone);
