@@ -7,10 +7,9 @@
  * Calls with next to nothing to do, beside a JavaScript function with as little: a row of the cache has one number.
  * What such an attend takes is an upper bound of what the boundary adds to a layer of a step. Goal: below 1 us.
  */
-import { do_not_optimize } from "mitata@1.0.34";
 import { ContiguousCache } from "../mod.ts";
 import { checkClose, hashOf } from "./checking.ts";
-import { printRows, readOptions, type Row, tell, tellMachine, timeOf } from "./rows.ts";
+import { keep, printRows, readOptions, type Row, tell, tellMachine, timeOf } from "./rows.ts";
 
 const options = readOptions([]);
 tellMachine(options);
@@ -52,9 +51,9 @@ checkClose("append", filled.gather(0).v, new Float32Array(capacity).fill(0.75), 
 tell(options, `equal to what they must be, hash ${hashOf(into)}`);
 
 const calls: readonly [call: string, run: () => void][] = [
-  ["plain function", () => do_not_optimize(plainFunction(0))],
-  ["cache.getSeqLen(0)", () => do_not_optimize(cache.getSeqLen(0))],
-  ["sequence.seqLen", () => do_not_optimize(sequence.seqLen)],
+  ["plain function", () => keep(plainFunction(0))],
+  ["cache.getSeqLen(0)", () => keep(cache.getSeqLen(0))],
+  ["sequence.seqLen", () => keep(sequence.seqLen)],
   ["append, one number", appendOne],
   ["attend, one number", () => sequence.attend(0, q, attendOptions)],
 ];

@@ -219,7 +219,7 @@ function typeScriptDoorComplaints(graph: Map<string, string[]>): string[] {
       const mayImport = isInside
         ? !isUser || imported === "mod.ts" || /^(tests|benches|examples)\//.test(imported) ||
           (looksAtFfi && imported.startsWith("src/ffi/")) || (runsTools && imported === "zig/toolchain.ts")
-        : imported.startsWith("node:") || (path.startsWith("benches/") && /^mitata@/.test(imported));
+        : imported.startsWith("node:");
       if (!mayImport) complaints.push(`${path} may not import ${imported}`);
     }
   }
