@@ -217,10 +217,10 @@ export interface KvCache extends Disposable {
    * Attends with `q` `[query][q_head][head_dim]` over the committed and pending rows of a layer; gives an output of
    * the same shape.
    *
-   * No row to see gives output 0 and lse -Infinity. With `into` and `lse` nothing is allocated.
+   * No row to see gives output 0 and lse -Infinity. With `into` and `lse` no array is allocated.
    *
    * @throws {KvError} `layer_out_of_range`, `invalid_size`, `invalid_config`, `not_finite` for such a number in `q`,
-   * `stale_handle`
+   * `unsupported` for `treeParents` beside slopes or a window, `stale_handle`
    */
   attend(layer: number, q: Float32Array, options?: AttendOptions): Float32Array;
 

@@ -213,14 +213,14 @@ export class ContiguousSequence implements KvCache {
     return this.#freed ? 0 : this.#memory.handle;
   }
 
-  /** The sequence, as a copy sees it. */
+  /** The sequence, as a copy sees it; an option may yet free it, so the handle is asked for at each call. */
   get #copies(): GatherSource {
-    const memory = this.#memory, handle = this.#handle, index = this.#index;
+    const memory = this.#memory, index = this.#index;
     const { library } = memory;
     return {
-      residentCount: (layer) => library.kv_contiguous_row_count(handle, layer, index),
+      residentCount: (layer) => library.kv_contiguous_row_count(this.#handle, layer, index),
       kvDimOf: () => memory.kvDim,
-      copyRows: (layer, ...args) => library.kv_contiguous_gather(handle, layer, index, ...args),
+      copyRows: (layer, ...args) => library.kv_contiguous_gather(this.#handle, layer, index, ...args),
       rangeRules: (layer) => rangeRules(memory, layer, index),
     };
   }

@@ -406,17 +406,21 @@ function countsOf(name: string, given: ArrayLike<number> | undefined, length: nu
   const counts = new Uint32Array(length).fill(1);
   if (given === undefined && name !== "parents") return counts;
   if (typeof given !== "object" || given === null) throw new TypeError(`${name} must be an array: ${typeof given}`);
-  const values = Array.from(given);
-  if (values.length !== length) {
+  // Its length before its elements: `{ length: 1e9 }` is a small object and would be a large array.
+  const valueCount = given.length;
+  if (valueCount !== length) {
     throw new KvError(
       "invalid_size",
-      `Cannot ${action} as ${name} must have one for each of ${countText(length, "sequence")}: it has ${values.length}`,
+      `Cannot ${action} as ${name} must have one for each of ${countText(length, "sequence")}: it has ${
+        typeof valueCount === "number" ? valueCount : typeof valueCount
+      }`,
     );
   }
-  values.forEach((value, i) => {
+  for (let i = 0; i < length; i++) {
+    const value = given[i]!;
     checkCount(`${name}[${i}]`, value);
     counts[i] = value;
-  });
+  }
   return counts;
 }
 

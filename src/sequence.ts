@@ -397,14 +397,15 @@ export class Sequence implements KvCache {
     return this.#memory.cache.library;
   }
 
-  /** The sequence, as a copy sees it. */
+  /** The sequence, as a copy sees it; an option may yet free it, so the handle is asked for at each call. */
   get #copies(): GatherSource {
-    const { cache, handle } = this.#memory;
+    const memory = this.#memory;
+    const { cache } = memory;
     const { library } = cache;
     return {
-      residentCount: (layer) => library.kv_sequence_resident_count(handle, layer),
+      residentCount: (layer) => library.kv_sequence_resident_count(memory.handle, layer),
       kvDimOf: (layer) => cache.kvDimOf(layer),
-      copyRows: (layer, ...args) => library.kv_sequence_gather(handle, layer, ...args),
+      copyRows: (layer, ...args) => library.kv_sequence_gather(memory.handle, layer, ...args),
       rangeRules: (layer) => cache.layerRules(layer),
     };
   }
