@@ -820,46 +820,83 @@ test("a cache may read from and write to its own arrays, overlapping ones too", 
   sequence.attend(0, keys.subarray(0, 8), { into: values.subarray(0, 8) });
 });
 
-test("memory that another thread writes meanwhile is read as it comes", { timeout: 60_000 }, async () => {
-  const memory = new SharedArrayBuffer(4 * 3 * 16 * 64), stop = new SharedArrayBuffer(4);
-  const workerData: Scribble = { memory, stop };
+/** Runs `body` while a Worker writes into `memory`. */
+async function whileScribbling(
+  memory: SharedArrayBuffer,
+  words: number[] | undefined,
+  body: () => void,
+): Promise<void> {
+  const stop = new SharedArrayBuffer(4);
+  const workerData: Scribble = words === undefined ? { memory, stop } : { memory, stop, words };
   const worker = new Worker(new URL("./scribble_worker.ts", import.meta.url), { workerData });
   try {
     await new Promise((resolve, reject) => {
       worker.once("message", resolve);
       worker.once("error", reject);
     });
-    using cache = new ContiguousCache({ layerCount: 1, kvHeadCount: 2, headDim: 32, maxSeqLen: 256, dtype: "f16" });
-    const sequence = cache.sequence(0);
-    const rows = new Float32Array(memory), part = rows.length / 3;
-    const [k, v, into] = [rows.subarray(0, part), rows.subarray(part, 2 * part), rows.subarray(2 * part)];
-    const counts = { ok: 0, refused: 0 };
-    const until = performance.now() + 300;
-    while (performance.now() < until) {
-      for (
-        const body of [
-          () => sequence.append(0, k.subarray(0, 64), v.subarray(0, 64)),
-          () => sequence.attend(0, k.subarray(0, 128), { into, lse: v, alibiSlopes: v.subarray(0, 4) }),
-          () => sequence.gather(0, { into: { k: rows, v: rows } }),
-          () => cache.getSeqLen(0) + sequence.views(0).length === 250 ? sequence.truncate(0) : sequence.commit(1),
-        ]
-      ) {
-        try {
-          body();
-          counts.ok += 1;
-        } catch (error) {
-          const codes = ["not_finite", "cache_full", "commit_mismatch", "invalid_config", "invalid_size"];
-          assert.ok(error instanceof KvError && codes.includes(error.code), `${error}`);
-          counts.refused += 1;
-          if (error.code === "cache_full") sequence.truncate(0);
-        }
-      }
-    }
-    assert.ok(counts.ok > 100 && counts.refused > 10, JSON.stringify(counts));
+    body();
   } finally {
     Atomics.store(new Int32Array(stop), 0, 1);
     await worker.terminate();
   }
+}
+
+/** Makes the calls again and again for a while; refusals with `codes` are right. Each call must do both at times. */
+function callForAWhile(codes: KvErrorCode[], calls: (() => void)[]): void {
+  const counts = { ok: 0, refused: 0 };
+  const until = performance.now() + 300;
+  while (performance.now() < until) {
+    for (const body of calls) {
+      try {
+        body();
+        counts.ok += 1;
+      } catch (error) {
+        assert.ok(error instanceof KvError && codes.includes(error.code), `${error}`);
+        counts.refused += 1;
+      }
+    }
+  }
+  assert.ok(counts.ok > 100 && counts.refused > 10, JSON.stringify(counts));
+}
+
+test("memory that another thread writes meanwhile is read as it comes", { timeout: 60_000 }, async () => {
+  const memory = new SharedArrayBuffer(4 * 3 * 16 * 64);
+  await whileScribbling(memory, undefined, () => {
+    using cache = new ContiguousCache({ layerCount: 1, kvHeadCount: 2, headDim: 32, maxSeqLen: 256, dtype: "f16" });
+    const sequence = cache.sequence(0);
+    const rows = new Float32Array(memory), part = rows.length / 3;
+    const [k, v, into] = [rows.subarray(0, part), rows.subarray(part, 2 * part), rows.subarray(2 * part)];
+    callForAWhile(["not_finite", "cache_full", "commit_mismatch", "invalid_config", "invalid_size"], [
+      () => sequence.append(0, k.subarray(0, 64), v.subarray(0, 64)),
+      () => void sequence.attend(0, k.subarray(0, 128), { into, lse: v, alibiSlopes: v.subarray(0, 4) }),
+      () => void sequence.gather(0, { into: { k: rows, v: rows } }),
+      () => cache.getSeqLen(0) > 200 ? sequence.truncate(0) : sequence.commit(1),
+    ]);
+  });
+});
+
+test("indices that another thread writes meanwhile are those that were checked", { timeout: 60_000 }, async () => {
+  const memory = new SharedArrayBuffer(4 * 3);
+  const words = [-1, -1, 0, 0, 0, 1, 1, 2, 2, 3, 63, 64, 1000, 2 ** 31 - 1];
+  await whileScribbling(memory, words, () => {
+    using cache = new PagedCache({ layerCount: 2, kvHeadCount: 2, headDim: 4, maxSeqLen: 4096, blockSize: 2 });
+    const sequence = cache.sequence();
+    const rows = new Float32Array(4 * KV_DIM).fill(1), q = new Float32Array(3 * KV_DIM).fill(0.5);
+    const treeParents = new Int32Array(memory), kept = new Uint32Array(memory, 0, 2);
+    callForAWhile(["invalid_config", "invalid_size"], [
+      () => {
+        sequence.truncate(0);
+        for (const layer of [0, 1]) sequence.append(layer, rows, rows);
+        for (let i = 0; i < 20; i++) {
+          try {
+            sequence.attend(0, q, { queryCount: 3, treeParents });
+          } catch { /* counted below */ }
+        }
+      },
+      () => void sequence.attend(0, q, { queryCount: 3, treeParents }),
+      () => sequence.commit(2, { kept }),
+    ]);
+  });
 });
 
 // More than there is.

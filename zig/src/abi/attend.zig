@@ -67,19 +67,25 @@ pub fn run(
     lse: ?[*]u8,
     lse_count: u32,
 ) status.Error!void {
+    var parsed = try read(
+        options,
+        options_bytes,
+        alibi_slopes,
+        alibi_slope_count,
+        sink_logits,
+        sink_logit_count,
+        tree_parents,
+        tree_parent_count,
+    );
+    // Parents are checked and then followed: another thread may write a caller's shared memory in between.
+    var parents: [attention.tree_node_count_max]i32 = undefined;
+    if (parsed.tree_parents.len > parents.len) return error.InvalidSize;
+    for (parents[0..parsed.tree_parents.len], parsed.tree_parents) |*to, from| to.* = from;
+    parsed.tree_parents = parents[0..parsed.tree_parents.len];
     return attention.attend(
         rows,
         try buffer.words(f32, q, q_count),
-        try read(
-            options,
-            options_bytes,
-            alibi_slopes,
-            alibi_slope_count,
-            sink_logits,
-            sink_logit_count,
-            tree_parents,
-            tree_parent_count,
-        ),
+        parsed,
         try buffer.floatsOut(output, output_count),
         try buffer.floatsOut(lse, lse_count),
     );

@@ -23,6 +23,15 @@ pub fn words(comptime Word: type, source: ?[*]const u8, element_count: u32) Erro
     return elements[0..element_count];
 }
 
+/// A copy of such a buffer, for numbers that are checked and then counted or indexed with: another thread may write a
+/// caller's shared memory in between.
+pub fn copyWords(comptime Word: type, gpa: std.mem.Allocator, source: ?[*]const u8, element_count: u32) (Error || error{OutOfMemory})![]Word {
+    const borrowed = try words(Word, source, element_count);
+    const copy = try gpa.alloc(Word, borrowed.len);
+    for (copy, borrowed) |*to, from| to.* = from;
+    return copy;
+}
+
 /// A buffer of f32 to write to.
 pub fn floatsOut(destination: ?[*]u8, element_count: u32) Error![]align(1) f32 {
     const elements: [*]align(1) f32 = @ptrCast(try out(destination, element_count));

@@ -177,9 +177,8 @@ fn appendBatch(
 ) status.Error!void {
     const batch: Batch = try .init(use.object, try buffer.words(u32, sequences, sequence_count));
     defer batch.deinit();
-    const counts = try gpa.alloc(u32, sequence_count);
+    const counts = try buffer.copyWords(u32, gpa, token_counts, sequence_count);
     defer gpa.free(counts);
-    for (counts, try buffer.words(u32, token_counts, sequence_count)) |*count, given| count.* = given;
     const keys, const values = try buffer.inputs(k, k_count, v, v_count, dtype, layout);
     try use.target.append(layer, batch.sequences, counts, keys, values);
 }
@@ -222,7 +221,7 @@ pub fn attend(
         use,
         layer,
         buffer.words(u32, sequences, sequence_count) catch |err| return status.fromError(err),
-        buffer.words(u32, query_counts, sequence_count) catch |err| return status.fromError(err),
+        query_counts,
         buffer.words(f32, q, q_count) catch |err| return status.fromError(err),
         parsed,
         buffer.floatsOut(output, output_count) catch |err| return status.fromError(err),
@@ -234,7 +233,7 @@ fn attendBatch(
     use: handle.Use(.paged),
     layer: u32,
     sequences: []align(1) const u32,
-    query_counts: []align(1) const u32,
+    query_count_words: ?[*]const u8,
     q: []align(1) const f32,
     options: attention.Options,
     output: []align(1) f32,
@@ -244,6 +243,8 @@ fn attendBatch(
     if (sequences.len == 0) return if (q.len == 0) {} else error.InvalidSize;
     const batch: Batch = try .init(use.object, sequences);
     defer batch.deinit();
+    const query_counts = try buffer.copyWords(u32, gpa, query_count_words, @intCast(sequences.len));
+    defer gpa.free(query_counts);
     var query_count: u64 = 0;
     for (query_counts) |count| query_count += count;
     const row_elements = query_count * shape.head_dim;
@@ -286,7 +287,9 @@ pub fn reorder(word: u32, beams: ?[*]const u8, parents: ?[*]const u8, beam_count
 fn reorderBeams(use: handle.Use(.paged), beams: ?[*]const u8, parents: ?[*]const u8, beam_count: u32) status.Error!void {
     const batch: Batch = try .init(use.object, try buffer.words(u32, beams, beam_count));
     defer batch.deinit();
-    try use.target.reorder(batch.sequences, try buffer.words(u32, parents, beam_count));
+    const indices = try buffer.copyWords(u32, gpa, parents, beam_count);
+    defer gpa.free(indices);
+    try use.target.reorder(batch.sequences, indices);
 }
 
 pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {

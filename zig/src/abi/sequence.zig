@@ -11,6 +11,8 @@ const status = @import("status.zig");
 const view = @import("view.zig");
 const ViewRecord = view.ViewRecord;
 
+const gpa = std.heap.c_allocator;
+
 pub fn create(word: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
     defer use.end();
@@ -64,7 +66,9 @@ pub fn commit(word: u32, token_count: u32) callconv(.c) i32 {
 pub fn commitKept(word: u32, kept: ?[*]const u8, kept_count: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    const indices = buffer.words(u32, kept, kept_count) catch |err| return status.fromError(err);
+    if (kept_count > use.target.cache.max_seq_len) return status.fromError(error.InvalidSize);
+    const indices = buffer.copyWords(u32, gpa, kept, kept_count) catch |err| return status.fromError(err);
+    defer gpa.free(indices);
     return status.word(use.target.cache.commitKept(use.target, indices));
 }
 

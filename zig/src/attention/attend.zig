@@ -133,7 +133,7 @@ pub const Query = struct {
     pub fn run(query: *const Query) void {
         const head_dim_padded = std.mem.alignForward(u32, query.rows.head_dim, dispatch.lanes_max);
         var row_first: u32 = 0;
-        while (row_first < query.rowCount()) : (row_first += dispatch.row_count_max) {
+        while (row_first < query.rowCount()) : (row_first +|= dispatch.row_count_max) {
             const row_count = @min(query.rowCount() - row_first, dispatch.row_count_max);
             const heads_at_once = @min(scratch_elements / (row_count * head_dim_padded), head_count_max);
             var head_first: u32 = 0;
