@@ -3,7 +3,6 @@
 //! Everything that depends on an element type asks here; no other file knows a size.
 
 const std = @import("std");
-const assert = std.debug.assert;
 
 /// The type of one stored element. The numbers cross the C ABI and are never changed.
 pub const Dtype = enum(u32) {

@@ -225,7 +225,7 @@ pub fn headMajorOffset(shape: anytype, token_count: u64, kv_head_index: u32, tok
 
 const testing = std.testing;
 
-fn gigabytes(layers: u32, heads: u32, dim: u32, max_seq_len: u32) !u64 {
+fn f32Bytes(layers: u32, heads: u32, dim: u32, max_seq_len: u32) !u64 {
     const shape: Shape = .{
         .layer_count = layers,
         .kv_head_count = heads,
@@ -245,7 +245,7 @@ test "memoryBytes: nine geometries, three of them past 2^32" {
     };
     for (rows) |row| {
         for (lengths, row.bytes) |length, bytes| {
-            try testing.expectEqual(bytes, try gigabytes(row.layers, row.heads, row.dim, length));
+            try testing.expectEqual(bytes, try f32Bytes(row.layers, row.heads, row.dim, length));
         }
     }
 }
@@ -255,7 +255,7 @@ test "memoryBytes: TinyLlama stores 4 KV heads, not 32 query heads" {
     try testing.expectEqual(88 << 20, try shape.memoryBytes(.f32, .f32));
     try testing.expectEqual(44 << 20, try shape.memoryBytes(.f16, .f16));
     try testing.expectEqual(66 << 20, try shape.memoryBytes(.f16, .f32));
-    try testing.expectEqual(704 << 20, try gigabytes(22, 32, 64, 2048));
+    try testing.expectEqual(704 << 20, try f32Bytes(22, 32, 64, 2048));
 }
 
 test "offset equals the formula for random indices, also past 2^32 elements" {

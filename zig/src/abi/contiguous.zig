@@ -16,7 +16,8 @@ const Shape = @import("../shape.zig").Shape;
 const handle = @import("handle.zig");
 const record = @import("record.zig");
 const status = @import("status.zig");
-const ViewRecord = @import("view.zig").ViewRecord;
+const view = @import("view.zig");
+const ViewRecord = view.ViewRecord;
 
 const gpa = std.heap.c_allocator;
 
@@ -197,12 +198,7 @@ pub fn rowCount(word: u32, layer: u32, sequence: u32) callconv(.c) i32 {
 pub fn generation(word: u32, layer: u32, sequence: u32) callconv(.c) i32 {
     const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.count(visibleGeneration(use.target, layer, sequence) catch |err| return status.fromError(err));
-}
-
-/// The generation in 31 bits, so that it is a positive result.
-fn visibleGeneration(cache: *const ContiguousCache, layer: u32, sequence: u32) ContiguousCache.IndexError!u32 {
-    return try cache.generation(layer, sequence) & std.math.maxInt(i32);
+    return status.count(view.generationWord(use.target.generation(layer, sequence) catch |err| return status.fromError(err)));
 }
 
 pub fn cacheMemoryBytes(word: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
@@ -264,7 +260,7 @@ fn sideRows(side: enum { keys, values }, word: u32, layer: u32, sequence: u32, o
         .capacity_bytes = .from(use.target.shape.runBytes(dtype)),
         .row_count = rows.row_count,
         .dtype = @intFromEnum(dtype),
-        .generation = visibleGeneration(use.target, layer, sequence) catch unreachable, // rows() checked both
+        .generation = view.generationWord(use.target.generation(layer, sequence) catch unreachable), // rows() checked both
     }) catch |err| return status.fromError(err);
     return status.count(rows.row_count);
 }
@@ -306,7 +302,7 @@ fn writeView(
         .dtype_v = @intFromEnum(rows.dtype_v),
         .token_stride = cache.shape.kvDim(),
         .head_stride = rows.head_dim,
-        .generation = try visibleGeneration(cache, layer, sequence),
+        .generation = view.generationWord(try cache.generation(layer, sequence)),
     });
 }
 

@@ -114,13 +114,8 @@ pub fn create(comptime kind: Kind, body: Object.Body) error{OutOfMemory}!i32 {
     return word;
 }
 
-/// Names a sequence of a cache that the caller holds.
-pub fn createSequence(use: Use(.paged), sequence: *Sequence) error{OutOfMemory}!i32 {
-    return enterSequence(use.object, sequence);
-}
-
-/// As `createSequence`, for a call that holds the cache by one of its sequences.
-pub fn enterSequence(object: *Object, sequence: *Sequence) error{OutOfMemory}!i32 {
+/// Names a sequence of a paged object that the caller holds, by its own handle or by one of another sequence.
+pub fn createSequence(object: *Object, sequence: *Sequence) error{OutOfMemory}!i32 {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
     return enter(.sequence, object, sequence);
@@ -347,8 +342,8 @@ test "sequences: handles of their own, gone with the cache; a pool lives as long
     } });
     release(pool);
     const use = try begin(.paged, @intCast(handle));
-    const first = try createSequence(use, try use.target.createSequence());
-    const second = try createSequence(use, try use.target.createSequence());
+    const first = try createSequence(use.object, try use.target.createSequence());
+    const second = try createSequence(use.object, try use.target.createSequence());
     use.end();
     try testing.expect(first != second);
     (try begin(.sequence, @intCast(first))).end();

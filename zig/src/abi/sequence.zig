@@ -17,7 +17,7 @@ pub fn create(word: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
     defer use.end();
     const sequence = use.target.createSequence() catch |err| return status.fromError(err);
-    return handle.enterSequence(use.object, sequence) catch |err| {
+    return handle.createSequence(use.object, sequence) catch |err| {
         use.target.freeSequence(sequence);
         return status.fromError(err);
     };
@@ -33,7 +33,7 @@ pub fn fork(word: u32) callconv(.c) i32 {
     defer use.end();
     const cache = use.target.cache;
     const child = cache.fork(use.target) catch |err| return status.fromError(err);
-    return handle.enterSequence(use.object, child) catch |err| {
+    return handle.createSequence(use.object, child) catch |err| {
         cache.freeSequence(child);
         return status.fromError(err);
     };
@@ -103,12 +103,7 @@ pub fn residentCount(word: u32, layer: u32) callconv(.c) i32 {
 pub fn generation(word: u32, layer: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.count(visibleGeneration(use.target, layer) catch |err| return status.fromError(err));
-}
-
-/// The generation in 31 bits, so that it is a positive result.
-fn visibleGeneration(sequence: *const Sequence, layer: u32) error{LayerOutOfRange}!u32 {
-    return try sequence.generation(layer) & std.math.maxInt(i32);
+    return status.count(view.generationWord(use.target.generation(layer) catch |err| return status.fromError(err)));
 }
 
 /// (sequence, layer, start, view_first, ViewRecord[] out, bytes) -> views: one for each block that holds resident rows at
@@ -122,7 +117,7 @@ pub fn views(word: u32, layer: u32, start: u32, view_first: u32, out: ?[*]u8, ou
 
 fn writeViews(sequence: *const Sequence, layer: u32, start: u32, view_first: u32, out: ?[*]u8, out_bytes: u32) status.Error!i32 {
     const rows = try sequence.rows(layer);
-    const generation_now = try visibleGeneration(sequence, layer);
+    const generation_now = view.generationWord(try sequence.generation(layer));
     const bytes = try buffer.out(out, out_bytes);
     const record_bytes = @sizeOf(ViewRecord);
     var count: u32 = 0;
@@ -183,7 +178,7 @@ fn writeContiguous(sequence: *const Sequence, layer: u32, row_count: u32, out: ?
     const rows = try sequence.rows(layer);
     if (row_count > rows.row_count) return error.PositionOutOfRange;
     const reason = whyNot(rows, row_count);
-    const generation_now = try visibleGeneration(sequence, layer);
+    const generation_now = view.generationWord(try sequence.generation(layer));
     var answer: ViewRecord = std.mem.zeroes(ViewRecord);
     if (reason == .none and row_count != 0) {
         answer = blockView(rows, 0, @min(row_count, rows.place.paged.shape.block_size), generation_now);

@@ -1,6 +1,7 @@
 //! A window on rows in place, as it crosses the ABI: addresses for the runtimes to make arrays over.
 
 const record = @import("record.zig");
+const std = @import("std");
 
 /// One live block, one appended run, or all rows of a contiguous layer.
 pub const ViewRecord = extern struct {
@@ -26,6 +27,11 @@ pub const ViewRecord = extern struct {
     /// Why there is no such window, for `contiguous_kv`; 0 where there is one.
     reason: u32 = 0,
 };
+
+/// A generation in 31 bits, so that it is a positive result.
+pub fn generationWord(generation: u32) u32 {
+    return generation & std.math.maxInt(i32);
+}
 
 /// Why rows do not lie in one piece, token-major. The numbers cross the ABI and are never changed.
 pub const Reason = enum(u32) {

@@ -8,13 +8,12 @@
 //!
 //! The work goes tile by tile, and in a tile KV head by KV head. That is the order in which both layouts lie in memory:
 //! a token's heads side by side, or a block's planes one after the other. Head by head over all positions would read
-//! every page once for each head (measured on a
-//! contiguous f16 cache of 8 heads, Zen 5, one thread: 16 GB/s that way, 18 GB/s this way).
+//! every page once for each head (measured on a contiguous f16 cache of 8 heads, Zen 5, one thread: 16 GB/s that way,
+//! 18 GB/s this way).
 //!
 //! Scratch is on the stack and does not grow with the number of keys.
 
 const std = @import("std");
-const assert = std.debug.assert;
 const row_types = @import("../cache/rows.zig");
 const Rows = row_types.Rows;
 const shapes = @import("../shape.zig");

@@ -4,7 +4,6 @@
 //! than the last cache level holds, by as many threads as the row it is compared with.
 
 const std = @import("std");
-const assert = std.debug.assert;
 const dispatch = @import("../kernels/dispatch.zig");
 const cpu = @import("cpu.zig");
 const slab = @import("slab.zig");
