@@ -239,7 +239,11 @@ async function installTool(name: ToolName): Promise<string> {
   const interrupted = () => stop.abort();
   process.once("SIGINT", interrupted).once("SIGTERM", interrupted);
   try {
-    await download(folder, name, wanted, stop.signal);
+    await download(folder, {
+      title: `${title} ${version}`,
+      advice: `Check the network, or put ${byHand} on PATH`,
+      packages: wanted.map(({ name, integrity }) => ({ name, version, integrity })),
+    }, stop.signal);
     const ready = join(folder, "ready");
     mkdirSync(ready);
     for (const { name, from, to } of wanted) {
@@ -264,38 +268,44 @@ async function installTool(name: ToolName): Promise<string> {
   return join(storeFolder(name), name + SUFFIX);
 }
 
+/** Packages of npm, and what a person is told about them. */
+export interface Download {
+  /** What they are, with the version. */
+  readonly title: string;
+  /** What to do when it fails: a sentence without its full stop. */
+  readonly advice: string;
+  readonly packages: readonly {
+    readonly name: string;
+    readonly version: string;
+    /** The hash of the tarball, where it is pinned. */
+    readonly integrity: string | undefined;
+  }[];
+}
+
 /** Lets Deno download the packages into `node_modules` of that folder, and compares their hashes with the pins. */
-async function download(
-  folder: string,
-  name: ToolName,
-  wanted: readonly Package[],
-  signal: AbortSignal,
-): Promise<void> {
-  const { title, byHand } = SOURCES[name];
-  const version = VERSIONS[name];
-  const imports = Object.fromEntries(wanted.map(({ name }) => [name, `npm:${name}@${version}`]));
+export async function download(folder: string, wanted: Download, signal: AbortSignal): Promise<void> {
+  const { title, advice, packages } = wanted;
+  const imports = Object.fromEntries(packages.map(({ name, version }) => [name, `npm:${name}@${version}`]));
   writeFileSync(join(folder, "deno.json"), JSON.stringify({ nodeModulesDir: "auto", imports }));
-  // The cache is a throw-away too: HOME may be read-only, and the tool itself lies in `zig/.toolchain` from now on.
+  // The cache is a throw-away too: HOME may be read-only, and what is installed lies elsewhere from now on.
   // Deno trusts its built-in certificates alone unless told otherwise; behind a company's proxy npm works by the
   // machine's own, so they count here too.
-  const result = await run(`downloading ${title} ${version}`, process.execPath, ["install"], {
+  const result = await run(`downloading ${title}`, process.execPath, ["install"], {
     cwd: folder,
     env: { DENO_TLS_CA_STORE: "mozilla,system", ...process.env, DENO_DIR: join(folder, "cache"), NO_COLOR: "1" },
     output: "captured",
     signal,
   });
-  if (signal.aborted) throw new ToolchainError(`Stopped installing ${title} ${version}`);
+  if (signal.aborted) throw new ToolchainError(`Stopped installing ${title}`);
   if (result.code !== 0) {
     const reason = /^error: (.*)$/m.exec(result.output)?.[1] ?? `deno install ended with ${result.code}`;
     const cause = /^Caused by:\n\s*(?:\d+: )?(.*)$/m.exec(result.output)?.[1];
     throw new ToolchainError(
-      `Cannot install ${title} ${version} from npm: ${reason}${
-        cause ? ` (${cause})` : ""
-      }. Check the network, or put ${byHand} on PATH`,
+      `Cannot install ${title} from npm: ${reason}${cause ? ` (${cause})` : ""}. ${advice}`,
     );
   }
   const lock = JSON.parse(readFileSync(join(folder, "deno.lock"), "utf8"));
-  for (const { name, integrity } of wanted) {
+  for (const { name, version, integrity } of packages) {
     const found = lock.npm?.[`${name}@${version}`]?.integrity;
     if (integrity !== undefined && found !== integrity) {
       throw new ToolchainError(

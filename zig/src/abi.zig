@@ -4,10 +4,13 @@
 //! and buffers cross. To add a symbol: its body in `abi/<noun>.zig`, a row here, a row in `src/ffi/exports.ts`, a test.
 
 const std = @import("std");
+const aligned_buffer = @import("abi/aligned_buffer.zig");
+const buffer_pool = @import("abi/buffer_pool.zig");
 const contiguous = @import("abi/contiguous.zig");
 const library = @import("abi/library.zig");
 const paged = @import("abi/paged.zig");
 const pool = @import("abi/pool.zig");
+const quantization = @import("abi/quantization.zig");
 const sequence = @import("abi/sequence.zig");
 const status = @import("abi/status.zig");
 
@@ -17,8 +20,16 @@ const exports = struct {
     pub const kv_abi_manifest = manifest;
     pub const kv_system_info = library.systemInfo;
     pub const kv_level_set = library.levelSet;
+    pub const kv_thread_count_set = library.threadCountSet;
     pub const kv_read_rate = library.readRate;
     pub const kv_memory_bytes = contiguous.memoryBytes;
+
+    pub const kv_rows_quantize = quantization.rowsQuantize;
+    pub const kv_rows_dequantize = quantization.rowsDequantize;
+    pub const kv_block_quantize = quantization.blockQuantize;
+    pub const kv_block_dequantize = quantization.blockDequantize;
+    pub const kv_block_pack = quantization.blockPack;
+    pub const kv_block_unpack = quantization.blockUnpack;
 
     pub const kv_contiguous_create = contiguous.create;
     pub const kv_contiguous_free = contiguous.free;
@@ -54,6 +65,8 @@ const exports = struct {
     pub const kv_paged_append = paged.append;
     pub const kv_paged_attend = paged.attend;
     pub const kv_paged_reorder = paged.reorder;
+    pub const kv_paged_update_policy = paged.updatePolicy;
+    pub const kv_paged_fidelity = paged.fidelity;
     pub const kv_paged_stats = paged.stats;
     pub const kv_paged_pool_stats = paged.poolStats;
 
@@ -74,7 +87,23 @@ const exports = struct {
     pub const kv_sequence_layer_device = sequence.layerDevice;
     pub const kv_sequence_block_table = sequence.blockTable;
     pub const kv_sequence_block_references = sequence.blockReferences;
+    pub const kv_sequence_block_tiers = sequence.blockTiers;
     pub const kv_sequence_attend = sequence.attend;
+
+    pub const kv_buffer_pool_create = buffer_pool.create;
+    pub const kv_buffer_pool_free = buffer_pool.free;
+    pub const kv_buffer_pool_prewarm = buffer_pool.prewarm;
+    pub const kv_buffer_pool_prewarm_all = buffer_pool.prewarmAll;
+    pub const kv_buffer_pool_clear = buffer_pool.clear;
+    pub const kv_buffer_pool_stats = buffer_pool.stats;
+
+    pub const kv_buffer_acquire = buffer_pool.acquire;
+    pub const kv_buffer_free = aligned_buffer.free;
+    pub const kv_buffer_clone = aligned_buffer.clone;
+    pub const kv_buffer_info = aligned_buffer.info;
+    pub const kv_buffer_length = aligned_buffer.length;
+    pub const kv_buffer_extend = aligned_buffer.extend;
+    pub const kv_buffer_clear = aligned_buffer.clear;
 };
 
 comptime {
@@ -117,15 +146,20 @@ fn manifest(text: ?[*]u8, text_bytes: u32) callconv(.c) i32 {
 // The root of all tests: `kvern.zig` pulls in those of the Zig API.
 test {
     _ = @import("kvern.zig");
+    _ = aligned_buffer;
+    _ = buffer_pool;
     _ = contiguous;
     _ = library;
     _ = paged;
     _ = pool;
+    _ = quantization;
     _ = sequence;
     _ = status;
     _ = @import("abi/handle.zig");
     _ = @import("abi/record.zig");
     _ = @import("abi/abi_test.zig");
+    _ = @import("abi/buffer_pool_test.zig");
+    _ = @import("abi/quantization_test.zig");
 }
 
 test "the manifest has a line for each symbol" {

@@ -3,8 +3,9 @@
 //!     zig build bench                   a table
 //!     zig build bench -- --json         one line a row
 //!     zig build bench -- --level v3     the kernels of a lower level
+//!     zig build bench -- --threads 2    by two threads; R then is theirs too
 //!
-//! Decode is one query of 32 heads over 8 KV heads of 128 (GQA 4), by one thread; each step takes the next layer of a
+//! Decode is one query of 32 heads over 8 KV heads of 128 (GQA 4), by one thread unless said otherwise; each step takes the next layer of a
 //! cache of at least 1 GiB, so that no key is in the last cache level. `share` is the part of R that the stored bytes
 //! were read at; R is measured in the same run (`device/bandwidth.zig`). Storing is compared with a copy of the same
 //! f32 bytes into memory that was touched before.
@@ -21,6 +22,8 @@ const ratio = 4;
 const head_dim = 128;
 const rotated_bytes = 1 << 30;
 const repeats = 5;
+
+const float_dtypes = [_]kvern.Dtype{ .f32, .f16, .bf16 };
 
 const Row = struct {
     name: []const u8,
@@ -54,6 +57,7 @@ const Output = struct {
 
 pub fn main(init: std.process.Init) !void {
     var json = false;
+    var thread_count: u32 = 1;
     var arguments = try init.minimal.args.iterateAllocator(init.gpa);
     defer arguments.deinit();
     _ = arguments.skip();
@@ -64,22 +68,32 @@ pub fn main(init: std.process.Init) !void {
             const name = arguments.next() orelse fail("--level wants a name");
             const level = std.meta.stringToEnum(kvern.Level, name) orelse fail("no such level");
             kvern.setLevel(level) catch fail("this CPU does not have that level");
-        } else fail("options: --json, --level NAME");
+        } else if (std.mem.eql(u8, argument, "--threads")) {
+            thread_count = std.fmt.parseInt(u32, arguments.next() orelse "", 10) catch fail("--threads wants a number");
+        } else fail("options: --json, --level NAME, --threads N");
     }
     var buffer: [1024]u8 = undefined;
     var file_writer = std.Io.File.stdout().writer(init.io, &buffer);
     const out: Output = .{ .json = json, .writer = &file_writer.interface };
 
-    const read_rate = try kvern.readRate(rotated_bytes, 1);
+    kvern.setThreadCount(thread_count) catch fail("--threads wants 1 to 256");
+    const read_rate = try kvern.readRate(rotated_bytes, thread_count);
     if (!json) {
-        try out.writer.print("level {s}, R {d:.2} GB/s by one thread; the last column is the share of R, of a copy for store\n", .{
-            @tagName(kvern.kernels().level), read_rate / 1e9,
+        try out.writer.print("level {s}, R {d:.2} GB/s, {d} threads; the last column is the share of R, of a copy for store\n", .{
+            @tagName(kvern.kernels().level), read_rate / 1e9, thread_count,
         });
     }
     for (std.enums.values(kvern.Dtype)) |dtype| {
-        for ([_]u32{ 4096, 32_768 }) |tokens| try decode(init.gpa, init.io, out, dtype, tokens, read_rate);
+        for ([_]u32{ 4096, 32_768 }) |tokens| {
+            if (dtype.isFloat()) {
+                try decodeContiguous(init.gpa, init.io, out, dtype, tokens, read_rate);
+            } else {
+                try decodePaged(init.gpa, init.io, out, dtype, tokens, read_rate);
+            }
+        }
     }
-    for (std.enums.values(kvern.Dtype)) |dtype| try store(init.gpa, init.io, out, dtype);
+    for (float_dtypes) |dtype| try store(init.gpa, init.io, out, dtype);
+    for (std.enums.values(kvern.Dtype)) |dtype| if (!dtype.isFloat()) try quantize(init.gpa, init.io, out, dtype);
 }
 
 fn fail(text: []const u8) noreturn {
@@ -100,7 +114,7 @@ fn median(values: []f64) f64 {
     return values[values.len / 2];
 }
 
-fn decode(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype, tokens: u32, read_rate: f64) !void {
+fn decodeContiguous(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype, tokens: u32, read_rate: f64) !void {
     const shape: kvern.Shape = .{ .layer_count = 1, .kv_head_count = kv_head_count, .head_dim = head_dim, .max_seq_len = tokens };
     const layer_bytes = try shape.memoryBytes(dtype, dtype);
     const layer_count: u32 = @intCast(try std.math.divCeil(u64, rotated_bytes, layer_bytes));
@@ -113,29 +127,98 @@ fn decode(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype, t
         .dtype_v = dtype,
     });
     defer cache.deinit();
-    var prng: std.Random.DefaultPrng = .init(1);
-    const rows = try gpa.alloc(f32, tokens * shape.kvDim());
+    const rows = try randomRows(gpa, tokens * shape.kvDim());
     defer gpa.free(rows);
-    for (rows) |*element| element.* = prng.random().floatNorm(f32);
     for (0..layer_count) |layer| _ = try cache.append(@intCast(layer), 0, .fromF32(rows), .fromF32(rows));
+    const layers = try gpa.alloc(kvern.Rows, layer_count);
+    defer gpa.free(layers);
+    for (layers, 0..) |*layer, i| layer.* = try cache.rows(@intCast(i), 0);
+    const stored = try gpa.alloc(f32, 2 * rows.len);
+    defer gpa.free(stored);
+    const k, const v = outputs(stored);
+    _ = try cache.gather(0, 0, k, v);
+    try decode(gpa, io, out, .{ .layers = layers, .stored = stored, .bytes = layer_bytes, .kv = dtype, .tolerance = 1e-5 }, read_rate);
+}
+
+/// A store and no tail: each layer in its own format group of one, so that its blocks follow one another.
+fn decodePaged(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype, tokens: u32, read_rate: f64) !void {
+    var cache: kvern.PagedCache = try .init(gpa, .{
+        .layers = &.{.{ .kv_head_count = kv_head_count, .head_dim = head_dim }},
+        .max_seq_len = tokens,
+        .policy = .{ .kind = .tiered, .store = .{ .dtype_k = dtype, .dtype_v = dtype } },
+    });
+    defer cache.deinit();
+    const rows = try randomRows(gpa, tokens * kv_head_count * head_dim);
+    defer gpa.free(rows);
+    const first = try cache.createSequence();
+    try cache.append(0, &.{first}, &.{tokens}, .fromF32(rows), .fromF32(rows));
+    try cache.commit(first, tokens);
+    const layer_bytes = (try cache.stats()).store_bytes;
+    // Layers to rotate through are sequences here: their rows are in blocks of their own.
+    const layer_count: u32 = @intCast(try std.math.divCeil(u64, rotated_bytes, layer_bytes));
+    const layers = try gpa.alloc(kvern.Rows, layer_count);
+    defer gpa.free(layers);
+    layers[0] = try first.rows(0);
+    for (layers[1..]) |*layer| {
+        const sequence = try cache.createSequence();
+        try cache.append(0, &.{sequence}, &.{tokens}, .fromF32(rows), .fromF32(rows));
+        try cache.commit(sequence, tokens);
+        layer.* = try sequence.rows(0);
+    }
+    const stored = try gpa.alloc(f32, 2 * rows.len);
+    defer gpa.free(stored);
+    const k, const v = outputs(stored);
+    _ = try cache.gather(first, 0, k, v);
+    try decode(gpa, io, out, .{ .layers = layers, .stored = stored, .bytes = layer_bytes, .kv = dtype, .tolerance = 1e-3 }, read_rate);
+}
+
+fn randomRows(gpa: std.mem.Allocator, count: usize) ![]f32 {
+    var prng: std.Random.DefaultPrng = .init(1);
+    const rows = try gpa.alloc(f32, count);
+    for (rows) |*element| element.* = prng.random().floatNorm(f32);
+    return rows;
+}
+
+/// Both halves of an array, keys first.
+fn outputs(stored: []f32) struct { kvern.Output, kvern.Output } {
+    const half = stored.len / 2;
+    return .{
+        .{ .bytes = @ptrCast(stored.ptr), .element_count = half },
+        .{ .bytes = @ptrCast(stored[half..].ptr), .element_count = half },
+    };
+}
+
+/// What a decode step is timed on.
+const Decode = struct {
+    /// One after the other is attended.
+    layers: []const kvern.Rows,
+    /// Keys, then values of the first layer.
+    stored: []const f32,
+    /// Of a layer.
+    bytes: u64,
+    kv: kvern.Dtype,
+    tolerance: f64,
+};
+
+fn decode(gpa: std.mem.Allocator, io: std.Io, out: Output, case: Decode, read_rate: f64) !void {
+    var prng: std.Random.DefaultPrng = .init(2);
     var q: [kv_head_count * ratio * head_dim]f32 = undefined;
     for (&q) |*element| element.* = prng.random().floatNorm(f32);
     var output: [q.len]f32 = undefined;
-    try checkDecode(gpa, &cache, &q, &output);
+    try checkDecode(gpa, case, &q, &output);
 
     var times: [repeats]f64 = undefined;
-    const steps = layer_count;
     for (&times) |*time| {
         const begin = start(io);
-        for (0..steps) |layer| try kvern.attend(try cache.rows(@intCast(layer), 0), &q, .{}, &output, &.{});
-        time.* = seconds(io, begin) / @as(f64, @floatFromInt(steps));
+        for (case.layers) |layer| try kvern.attend(layer, &q, .{}, &output, &.{});
+        time.* = seconds(io, begin) / @as(f64, @floatFromInt(case.layers.len));
     }
     const time = median(&times);
-    const rate = @as(f64, @floatFromInt(layer_bytes)) / time;
+    const rate = @as(f64, @floatFromInt(case.bytes)) / time;
     try out.row(.{
         .name = "decode",
-        .kv = @tagName(dtype),
-        .tokens = tokens,
+        .kv = @tagName(case.kv),
+        .tokens = case.layers[0].row_count,
         .milliseconds = time * 1e3,
         .gigabytes_per_second = rate / 1e9,
         .share = rate / read_rate,
@@ -143,19 +226,17 @@ fn decode(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype, t
 }
 
 /// The last query head against the reference.
-fn checkDecode(gpa: std.mem.Allocator, cache: *const kvern.ContiguousCache, q: []const f32, output: []f32) !void {
-    const rows = try cache.rows(0, 0);
+fn checkDecode(gpa: std.mem.Allocator, case: Decode, q: []const f32, output: []f32) !void {
+    const rows = case.layers[0];
     try kvern.attend(rows, q, .{}, output, &.{});
-    const kv_dim = cache.shape.kvDim();
     const keys = try gpa.alloc(f64, rows.row_count * head_dim);
     defer gpa.free(keys);
     const values = try gpa.alloc(f64, rows.row_count * head_dim);
     defer gpa.free(values);
-    const bytes: usize = @intCast(cache.shape.runBytes(rows.dtype_k));
     for (0..rows.row_count) |token| for (0..head_dim) |d| {
-        const at = token * kv_dim + (kv_head_count - 1) * head_dim + d;
-        keys[token * head_dim + d] = reference.element(rows.dtype_k, rows.place.contiguous.keys[0..bytes], at);
-        values[token * head_dim + d] = reference.element(rows.dtype_v, rows.place.contiguous.values[0..bytes], at);
+        const at = (token * kv_head_count + kv_head_count - 1) * head_dim + d;
+        keys[token * head_dim + d] = case.stored[at];
+        values[token * head_dim + d] = case.stored[case.stored.len / 2 + at];
     };
     var truth: [head_dim]f64 = undefined;
     _ = reference.attend(.{
@@ -171,7 +252,53 @@ fn checkDecode(gpa: std.mem.Allocator, cache: *const kvern.ContiguousCache, q: [
         difference += @abs(got - expected);
         magnitude += @abs(expected);
     }
-    if (!(difference <= 1e-5 * magnitude)) fail("attend is wrong");
+    if (!(difference <= case.tolerance * magnitude)) fail("attend is wrong");
+}
+
+/// Appends that end in a store, beside the copy: all blocks but the last migrate.
+fn quantize(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype) !void {
+    const tokens = 16_384; // 64 MiB of f32 keys, 64 MiB of values
+    var cache: kvern.PagedCache = try .init(gpa, .{
+        .layers = &.{.{ .kv_head_count = kv_head_count, .head_dim = head_dim }},
+        .max_seq_len = tokens,
+        .policy = .{ .kind = .tiered, .store = .{ .dtype_k = dtype, .dtype_v = dtype } },
+    });
+    defer cache.deinit();
+    const rows = try randomRows(gpa, tokens * kv_head_count * head_dim);
+    defer gpa.free(rows);
+    const copy = try gpa.alloc(f32, rows.len);
+    defer gpa.free(copy);
+    @memcpy(copy, rows);
+    const sequence = try cache.createSequence();
+    const step_tokens = 512; // as a prefill hands them over
+    const step_elements = step_tokens * kv_head_count * head_dim;
+    var times: [repeats]f64 = undefined;
+    var copies: [repeats]f64 = undefined;
+    for (&times, &copies) |*time, *copy_time| {
+        try cache.truncate(sequence, 0);
+        var begin = start(io);
+        var at: usize = 0;
+        while (at < rows.len) : (at += step_elements) {
+            const part = rows[at..][0..step_elements];
+            try cache.append(0, &.{sequence}, &.{step_tokens}, .fromF32(part), .fromF32(part));
+            try cache.commit(sequence, step_tokens);
+        }
+        time.* = seconds(io, begin);
+        begin = start(io);
+        @memcpy(copy, rows);
+        @memcpy(copy, rows);
+        copy_time.* = seconds(io, begin);
+    }
+    const bytes: f64 = @floatFromInt(2 * rows.len * @sizeOf(f32));
+    const time = median(&times);
+    try out.row(.{
+        .name = "quantize",
+        .kv = @tagName(dtype),
+        .tokens = tokens,
+        .milliseconds = time * 1e3,
+        .gigabytes_per_second = bytes / time / 1e9,
+        .share = median(&copies) / time,
+    });
 }
 
 fn store(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype) !void {

@@ -6,9 +6,12 @@
 //! objects must not have state.
 
 const std = @import("std");
-const attend_float = @import("kernels/attend_float.zig");
+const attend = @import("kernels/attend.zig");
 const convert = @import("kernels/convert.zig");
+const dequantize = @import("kernels/dequantize.zig");
+const merge = @import("kernels/merge.zig");
 const memory_read = @import("kernels/read.zig");
+const quantize = @import("kernels/quantize.zig");
 const table = @import("kernels/table.zig");
 const level_name = @import("level").name;
 
@@ -20,8 +23,13 @@ const kernels: table.Table = .{
     .lanes = convert.lanes,
     .convert = convert.convert,
     .storable = convert.storable,
-    .attend = attend_float.attend,
-    .finish = attend_float.finish,
+    .quantize = quantize.quantize,
+    .dequantize = dequantize.dequantize,
+    .quantize_records = quantize.quantizeRecords,
+    .dequantize_records = dequantize.dequantizeRecords,
+    .attend = attend.attend,
+    .merge = merge.merge,
+    .finish = attend.finish,
     .read = memory_read.read,
 };
 

@@ -18,6 +18,9 @@
 //! Not thread safe: a cache shared between threads needs the caller's lock.
 
 pub const Dtype = @import("dtype.zig").Dtype;
+const group = @import("group.zig");
+pub const Plane = group.Plane;
+pub const Side = group.Side;
 const shape = @import("shape.zig");
 pub const BlockShape = shape.BlockShape;
 pub const Shape = shape.Shape;
@@ -28,13 +31,17 @@ pub const ContiguousOptions = contiguous.Options;
 
 const block_pool = @import("cache/block_pool.zig");
 pub const BlockPool = block_pool.BlockPool;
+pub const BlockPools = @import("cache/block_pools.zig").BlockPools;
 
 const paged = @import("cache/paged.zig");
 pub const PagedCache = paged.PagedCache;
 pub const PagedOptions = paged.Options;
 pub const PagedLayer = paged.Layer;
+pub const Policy = paged.Policy;
 pub const Retention = paged.Retention;
 pub const Sequence = paged.Sequence;
+pub const Store = paged.Store;
+pub const Tier = paged.Tier;
 
 const rows = @import("cache/rows.zig");
 pub const Input = rows.Input;
@@ -53,9 +60,18 @@ pub const kernels = dispatch.kernels;
 pub const levelMask = dispatch.levelMask;
 pub const setLevel = dispatch.setLevel;
 
+const buffer_pool = @import("device/buffer_pool.zig");
+pub const AlignedBuffer = buffer_pool.AlignedBuffer;
+pub const BufferPool = buffer_pool.BufferPool;
+pub const BufferPoolOptions = buffer_pool.Options;
+
 const cpu = @import("device/cpu.zig");
 pub const cpuCount = cpu.cpuCount;
 pub const memoryLimit = cpu.memoryLimit;
+
+const workers = @import("device/workers.zig");
+pub const threadCount = workers.threadCount;
+pub const setThreadCount = workers.setThreadCount;
 
 const bandwidth = @import("device/bandwidth.zig");
 pub const readRate = bandwidth.readRate;
@@ -65,15 +81,24 @@ test {
     _ = shape;
     _ = @import("kernels/convert.zig");
     _ = @import("kernels/softmax.zig");
-    _ = @import("kernels/attend_float.zig");
+    _ = @import("kernels/ahead.zig");
+    _ = @import("kernels/attend.zig");
+    _ = @import("kernels/digits.zig");
     _ = @import("kernels/reference.zig");
     _ = dispatch;
     _ = cpu;
     _ = @import("device/slab.zig");
     _ = bandwidth;
+    _ = workers;
+    _ = buffer_pool;
     _ = block_pool;
     _ = paged;
+    _ = @import("cache/block_pools.zig");
+    _ = @import("cache/block_table.zig");
+    _ = @import("cache/fidelity.zig");
     _ = @import("cache/retention.zig");
+    _ = @import("cache/tiers.zig");
+    _ = @import("group.zig");
     _ = contiguous;
     _ = attention;
 }

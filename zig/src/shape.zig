@@ -15,6 +15,8 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const Dtype = @import("dtype.zig").Dtype;
+const group = @import("group.zig");
+pub const Side = group.Side;
 
 /// The largest head_dim: scratch for one head lies on the stack.
 pub const head_dim_max = 256;
@@ -121,21 +123,19 @@ pub const Shape = struct {
 
 /// One block: `block_size` consecutive positions of one sequence in every layer of its group.
 ///
-///     [layer][keys, values][kv_head][token][head_dim]
+///     [layer][keys, values][kv_head] plane
 ///
-/// Keys and values of a layer are each head-major, with the block size as the head stride: a block that is not full has
-/// a hole behind each head. The rows of one (layer, side, KV head) are its *plane*.
+/// The rows of one (layer, side, KV head) are its *plane*: [token][head_dim] in a float format, where a block that is not
+/// full has a hole behind each head, or codes and scales, see `group.zig`.
 pub const BlockShape = struct {
     /// Layers of the group.
     layer_count: u32,
     kv_head_count: u32,
     head_dim: u32,
-    /// Tokens of a block: a power of two, 1 to 256.
+    /// Tokens of a block: a power of two, 1 to 256; 64, 128 or 256 where a side is quantized.
     block_size: u32,
     dtype_k: Dtype,
     dtype_v: Dtype,
-
-    pub const Side = enum { keys, values };
 
     pub fn validate(shape: BlockShape) error{ InvalidConfig, BlockTooLarge }!void {
         if (shape.layer_count == 0 or shape.kv_head_count == 0 or shape.head_dim == 0) return error.InvalidConfig;
@@ -143,6 +143,9 @@ pub const BlockShape = struct {
         if (shape.block_size == 0 or shape.block_size > block_size_max) return error.InvalidConfig;
         if (!std.math.isPowerOfTwo(shape.block_size)) return error.InvalidConfig;
         if (shape.kv_head_count > std.math.maxInt(u32) / shape.head_dim) return error.InvalidConfig;
+        for ([_]Side{ .keys, .values }) |side| {
+            if (!shape.dtype(side).isFloat() and !shape.plane(side).isValid()) return error.InvalidConfig;
+        }
         const layer_bytes = std.math.mul(u64, @as(u64, shape.kvDim()) * shape.block_size, 8) catch return error.BlockTooLarge;
         _ = std.math.mul(u64, layer_bytes, shape.layer_count) catch return error.BlockTooLarge;
     }
@@ -151,18 +154,41 @@ pub const BlockShape = struct {
         return if (side == .keys) shape.dtype_k else shape.dtype_v;
     }
 
+    /// The same block in other formats.
+    pub fn as(shape: BlockShape, dtype_k: Dtype, dtype_v: Dtype) BlockShape {
+        var other = shape;
+        other.dtype_k = dtype_k;
+        other.dtype_v = dtype_v;
+        return other;
+    }
+
+    pub fn isFloat(shape: BlockShape) bool {
+        return shape.dtype_k.isFloat() and shape.dtype_v.isFloat();
+    }
+
     pub fn kvDim(shape: BlockShape) u32 {
         return shape.kv_head_count * shape.head_dim;
     }
 
-    /// Bytes of one row of one head: the token stride.
+    /// The codes of one KV head of a quantized side.
+    pub fn plane(shape: BlockShape, side: Side) group.Plane {
+        return .{ .dtype = shape.dtype(side), .side = side, .block_size = shape.block_size, .head_dim = shape.head_dim };
+    }
+
+    /// Bytes of the rows of one KV head of one side.
+    pub fn planeBytes(shape: BlockShape, side: Side) u64 {
+        if (!shape.dtype(side).isFloat()) return shape.plane(side).bytes();
+        return shape.block_size * shape.tokenBytes(side);
+    }
+
+    /// Bytes of one row of one head of a float side: the token stride.
     pub fn tokenBytes(shape: BlockShape, side: Side) u64 {
         return @as(u64, shape.head_dim) * shape.dtype(side).elementBytes();
     }
 
-    /// Bytes of one layer of one side: [kv_head][token][head_dim].
+    /// Bytes of one layer of one side: [kv_head] planes.
     pub fn sideBytes(shape: BlockShape, side: Side) u64 {
-        return shape.kv_head_count * shape.block_size * shape.tokenBytes(side);
+        return shape.kv_head_count * shape.planeBytes(side);
     }
 
     /// Bytes of a block.
@@ -170,9 +196,14 @@ pub const BlockShape = struct {
         return shape.layer_count * (shape.sideBytes(.keys) + shape.sideBytes(.values));
     }
 
-    /// Bytes one row takes in one layer, keys and values.
-    pub fn rowBytes(shape: BlockShape) u64 {
-        return shape.kv_head_count * (shape.tokenBytes(.keys) + shape.tokenBytes(.values));
+    /// Bytes that `row_count` rows take in one layer of one side. The scales of keys stand for all tokens of a block, so
+    /// such a side counts whole whatever is left of it.
+    pub fn rowsBytes(shape: BlockShape, side: Side, row_count: u32) u64 {
+        assert(row_count <= shape.block_size);
+        if (row_count == 0) return 0;
+        if (shape.dtype(side).isFloat()) return shape.kv_head_count * row_count * shape.tokenBytes(side);
+        if (side == .keys and shape.dtype_k.isAffine()) return shape.sideBytes(.keys);
+        return shape.sideBytes(side) / shape.block_size * row_count;
     }
 
     /// Byte offset of one layer of one side in a block; `layer` counts within the group.
@@ -182,11 +213,16 @@ pub const BlockShape = struct {
         return layer * layer_bytes + (if (side == .keys) 0 else shape.sideBytes(.keys));
     }
 
-    /// Byte offset of a row of a head in a block.
+    /// Byte offset of the rows of a head in a block.
+    pub fn planeOffset(shape: BlockShape, layer: u32, side: Side, kv_head_index: u32) u64 {
+        assert(kv_head_index < shape.kv_head_count);
+        return shape.sideOffset(layer, side) + kv_head_index * shape.planeBytes(side);
+    }
+
+    /// Byte offset of a row of a head in a block; the side is in floats.
     pub fn rowOffset(shape: BlockShape, layer: u32, side: Side, kv_head_index: u32, token: u32) u64 {
-        assert(kv_head_index < shape.kv_head_count and token < shape.block_size);
-        const plane = @as(u64, kv_head_index) * shape.block_size + token;
-        return shape.sideOffset(layer, side) + plane * shape.tokenBytes(side);
+        assert(token < shape.block_size);
+        return shape.planeOffset(layer, side, kv_head_index) + token * shape.tokenBytes(side);
     }
 
     /// Blocks that hold `row_count` rows.

@@ -155,10 +155,10 @@ test "levels: unknown ones are refused, the one in force is among those this CPU
 
 /// 2 layers of 1 KV head of 4, blocks of 2, at most 8 tokens, f32.
 const paged_options = [_]u32{ 48, 2, 2, 8, 0, 0, 0, 0, 0, 0, 0, 0 };
-const paged_layers = [_]u32{ 1, 4, 0, 1, 4, 0 };
+const paged_layers = [_]u32{ 1, 4, 0, 0, 0, 1, 4, 0, 0, 0 };
 
 test "one life of a paged cache: a batch, a fork, views, a reorder" {
-    const handle: u32 = @intCast(paged.create(bytes(&paged_options), 48, bytes(&paged_layers), 6));
+    const handle: u32 = @intCast(paged.create(bytes(&paged_options), 48, bytes(&paged_layers), 10));
     const first: u32 = @intCast(sequences.create(handle));
     const second: u32 = @intCast(sequences.create(handle));
     const words = [_]u32{ first, second };
@@ -180,15 +180,15 @@ test "one life of a paged cache: a batch, a fork, views, a reorder" {
     try testing.expectEqual(2, sequences.blockReferences(child, 0, bytes(&references), 4));
     try testing.expectEqual([4]i32{ 2, 2, -9, -9 }, references);
 
-    var records: [2][16]u32 = @splat(@splat(0));
-    records[0][0] = 64;
-    try testing.expectEqual(2, sequences.views(first, 1, 0, 0, bytes(&records), 128));
-    try testing.expectEqual(64, records[1][0]);
+    var records: [2][18]u32 = @splat(@splat(0));
+    records[0][0] = 72;
+    try testing.expectEqual(2, sequences.views(first, 1, 0, 0, bytes(&records), 144));
+    try testing.expectEqual(72, records[1][0]);
     try testing.expectEqual(2, records[1][5]); // start
     try testing.expectEqual(1, records[1][6]); // length
     const address = @as(usize, records[1][2]) << 32 | records[1][1];
     try testing.expectEqual(8, @as(*const f32, @ptrFromInt(address)).*);
-    try testing.expectEqual(1, sequences.views(first, 1, 2, 0, bytes(&records), 64));
+    try testing.expectEqual(1, sequences.views(first, 1, 2, 0, bytes(&records), 72));
 
     // Queries of zeros: every row weighs the same, so the output is the mean of the values.
     const q: [8]f32 = @splat(0);
@@ -209,8 +209,8 @@ test "one life of a paged cache: a batch, a fork, views, a reorder" {
     info[0] = 64;
     try testing.expectEqual(0, paged.stats(handle, bytes(&info), 64));
     try testing.expectEqual(3, info[1]);
-    try testing.expectEqual(0, paged.poolStats(handle, 0, bytes(&info), 64));
-    try expectStatus(.layer_out_of_range, paged.poolStats(handle, 1, bytes(&info), 64));
+    try testing.expectEqual(0, paged.poolStats(handle, 0, 0, 0, bytes(&info), 64));
+    try expectStatus(.layer_out_of_range, paged.poolStats(handle, 1, 0, 0, bytes(&info), 64));
     try testing.expectEqual(0, sequences.free(child));
     try expectStatus(.stale_handle, sequences.free(child));
     try testing.expectEqual(0, paged.free(handle));
@@ -219,9 +219,9 @@ test "one life of a paged cache: a batch, a fork, views, a reorder" {
 }
 
 test "a batch of a stranger's sequence, a doubled one, or short buffers is refused" {
-    const handle: u32 = @intCast(paged.create(bytes(&paged_options), 48, bytes(&paged_layers), 6));
+    const handle: u32 = @intCast(paged.create(bytes(&paged_options), 48, bytes(&paged_layers), 10));
     defer _ = paged.free(handle);
-    const other: u32 = @intCast(paged.create(bytes(&paged_options), 48, bytes(&paged_layers), 6));
+    const other: u32 = @intCast(paged.create(bytes(&paged_options), 48, bytes(&paged_layers), 10));
     defer _ = paged.free(other);
     const mine: u32 = @intCast(sequences.create(handle));
     const theirs: u32 = @intCast(sequences.create(other));
@@ -241,25 +241,25 @@ test "a batch of a stranger's sequence, a doubled one, or short buffers is refus
     try testing.expectEqual(0, sequences.rowCount(mine, 0));
     var wrong = paged_options;
     wrong[2] = 3; // no power of two
-    try expectStatus(.invalid_config, paged.create(bytes(&wrong), 48, bytes(&paged_layers), 6));
-    try expectStatus(.invalid_size, paged.create(bytes(&paged_options), 48, bytes(&paged_layers), 5));
+    try expectStatus(.invalid_config, paged.create(bytes(&wrong), 48, bytes(&paged_layers), 10));
+    try expectStatus(.invalid_size, paged.create(bytes(&paged_options), 48, bytes(&paged_layers), 9));
     wrong = paged_options;
     wrong[10] = 12345; // no such pool
-    try expectStatus(.stale_handle, paged.create(bytes(&wrong), 48, bytes(&paged_layers), 6));
+    try expectStatus(.stale_handle, paged.create(bytes(&wrong), 48, bytes(&paged_layers), 10));
     wrong = paged_options;
     wrong[8] = 100; // less than a block
-    try expectStatus(.block_too_large, paged.create(bytes(&wrong), 48, bytes(&paged_layers), 6));
+    try expectStatus(.block_too_large, paged.create(bytes(&wrong), 48, bytes(&paged_layers), 10));
 }
 
 test "a pool of its own: two caches on it, one limit for both" {
     // Blocks of 2 layers * 2 sides * 2 tokens * 4 f32 = 128 B; 3 of them.
     const pool_options = [_]u32{ 36, 2, 1, 4, 2, 0, 0, 3 * 128, 0 };
     const pool_handle: u32 = @intCast(pool.create(bytes(&pool_options), 36));
-    try testing.expectEqual(0, pool.prewarm(pool_handle, 2));
+    try testing.expectEqual(0, pool.prewarm(pool_handle, 2, 0, 0));
     var on_pool = paged_options;
     on_pool[10] = pool_handle;
-    const a: u32 = @intCast(paged.create(bytes(&on_pool), 48, bytes(&paged_layers), 6));
-    const b: u32 = @intCast(paged.create(bytes(&on_pool), 48, bytes(&paged_layers), 6));
+    const a: u32 = @intCast(paged.create(bytes(&on_pool), 48, bytes(&paged_layers), 10));
+    const b: u32 = @intCast(paged.create(bytes(&on_pool), 48, bytes(&paged_layers), 10));
     const in_a: u32 = @intCast(sequences.create(a));
     const in_b: u32 = @intCast(sequences.create(b));
     const rows: [16]f32 = @splat(1);
@@ -268,11 +268,11 @@ test "a pool of its own: two caches on it, one limit for both" {
     try testing.expectEqual(0, sequences.append(in_b, 0, bytes(&rows), 8, bytes(&rows), 8, 0, 0));
     var info: [32]u32 = @splat(0);
     info[0] = 88;
-    try testing.expectEqual(0, pool.stats(pool_handle, bytes(&info), 88));
+    try testing.expectEqual(0, pool.stats(pool_handle, 0, 0, bytes(&info), 88));
     try testing.expectEqual(3, info[3]); // used
     try testing.expectEqual(0, pool.free(pool_handle));
     try testing.expectEqual(0, sequences.append(in_a, 1, bytes(&rows), 4, bytes(&rows), 4, 0, 0));
     try testing.expectEqual(0, paged.free(a));
     try testing.expectEqual(0, paged.free(b));
-    try expectStatus(.stale_handle, pool.stats(pool_handle, bytes(&info), 88));
+    try expectStatus(.stale_handle, pool.stats(pool_handle, 0, 0, bytes(&info), 88));
 }

@@ -47,7 +47,7 @@ pub fn inputs(
     dtype_word: u32,
     layout_word: u32,
 ) error{ InvalidConfig, InvalidSize }!struct { row_types.Input, row_types.Input } {
-    const dtype = Dtype.fromWord(dtype_word) orelse return error.InvalidConfig;
+    const dtype = Dtype.floatFromWord(dtype_word) orelse return error.InvalidConfig;
     const layout = std.enums.fromInt(row_types.Layout, layout_word) orelse return error.InvalidConfig;
     return .{
         .{ .bytes = try in(k, k_count), .element_count = k_count, .dtype = dtype, .layout = layout },
@@ -63,7 +63,7 @@ pub fn outputs(
     v_count: u32,
     dtype_word: u32,
 ) error{ InvalidConfig, InvalidSize }!struct { row_types.Output, row_types.Output } {
-    const dtype = Dtype.fromWord(dtype_word) orelse return error.InvalidConfig;
+    const dtype = Dtype.floatFromWord(dtype_word) orelse return error.InvalidConfig;
     return .{
         .{ .bytes = try out(k, k_count), .element_count = k_count, .dtype = dtype },
         .{ .bytes = try out(v, v_count), .element_count = v_count, .dtype = dtype },

@@ -43,8 +43,8 @@ const ContiguousRecord = extern struct {
             .kv_head_count = options.kv_head_count,
             .head_dim = options.head_dim,
             .max_seq_len = options.max_seq_len,
-            .dtype_k = Dtype.fromWord(options.dtype_k) orelse return error.InvalidConfig,
-            .dtype_v = Dtype.fromWord(options.dtype_v) orelse return error.InvalidConfig,
+            .dtype_k = Dtype.floatFromWord(options.dtype_k) orelse return error.InvalidConfig,
+            .dtype_v = Dtype.floatFromWord(options.dtype_v) orelse return error.InvalidConfig,
             .max_bytes = if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
         };
     }
@@ -254,7 +254,7 @@ fn sideRows(side: enum { keys, values }, word: u32, layer: u32, sequence: u32, o
     const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
     const rows = use.target.rows(layer, sequence) catch |err| return status.fromError(err);
-    const dtype = if (side == .keys) rows.dtype_k else rows.dtype_v;
+    const dtype = if (side == .keys) use.target.dtype_k else use.target.dtype_v;
     record.write(RowsRecord, out, out_bytes, .{
         .address = .from(@intFromPtr(if (side == .keys) rows.place.contiguous.keys else rows.place.contiguous.values)),
         .capacity_bytes = .from(use.target.shape.runBytes(dtype)),
@@ -298,8 +298,8 @@ fn writeView(
         .values = .from(@intFromPtr(rows.place.contiguous.values)),
         .start = 0,
         .length = row_count,
-        .dtype_k = @intFromEnum(rows.dtype_k),
-        .dtype_v = @intFromEnum(rows.dtype_v),
+        .dtype_k = @intFromEnum(cache.dtype_k),
+        .dtype_v = @intFromEnum(cache.dtype_v),
         .token_stride = cache.shape.kvDim(),
         .head_stride = rows.head_dim,
         .generation = view.generationWord(try cache.generation(layer, sequence)),
@@ -352,7 +352,7 @@ pub fn attend(
 ) callconv(.c) i32 {
     const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.word(attend_options.run(
+    _ = attend_options.run(
         use.target.rows(layer, sequence) catch |err| return status.fromError(err),
         q,
         q_count,
@@ -368,5 +368,6 @@ pub fn attend(
         output_count,
         lse,
         lse_count,
-    ));
+    ) catch |err| return status.fromError(err);
+    return 0;
 }

@@ -7,13 +7,16 @@
 //! that as late as it can be.
 //!
 //! An object is used under its own lock and counts its references: the handles that name it or a part of it, the calls
-//! that use it now, and, for a pool, the caches on it. It is destroyed with the last of them, so freeing an object while
-//! another thread is in a call on it takes its handles away at once and the object when that call is over.
+//! that use it now, and, for a pool, the caches on it or its buffers. It is destroyed with the last of them, so freeing an
+//! object while another thread is in a call on it takes its handles away at once and the object when that call is over.
 
 const std = @import("std");
 const assert = std.debug.assert;
+const buffer_pool = @import("../device/buffer_pool.zig");
+const AlignedBuffer = buffer_pool.AlignedBuffer;
+const BufferPool = buffer_pool.BufferPool;
 const cpu = @import("../device/cpu.zig");
-const BlockPool = @import("../cache/block_pool.zig").BlockPool;
+const BlockPools = @import("../cache/block_pools.zig").BlockPools;
 const ContiguousCache = @import("../cache/contiguous.zig").ContiguousCache;
 const paged = @import("../cache/paged.zig");
 const PagedCache = paged.PagedCache;
@@ -27,6 +30,8 @@ pub const Kind = enum(u3) {
     paged = 2,
     sequence = 3,
     pool = 4,
+    buffer_pool = 5,
+    buffer = 6,
 
     /// What a call on a handle of this kind works on.
     fn Target(comptime kind: Kind) type {
@@ -34,7 +39,9 @@ pub const Kind = enum(u3) {
             .contiguous => *ContiguousCache,
             .paged => *PagedCache,
             .sequence => *Sequence,
-            .pool => *BlockPool,
+            .pool => *BlockPools,
+            .buffer_pool => *BufferPool,
+            .buffer => *AlignedBuffer,
         };
     }
 };
@@ -58,13 +65,21 @@ pub const Object = struct {
     pub const Body = union(enum) {
         contiguous: ContiguousCache,
         paged: Paged,
-        pool: BlockPool,
+        pool: BlockPools,
+        buffer_pool: BufferPool,
+        buffer: Buffer,
     };
 
     pub const Paged = struct {
         cache: PagedCache,
         /// The pool of another handle, if the cache is on one.
         pool: ?*Object = null,
+    };
+
+    pub const Buffer = struct {
+        buffer: AlignedBuffer,
+        /// The pool it came from and goes back to.
+        pool: *Object,
     };
 };
 
@@ -111,6 +126,7 @@ pub fn create(comptime kind: Kind, body: Object.Body) error{OutOfMemory}!i32 {
     if (body == .paged) if (body.paged.pool) |pool| {
         pool.references += 1;
     };
+    if (body == .buffer) body.buffer.pool.references += 1;
     return word;
 }
 
@@ -130,6 +146,8 @@ pub fn begin(comptime kind: Kind, word: u32) error{StaleHandle}!Use(kind) {
             .contiguous => &object.body.contiguous,
             .paged => &object.body.paged.cache,
             .pool => &object.body.pool,
+            .buffer_pool => &object.body.buffer_pool,
+            .buffer => &object.body.buffer.buffer,
             .sequence => comptime unreachable,
         } };
     }
@@ -210,13 +228,18 @@ pub fn release(object: *Object) void {
             body.cache.deinit();
             if (body.pool) |pool| release(pool);
         },
+        .buffer_pool => |*pool| pool.deinit(),
+        .buffer => |*body| {
+            body.buffer.deinit();
+            release(body.pool);
+        },
     }
     gpa.destroy(object);
 }
 
 pub const Totals = struct { live_count: u32, reserved_bytes: u64 };
 
-/// Caches that have a handle, and the bytes reserved by them and by the pools that have one.
+/// Caches that have a handle, and the bytes reserved by them, by the pools that have one, and by buffers.
 pub fn totals() Totals {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
@@ -225,10 +248,12 @@ pub fn totals() Totals {
         const object = entry.object orelse continue;
         switch (entry.kind) {
             .contiguous => result.reserved_bytes += object.body.contiguous.stats().reserved_bytes,
-            .paged => for (object.body.paged.cache.owned_pools) |*pool| {
-                result.reserved_bytes += pool.stats().reserved_bytes;
+            .paged => for (object.body.paged.cache.owned_pools) |*pools| {
+                result.reserved_bytes += pools.reservedBytes();
             },
-            .pool => result.reserved_bytes += object.body.pool.stats().reserved_bytes,
+            .pool => result.reserved_bytes += object.body.pool.reservedBytes(),
+            .buffer_pool => result.reserved_bytes += object.body.buffer_pool.stats().kept_bytes,
+            .buffer => result.reserved_bytes += object.body.buffer.buffer.memory.len,
             .sequence => {},
         }
         result.live_count += @intFromBool(entry.kind == .contiguous or entry.kind == .paged);
@@ -329,14 +354,21 @@ test "an object freed during a call lives until the call is over" {
 }
 
 test "sequences: handles of their own, gone with the cache; a pool lives as long as a cache on it" {
-    const pool_handle = try create(.pool, .{ .pool = try .init(gpa, @import("../device/slab.zig").system, 64, 1 << 20) });
+    const pool_handle = try create(.pool, .{ .pool = try .init(gpa, @import("../device/slab.zig").system, .{
+        .layer_count = 1,
+        .kv_head_count = 1,
+        .head_dim = 8,
+        .block_size = 2,
+        .dtype_k = .f16,
+        .dtype_v = .f16,
+    }, 1 << 20, null) });
     const pool = try retain(.pool, @intCast(pool_handle));
     const handle = try create(.paged, .{ .paged = .{
         .cache = try .init(gpa, .{
             .layers = &.{.{ .kv_head_count = 1, .head_dim = 8 }},
             .block_size = 2,
             .max_seq_len = 8,
-            .pool = &pool.body.pool,
+            .pools = &pool.body.pool,
         }),
         .pool = pool,
     } });

@@ -8,9 +8,10 @@ const dispatch = @import("../kernels/dispatch.zig");
 const handle = @import("handle.zig");
 const record = @import("record.zig");
 const status = @import("status.zig");
+const workers = @import("../device/workers.zig");
 
 /// Raised whenever a symbol or a record changes in a way older callers cannot see past.
-const version_number = 1;
+const version_number = 2;
 
 pub fn version() callconv(.c) i32 {
     pin();
@@ -55,8 +56,9 @@ const SystemRecord = extern struct {
     cpu_count: u32,
     memory_limit_bytes: record.Wide,
     live_handles: u32,
-    reserved: u32 = 0,
-    /// Of all caches together.
+    /// Threads that a call may use, the caller's included.
+    thread_count: u32,
+    /// Of all caches, pools and buffers together.
     reserved_bytes: record.Wide,
 };
 
@@ -68,6 +70,7 @@ pub fn systemInfo(out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
         .cpu_count = cpu.cpuCount(),
         .memory_limit_bytes = .from(cpu.memoryLimit()),
         .live_handles = totals.live_count,
+        .thread_count = workers.threadCount(),
         .reserved_bytes = .from(totals.reserved_bytes),
     }) catch |err| return status.fromError(err);
     return 0;
@@ -76,6 +79,12 @@ pub fn systemInfo(out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
 pub fn levelSet(level: u32) callconv(.c) i32 {
     const wanted = std.enums.fromInt(dispatch.Level, level) orelse return status.fromError(error.InvalidConfig);
     dispatch.setLevel(wanted) catch |err| return status.fromError(err);
+    return 0;
+}
+
+/// Threads that a call may use from now on, the caller's included.
+pub fn threadCountSet(count: u32) callconv(.c) i32 {
+    workers.setThreadCount(count) catch |err| return status.fromError(err);
     return 0;
 }
 

@@ -16,7 +16,7 @@ const status = @import("status.zig");
 
 const gpa = std.heap.c_allocator;
 
-/// What a paged cache is made of. Its layers come in a buffer: kv_head_count, head_dim and window_tokens of each.
+/// What a paged cache is made of. Its layers come in a buffer beside it.
 const PagedRecord = extern struct {
     size_bytes: u32 = 0,
     layer_count: u32,
@@ -33,15 +33,80 @@ const PagedRecord = extern struct {
     pool: u32,
     /// Out only: layer groups.
     group_count: u32 = 0,
+    policy: PolicyWords = .{},
+    measures_fidelity: u32 = 0,
 };
 
-/// Words of a layer in the buffer beside the record.
-const layer_words = @sizeOf(paged.Layer) / 4;
+/// What becomes of old rows.
+const PolicyWords = extern struct {
+    /// A `Policy.Kind`.
+    kind: u32 = 0,
+    /// One more than the number of a dtype; 0 for both where layers say their own.
+    store_k: u32 = 0,
+    store_v: u32 = 0,
+    tail_tokens: u32 = 0,
+    sink_tokens: u32 = 0,
+    /// 0 for none.
+    max_logit_error: f32 = 0,
+    /// 0 for the largest seen.
+    query_norm: f32 = 0,
+
+    fn read(words: PolicyWords) error{InvalidConfig}!paged.Policy {
+        return .{
+            .kind = std.enums.fromInt(paged.Policy.Kind, words.kind) orelse return error.InvalidConfig,
+            .store = try storeOf(words.store_k, words.store_v),
+            .tail_tokens = words.tail_tokens,
+            .sink_tokens = words.sink_tokens,
+            .max_logit_error = if (words.max_logit_error == 0) null else words.max_logit_error,
+            .query_norm = if (words.query_norm == 0) null else words.query_norm,
+        };
+    }
+
+    fn from(policy: paged.Policy) PolicyWords {
+        const store_k, const store_v = storeWords(policy.store);
+        return .{
+            .kind = @intFromEnum(policy.kind),
+            .store_k = store_k,
+            .store_v = store_v,
+            .tail_tokens = policy.tail_tokens,
+            .sink_tokens = policy.sink_tokens,
+            .max_logit_error = policy.max_logit_error orelse 0,
+            .query_norm = policy.query_norm orelse 0,
+        };
+    }
+};
+
+const PolicyRecord = extern struct {
+    size_bytes: u32 = 0,
+    policy: PolicyWords,
+};
+
+fn storeOf(store_k: u32, store_v: u32) error{InvalidConfig}!?paged.Store {
+    if (store_k == 0 and store_v == 0) return null;
+    return .{
+        .dtype_k = Dtype.fromWord(store_k -% 1) orelse return error.InvalidConfig,
+        .dtype_v = Dtype.fromWord(store_v -% 1) orelse return error.InvalidConfig,
+    };
+}
+
+fn storeWords(store: ?paged.Store) [2]u32 {
+    const given = store orelse return .{ 0, 0 };
+    return .{ @intFromEnum(given.dtype_k) + 1, @intFromEnum(given.dtype_v) + 1 };
+}
+
+/// Words of a layer in the buffer beside the record: kv_head_count, head_dim, window_tokens (0 for all) and its own store,
+/// as in a policy.
+const layer_words = 5;
 
 const StatsRecord = extern struct {
     size_bytes: u32 = 0,
     sequence_count: u32,
-    token_count: record.Wide,
+    tail_token_count: record.Wide,
+    store_token_count: record.Wide,
+    warm_token_count: record.Wide,
+    tail_bytes: record.Wide,
+    store_bytes: record.Wide,
+    f32_bytes: record.Wide,
     table_entries: record.Wide,
     evictions: record.Wide,
     metadata_bytes: record.Wide,
@@ -64,11 +129,15 @@ fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, la
     if (words.len != @as(u64, options.layer_count) * layer_words) return error.InvalidSize;
     const list = try gpa.alloc(paged.Layer, options.layer_count);
     defer gpa.free(list);
-    for (list, 0..) |*layer, i| layer.* = .{
-        .kv_head_count = words[i * layer_words],
-        .head_dim = words[i * layer_words + 1],
-        .window_tokens = words[i * layer_words + 2],
-    };
+    for (list, 0..) |*layer, i| {
+        const own = words[i * layer_words ..][0..layer_words];
+        layer.* = .{
+            .kv_head_count = own[0],
+            .head_dim = own[1],
+            .window_tokens = if (own[2] == 0) null else own[2],
+            .store = try storeOf(own[3], own[4]),
+        };
+    }
     const max_bytes = options.max_bytes.value();
     if (options.pool != 0 and max_bytes != 0) return error.InvalidConfig;
     const pool = if (options.pool == 0) null else try handle.retain(.pool, options.pool);
@@ -78,14 +147,16 @@ fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, la
         .layers = list,
         .block_size = options.block_size,
         .max_seq_len = options.max_seq_len,
-        .dtype_k = Dtype.fromWord(options.dtype_k) orelse return error.InvalidConfig,
-        .dtype_v = Dtype.fromWord(options.dtype_v) orelse return error.InvalidConfig,
+        .dtype_k = Dtype.floatFromWord(options.dtype_k) orelse return error.InvalidConfig,
+        .dtype_v = Dtype.floatFromWord(options.dtype_v) orelse return error.InvalidConfig,
+        .policy = try options.policy.read(),
+        .measures_fidelity = options.measures_fidelity != 0,
         .retention = .{
             .tokens = if (options.retention_tokens == 0) null else options.retention_tokens,
             .sink_tokens = options.retention_sink_tokens,
         },
         .max_bytes = if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
-        .pool = if (pool) |object| &object.body.pool else null,
+        .pools = if (pool) |object| &object.body.pool else null,
     });
     errdefer cache.deinit();
     return handle.create(.paged, .{ .paged = .{ .cache = cache, .pool = pool } });
@@ -115,14 +186,22 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
         .max_bytes = .{},
         .pool = 0,
         .group_count = @intCast(cache.groups.len),
+        .policy = .from(cache.policy),
+        .measures_fidelity = @intFromBool(cache.groups[0].fidelity.len != 0),
     });
     if (layer_word_count == 0) return;
     const words: [*]align(1) u32 = @ptrCast(try buffer.out(layers, layer_word_count));
     for (cache.places, 0..) |place, i| {
         const group = cache.groups[place.group];
-        words[i * layer_words] = group.shape.kv_head_count;
-        words[i * layer_words + 1] = group.shape.head_dim;
-        words[i * layer_words + 2] = group.window_tokens orelse 0;
+        const store_k, const store_v = storeWords(group.store);
+        const own = [layer_words]u32{
+            group.shape.kv_head_count,
+            group.shape.head_dim,
+            group.window_tokens orelse 0,
+            store_k,
+            store_v,
+        };
+        for (own, words[i * layer_words ..][0..layer_words]) |from, *to| to.* = from;
     }
 }
 
@@ -274,7 +353,8 @@ fn attendBatch(
         made += 1;
         first += count;
     }
-    for (queries[0..made]) |*query| query.run();
+    attention.run(queries[0..made]);
+    for (queries[0..made]) |query| use.target.observe(layer, query.q, query.q_head_count, query.softmax_scale);
 }
 
 /// (cache, beams, parents, count)
@@ -292,24 +372,72 @@ fn reorderBeams(use: handle.Use(.paged), beams: ?[*]const u8, parents: ?[*]const
     try use.target.reorder(batch.sequences, indices);
 }
 
+/// (cache, PolicyRecord, bytes)
+pub fn updatePolicy(word: u32, options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
+    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
+    defer use.end();
+    return status.word(setPolicy(use.target, options, options_bytes));
+}
+
+fn setPolicy(cache: *PagedCache, options: ?[*]const u8, options_bytes: u32) status.Error!void {
+    const parsed = try record.read(PolicyRecord, options, options_bytes);
+    try cache.updatePolicy(try parsed.policy.read());
+}
+
+/// Numbers of a KV head in `fidelity`.
+const fidelity_numbers = 10;
+
+/// (cache, layer, f64[kv_head][10] out, count) -> KV heads: of keys and then of values the rows measured, the mean and the
+/// smallest cosine, and the largest error of a row; the largest softmax_scale * |q| seen, and the bound of a score's error.
+/// Writes as many heads as fit.
+pub fn fidelity(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
+    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const heads = use.target.fidelity(layer) catch |err| return status.fromError(err);
+    if (heads.len == 0) return status.fromError(error.Unsupported);
+    const numbers: [*]align(1) f64 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
+    const head_dim = (use.target.layerShape(layer) catch unreachable).head_dim; // `fidelity` checked the layer
+    for (heads[0..@min(heads.len, out_count / fidelity_numbers)], 0..) |head, i| {
+        const line = [fidelity_numbers]f64{
+            @floatFromInt(head.keys.row_count),
+            head.keys.cosineMean(),
+            head.keys.cosine_min,
+            head.keys.error_max,
+            @floatFromInt(head.values.row_count),
+            head.values.cosineMean(),
+            head.values.cosine_min,
+            head.values.error_max,
+            head.query_norm_max,
+            head.logitErrorBound(head_dim),
+        };
+        for (line, numbers[i * fidelity_numbers ..][0..fidelity_numbers]) |from, *to| to.* = from;
+    }
+    return status.count(heads.len);
+}
+
 pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
     defer use.end();
-    const facts = use.target.stats();
+    const facts = use.target.stats() catch |err| return status.fromError(err);
     var used_blocks: u32 = 0;
     var used_bytes: u64 = 0;
     var reserved_bytes: u64 = 0;
     var metadata_bytes = facts.metadata_bytes;
-    for (use.target.groups) |group| {
-        const pool = group.pool.stats();
+    for (use.target.groups) |group| for (group.formats.items) |format| {
+        const pool = format.pool.stats();
         used_blocks += pool.used_blocks;
         used_bytes += pool.used_blocks * pool.block_bytes;
         reserved_bytes += pool.reserved_bytes;
         metadata_bytes += pool.metadata_bytes;
-    }
+    };
     return status.word(record.write(StatsRecord, out, out_bytes, .{
         .sequence_count = facts.sequence_count,
-        .token_count = .from(facts.token_count),
+        .tail_token_count = .from(facts.tail_token_count),
+        .store_token_count = .from(facts.store_token_count),
+        .warm_token_count = .from(facts.warm_token_count),
+        .tail_bytes = .from(facts.tail_bytes),
+        .store_bytes = .from(facts.store_bytes),
+        .f32_bytes = .from(facts.f32_bytes),
         .table_entries = .from(facts.table_entries),
         .evictions = .from(facts.evictions),
         .metadata_bytes = .from(metadata_bytes),
@@ -320,10 +448,11 @@ pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
     }));
 }
 
-/// (cache, group, PoolStatsRecord out, bytes): the pool of a layer group.
-pub fn poolStats(word: u32, group: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
+/// (cache, group, dtype_k, dtype_v, PoolStatsRecord out, bytes): the blocks of a layer group in one format.
+pub fn poolStats(word: u32, group: u32, dtype_k: u32, dtype_v: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
     defer use.end();
     if (group >= use.target.groups.len) return status.fromError(error.LayerOutOfRange);
-    return status.word(record.write(pool_bodies.StatsRecord, out, out_bytes, .from(use.target.groups[group].pool)));
+    const format = pool_bodies.formatOf(use.target.groups[group].pools, dtype_k, dtype_v) catch |err| return status.fromError(err);
+    return status.word(record.write(pool_bodies.StatsRecord, out, out_bytes, .from(&format.pool)));
 }

@@ -3,6 +3,9 @@
 const std = @import("std");
 const block_pool = @import("../cache/block_pool.zig");
 const BlockPool = block_pool.BlockPool;
+const block_pools = @import("../cache/block_pools.zig");
+const BlockPools = block_pools.BlockPools;
+const Format = block_pools.Format;
 const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const handle = @import("handle.zig");
@@ -11,7 +14,7 @@ const BlockShape = @import("../shape.zig").BlockShape;
 const slab = @import("../device/slab.zig");
 const status = @import("status.zig");
 
-/// The caches a pool is for: one layer group.
+/// The caches a pool is for: one layer group, and the formats of its tail.
 const PoolRecord = extern struct {
     size_bytes: u32 = 0,
     layer_count: u32,
@@ -71,19 +74,19 @@ fn createPool(source: ?[*]const u8, source_bytes: u32) status.Error!i32 {
         .kv_head_count = options.kv_head_count,
         .head_dim = options.head_dim,
         .block_size = options.block_size,
-        .dtype_k = Dtype.fromWord(options.dtype_k) orelse return error.InvalidConfig,
-        .dtype_v = Dtype.fromWord(options.dtype_v) orelse return error.InvalidConfig,
+        .dtype_k = Dtype.floatFromWord(options.dtype_k) orelse return error.InvalidConfig,
+        .dtype_v = Dtype.floatFromWord(options.dtype_v) orelse return error.InvalidConfig,
     };
-    try shape.validate();
     const max_bytes = options.max_bytes.value();
-    var pool: BlockPool = try .init(
+    var pools: BlockPools = try .init(
         std.heap.c_allocator,
         slab.system,
-        shape.blockBytes(),
+        shape,
         if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
+        null,
     );
-    errdefer pool.deinit();
-    return handle.create(.pool, .{ .pool = pool });
+    errdefer pools.deinit();
+    return handle.create(.pool, .{ .pool = pools });
 }
 
 pub fn free(word: u32) callconv(.c) i32 {
@@ -91,16 +94,28 @@ pub fn free(word: u32) callconv(.c) i32 {
     return 0;
 }
 
-pub fn prewarm(word: u32, block_count: u32) callconv(.c) i32 {
+/// (pool, blocks, dtype_k, dtype_v): blocks of one format.
+pub fn prewarm(word: u32, block_count: u32, dtype_k: u32, dtype_v: u32) callconv(.c) i32 {
     const use = handle.begin(.pool, word) catch |err| return status.fromError(err);
     defer use.end();
-    use.target.prewarm(block_count) catch |err| return status.fromError(err);
+    const format = formatOf(use.target, dtype_k, dtype_v) catch |err| return status.fromError(err);
+    format.pool.prewarm(block_count) catch |err| return status.fromError(err);
     return 0;
 }
 
-pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
+/// (pool, dtype_k, dtype_v, PoolStatsRecord out, bytes): the blocks of one format.
+pub fn stats(word: u32, dtype_k: u32, dtype_v: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
     const use = handle.begin(.pool, word) catch |err| return status.fromError(err);
     defer use.end();
-    record.write(StatsRecord, out, out_bytes, .from(use.target)) catch |err| return status.fromError(err);
+    const format = formatOf(use.target, dtype_k, dtype_v) catch |err| return status.fromError(err);
+    record.write(StatsRecord, out, out_bytes, .from(&format.pool)) catch |err| return status.fromError(err);
     return 0;
+}
+
+/// The blocks of a format of some pools.
+pub fn formatOf(pools: *BlockPools, dtype_k: u32, dtype_v: u32) status.Error!*Format {
+    return pools.get(
+        Dtype.fromWord(dtype_k) orelse return error.InvalidConfig,
+        Dtype.fromWord(dtype_v) orelse return error.InvalidConfig,
+    );
 }

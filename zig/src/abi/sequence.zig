@@ -7,6 +7,7 @@ const handle = @import("handle.zig");
 const record = @import("record.zig");
 const row_types = @import("../cache/rows.zig");
 const Sequence = @import("../cache/paged.zig").Sequence;
+const shapes = @import("../shape.zig");
 const status = @import("status.zig");
 const view = @import("view.zig");
 const ViewRecord = view.ViewRecord;
@@ -131,7 +132,7 @@ fn writeViews(sequence: *const Sequence, layer: u32, start: u32, view_first: u32
         if (count >= view_first and (written + 1) * record_bytes <= out_bytes) {
             const one = bytes + written * record_bytes;
             std.mem.writeInt(u32, one[0..4], record_bytes, .little);
-            try record.write(ViewRecord, one, record_bytes, blockView(rows, position, run_end, generation_now));
+            try record.write(ViewRecord, one, record_bytes, blockView(sequence, layer, rows, position, run_end, generation_now));
             written += 1;
         }
         count += 1;
@@ -142,28 +143,33 @@ fn writeViews(sequence: *const Sequence, layer: u32, start: u32, view_first: u32
 
 /// The end of the resident rows from `position` on in its block, or null where the row there was evicted.
 fn blockEnd(rows: row_types.Rows, position: u32) ?u32 {
-    const in_sink = position < rows.sink_end;
-    if (!in_sink and position < rows.first) return null;
-    const block_size = rows.place.paged.shape.block_size;
-    const block_end = @min(rows.row_count, (position / block_size + 1) * block_size);
-    return if (in_sink and rows.sink_end < rows.first) @min(block_end, rows.sink_end) else block_end;
+    const end = rows.residentEnd(position) orelse return null;
+    const block_size = rows.place.paged.block_size;
+    return @min(end, (position / block_size + 1) * block_size);
 }
 
-fn blockView(rows: row_types.Rows, position: u32, end: u32, generation_now: u32) ViewRecord {
-    const shape = rows.place.paged.shape;
+fn blockView(sequence: *const Sequence, layer: u32, rows: row_types.Rows, position: u32, end: u32, generation_now: u32) ViewRecord {
+    const shape = rows.place.paged.formatAt(position).shape;
     const run = rows.run(0, position, end);
     return .{
         .keys = .from(@intFromPtr(run.keys)),
         .values = .from(@intFromPtr(run.values)),
         .start = position,
         .length = end - position,
-        .dtype_k = @intFromEnum(rows.dtype_k),
-        .dtype_v = @intFromEnum(rows.dtype_v),
-        .token_stride = shape.head_dim,
-        .head_stride = shape.block_size * shape.head_dim,
+        .dtype_k = @intFromEnum(shape.dtype_k),
+        .dtype_v = @intFromEnum(shape.dtype_v),
+        .token_stride = if (shape.isFloat()) shape.head_dim else 0,
+        .head_stride = if (shape.isFloat()) shape.block_size * shape.head_dim else 0,
+        .tier = @intFromEnum(sequence.tier(layer, position)),
         .generation = generation_now,
         .block_size = shape.block_size,
+        .bytes_k = codeBytes(shape, .keys),
+        .bytes_v = codeBytes(shape, .values),
     };
+}
+
+fn codeBytes(shape: shapes.BlockShape, side: shapes.Side) u32 {
+    return if (shape.dtype(side).isFloat()) 0 else @intCast(shape.sideBytes(side));
 }
 
 /// (sequence, layer, row_count, ViewRecord out, bytes) -> rows; the record's `reason` is not 0 where the rows do not lie
@@ -181,9 +187,9 @@ fn writeContiguous(sequence: *const Sequence, layer: u32, row_count: u32, out: ?
     const generation_now = view.generationWord(try sequence.generation(layer));
     var answer: ViewRecord = std.mem.zeroes(ViewRecord);
     if (reason == .none and row_count != 0) {
-        answer = blockView(rows, 0, @min(row_count, rows.place.paged.shape.block_size), generation_now);
+        answer = blockView(sequence, layer, rows, 0, @min(row_count, rows.place.paged.block_size), generation_now);
         answer.length = row_count;
-        answer.token_stride = rows.place.paged.shape.kvDim();
+        answer.token_stride = rows.kv_head_count * rows.head_dim;
         answer.head_stride = rows.head_dim;
     }
     answer.generation = generation_now;
@@ -195,17 +201,22 @@ fn writeContiguous(sequence: *const Sequence, layer: u32, row_count: u32, out: ?
 fn whyNot(rows: row_types.Rows, row_count: u32) view.Reason {
     const paged = rows.place.paged;
     if (rows.sink_end < rows.first and row_count > rows.sink_end) return .evicted;
-    if (rows.kv_head_count != 1 and paged.shape.block_size != 1 and row_count != 0) return .head_major;
-    // Adjacent are blocks that hold this layer's side alone and follow one another in their slab.
+    if (row_count == 0) return .none;
+    const shape = paged.formatAt(0).shape;
     var position: u32 = 0;
-    while (position + paged.shape.block_size < row_count) : (position += paged.shape.block_size) {
-        const next = position + paged.shape.block_size;
+    while (position < row_count) : (position += paged.block_size) {
+        if (!paged.formatAt(position).shape.isFloat()) return .quantized;
+    }
+    if (rows.kv_head_count != 1 and paged.block_size != 1) return .head_major;
+    // Adjacent are blocks of one format that hold this layer's side alone and follow one another in their slab.
+    position = 0;
+    while (position + paged.block_size < row_count) : (position += paged.block_size) {
+        const next = position + paged.block_size;
+        if (paged.formatAt(next) != paged.formatAt(0)) return .not_adjacent;
         const here = rows.run(0, position, next);
         const there = rows.run(0, next, next + 1);
-        const bytes_k = here.token_count * rows.kv_head_count * rows.tokenStrideK();
-        const bytes_v = here.token_count * rows.kv_head_count * rows.tokenStrideV();
-        if (@intFromPtr(here.keys) + bytes_k != @intFromPtr(there.keys)) return .not_adjacent;
-        if (@intFromPtr(here.values) + bytes_v != @intFromPtr(there.values)) return .not_adjacent;
+        if (@intFromPtr(here.keys) + shape.sideBytes(.keys) != @intFromPtr(there.keys)) return .not_adjacent;
+        if (@intFromPtr(here.values) + shape.sideBytes(.values) != @intFromPtr(there.values)) return .not_adjacent;
     }
     return .none;
 }
@@ -252,11 +263,25 @@ pub fn blockReferences(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callc
     defer use.end();
     const blocks = use.target.blockTable(layer) catch |err| return status.fromError(err);
     const rows = use.target.rows(layer) catch unreachable; // blockTable checked the layer
-    const pool = use.target.cache.groups[use.target.cache.places[layer].group].pool;
-    std.debug.assert(pool == rows.place.paged.pool);
+    const paged = rows.place.paged;
     const entries: [*]align(1) i32 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
     for (blocks[0..@min(blocks.len, out_count)], 0..) |block, i| {
+        const pool = &paged.formats[paged.block_formats[i]].pool;
         entries[i] = if (block < 0) 0 else status.count(pool.refCount(@intCast(block)));
+    }
+    return status.count(blocks.len);
+}
+
+/// (sequence, layer, i32[] out, count) -> entries: the tier of each block of `blockTable`, -1 where one was evicted.
+pub fn blockTiers(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const blocks = use.target.blockTable(layer) catch |err| return status.fromError(err);
+    const entries: [*]align(1) i32 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
+    const block_size = use.target.cache.block_size;
+    for (blocks[0..@min(blocks.len, out_count)], 0..) |block, i| {
+        const position = @as(u32, @intCast(i)) * block_size;
+        entries[i] = if (block < 0) -1 else @intCast(@intFromEnum(use.target.tier(layer, position)));
     }
     return status.count(blocks.len);
 }
@@ -283,7 +308,7 @@ pub fn attend(
 ) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.word(attend_options.run(
+    const query = attend_options.run(
         use.target.rows(layer) catch |err| return status.fromError(err),
         q,
         q_count,
@@ -299,5 +324,7 @@ pub fn attend(
         output_count,
         lse,
         lse_count,
-    ));
+    ) catch |err| return status.fromError(err);
+    use.target.cache.observe(layer, query.q, query.q_head_count, query.softmax_scale);
+    return 0;
 }

@@ -15,10 +15,10 @@ pub const ViewRecord = extern struct {
     length: u32,
     dtype_k: u32,
     dtype_v: u32,
-    /// In elements.
+    /// In elements; 0 where a side is quantized.
     token_stride: u32,
     head_stride: u32,
-    /// 0: the float tail.
+    /// A `Tier`.
     tier: u32 = 0,
     delta: i32 = 0,
     generation: u32,
@@ -26,6 +26,9 @@ pub const ViewRecord = extern struct {
     block_size: u32 = 0,
     /// Why there is no such window, for `contiguous_kv`; 0 where there is one.
     reason: u32 = 0,
+    /// Bytes of all heads of a side of a quantized block, which begin at `keys` and `values`; 0 for a side in floats.
+    bytes_k: u32 = 0,
+    bytes_v: u32 = 0,
 };
 
 /// A generation in 31 bits, so that it is a positive result.

@@ -8,6 +8,7 @@ const ContiguousCache = contiguous.ContiguousCache;
 const dispatch = @import("../kernels/dispatch.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const reference = @import("../kernels/reference.zig");
+const workers = @import("../device/workers.zig");
 
 /// One comparison: a cache of `token_count` random rows and a query step over it.
 const Case = struct {
@@ -150,10 +151,11 @@ test "every head_dim about a vector, and the largest" {
     }.run);
 }
 
-test "every pair of dtypes" {
+test "every pair of float formats" {
     try forEachLevel(struct {
         fn run() !void {
-            for (std.enums.values(Dtype)) |dtype_k| for (std.enums.values(Dtype)) |dtype_v| {
+            const floats = [_]Dtype{ .f32, .f16, .bf16 };
+            for (floats) |dtype_k| for (floats) |dtype_v| {
                 try check(.{ .token_count = 200, .kv_head_count = 2, .ratio = 4, .dtype_k = dtype_k, .dtype_v = dtype_v });
             };
         }
@@ -305,4 +307,95 @@ test "attend refuses and writes nothing" {
     try testing.expectEqual(@as([16]f32, @splat(1)), output[0..16].*);
     try testing.expectEqual(@as([16]f32, @splat(9)), output[16..].*);
     try testing.expectEqual(@as([4]f32, @splat(9)), lse[4..].*);
+}
+
+/// Sequences of these lengths in one batch, each with as many queries.
+fn batchBits(gpa: std.mem.Allocator, lengths: []const u32, query_count: u32, output: []f32, lse: []f32) !void {
+    const heads = 4;
+    const ratio = 2;
+    const dim = 32;
+    var cache: ContiguousCache = try .init(gpa, .{
+        .layer_count = 1,
+        .sequence_count = @intCast(lengths.len),
+        .kv_head_count = heads,
+        .head_dim = dim,
+        .max_seq_len = std.mem.max(u32, lengths),
+        .dtype_k = .f16,
+        .dtype_v = .f16,
+    });
+    defer cache.deinit();
+    var prng: std.Random.DefaultPrng = .init(17);
+    const random = prng.random();
+    const queries = try gpa.alloc(attention.Query, lengths.len);
+    defer gpa.free(queries);
+    const q = try gpa.alloc(f32, output.len);
+    defer gpa.free(q);
+    for (q) |*element| element.* = random.floatNorm(f32);
+    const elements = query_count * heads * ratio * dim;
+    for (lengths, queries, 0..) |length, *query, i| {
+        const rows = try gpa.alloc(f32, length * heads * dim);
+        defer gpa.free(rows);
+        for (rows) |*element| element.* = random.floatNorm(f32);
+        _ = try cache.append(0, @intCast(i), .fromF32(rows), .fromF32(rows));
+        query.* = try .init(
+            try cache.rows(0, @intCast(i)),
+            q[i * elements ..][0..elements],
+            .{ .query_count = query_count, .sink_logits = &(.{0.25} ** (heads * ratio)) },
+            output[i * elements ..][0..elements],
+            lse[i * query_count * heads * ratio ..][0 .. query_count * heads * ratio],
+        );
+    }
+    attention.run(queries);
+}
+
+test "the same bits by any number of threads: one sequence, a batch of unequal ones, many queries" {
+    const gpa = testing.allocator;
+    const before = workers.threadCount();
+    defer workers.setThreadCount(before) catch unreachable;
+    const Batch = struct { lengths: []const u32, query_count: u32 };
+    for ([_]Batch{
+        .{ .lengths = &.{9000}, .query_count = 1 },
+        .{ .lengths = &.{ 9000, 1, 700, 1024, 1025, 3000 }, .query_count = 1 },
+        .{ .lengths = &.{ 1100, 2100 }, .query_count = 70 },
+    }) |case| {
+        const rows = case.lengths.len * case.query_count * 8;
+        const outputs = try gpa.alloc(f32, 2 * rows * 32);
+        defer gpa.free(outputs);
+        const lses = try gpa.alloc(f32, 2 * rows);
+        defer gpa.free(lses);
+        const expected, const got = .{ outputs[0 .. rows * 32], outputs[rows * 32 ..] };
+        try workers.setThreadCount(1);
+        try batchBits(gpa, case.lengths, case.query_count, expected, lses[0..rows]);
+        for (expected) |x| try testing.expect(std.math.isFinite(x));
+        for ([_]u32{ 2, 3, 7 }) |count| {
+            try workers.setThreadCount(count);
+            @memset(got, std.math.nan(f32));
+            try batchBits(gpa, case.lengths, case.query_count, got, lses[rows..]);
+            try testing.expectEqualSlices(u8, std.mem.sliceAsBytes(expected), std.mem.sliceAsBytes(got));
+            try testing.expectEqualSlices(u8, std.mem.sliceAsBytes(lses[0..rows]), std.mem.sliceAsBytes(lses[rows..]));
+        }
+    }
+}
+
+fn attendOften(failures: *std.atomic.Value(u32)) void {
+    const gpa = std.heap.page_allocator;
+    var expected: [256]f32 = undefined;
+    var got: [256]f32 = undefined;
+    var lse: [8]f32 = undefined;
+    batchBits(gpa, &.{5000}, 1, &expected, &lse) catch return;
+    for (0..10) |_| {
+        batchBits(gpa, &.{5000}, 1, &got, &lse) catch return;
+        if (!std.mem.eql(u8, std.mem.asBytes(&expected), std.mem.asBytes(&got))) _ = failures.fetchAdd(1, .monotonic);
+    }
+}
+
+test "several callers attend at once" {
+    const before = workers.threadCount();
+    defer workers.setThreadCount(before) catch unreachable;
+    try workers.setThreadCount(3);
+    var failures: std.atomic.Value(u32) = .init(0);
+    var callers: [3]std.Thread = undefined;
+    for (&callers) |*caller| caller.* = try std.Thread.spawn(.{}, attendOften, .{&failures});
+    for (callers) |caller| caller.join();
+    try testing.expectEqual(0, failures.load(.monotonic));
 }

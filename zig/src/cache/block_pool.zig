@@ -31,6 +31,9 @@ const slab_bytes_min = 4 << 20;
 /// Between the two they have this many blocks.
 const slab_blocks_target = 32;
 
+/// Nor larger than this part of a budget that several pools share.
+const slab_share = 16;
+
 const block_alignment = 64;
 
 /// A pool is never larger, whatever its owner allows: the table of slabs is made at once, and block indices are int32 in
@@ -96,6 +99,8 @@ pub const BlockPool = struct {
     ref_counts: std.ArrayList(u32) = .empty,
     /// Who wrote a block last, [block]; 0 for nobody.
     tenants: std.ArrayList(u32) = .empty,
+    /// How often a block was taken, [block]; wraps.
+    serials: std.ArrayList(u32) = .empty,
     /// Free blocks of mapped slabs, the last given back on top. Has room for every block.
     free: std.ArrayList(u32) = .empty,
     used_count: u32 = 0,
@@ -127,7 +132,9 @@ pub const BlockPool = struct {
         if (block_bytes > slab_memory.bytes_max) return error.BlockTooLarge;
         const rounded = std.mem.alignForward(u64, block_bytes, block_alignment);
         if (rounded > bytes_max) return error.BlockTooLarge;
-        const slab_bytes = std.math.clamp(slab_blocks_target * rounded, slab_bytes_min, slab_bytes_target);
+        const wanted_bytes = std.math.clamp(slab_blocks_target * rounded, slab_bytes_min, slab_bytes_target);
+        // Pools on one budget must not take it all with their first slab.
+        const slab_bytes = if (budget == null) wanted_bytes else @min(wanted_bytes, bytes_max / slab_share);
         const blocks_per_slab: u32 = @intCast(@max(1, slab_bytes / rounded));
         const block_count_max: u32 = @intCast(@min(bytes_max, bytes_max_max) / rounded);
         const slab_count_max = std.math.divCeil(u32, block_count_max, blocks_per_slab) catch unreachable; // not 0
@@ -156,6 +163,7 @@ pub const BlockPool = struct {
         pool.gpa.free(pool.slab_free_counts);
         pool.ref_counts.deinit(pool.gpa);
         pool.tenants.deinit(pool.gpa);
+        pool.serials.deinit(pool.gpa);
         pool.free.deinit(pool.gpa);
         pool.* = undefined;
     }
@@ -177,12 +185,15 @@ pub const BlockPool = struct {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         const there = pool.free.items.len;
+        if (!pool.canHave(blocks.len)) return error.PoolEmpty;
+        errdefer pool.shrink();
         while (pool.free.items.len < blocks.len) try pool.grow();
         for (blocks, 0..) |*entry, i| {
             const block = pool.free.pop().?;
             if (i < there) pool.hits += 1 else pool.misses += 1;
             assert(pool.ref_counts.items[block] == 0);
             pool.ref_counts.items[block] = 1;
+            pool.serials.items[block] +%= 1;
             pool.slab_free_counts[block / pool.blocks_per_slab] -= 1;
             if (pool.tenants.items[block] != tenant) {
                 if (pool.tenants.items[block] != 0) @memset(pool.bytes(block), 0);
@@ -242,6 +253,20 @@ pub const BlockPool = struct {
         return pool.ref_counts.items[block];
     }
 
+    /// Changes whenever a block gets a new owner.
+    pub fn serial(pool: *BlockPool, block: u32) u32 {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        return pool.serials.items[block];
+    }
+
+    /// Is a block still the one that had this serial, and in use?
+    pub fn isAlive(pool: *BlockPool, block: u32, expected_serial: u32) bool {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        return pool.ref_counts.items[block] > 0 and pool.serials.items[block] == expected_serial;
+    }
+
     /// The bytes of a block, 64-byte aligned. Valid while a reference is held.
     pub fn bytes(pool: *const BlockPool, block: u32) []align(block_alignment) u8 {
         const slab = pool.slabs[block / pool.blocks_per_slab].?;
@@ -256,7 +281,7 @@ pub const BlockPool = struct {
         for (pool.slabs) |slab| if (slab) |mapped| {
             reserved += slab_memory.reservedBytes(mapped);
         };
-        const words = pool.ref_counts.capacity + pool.tenants.capacity + pool.free.capacity + pool.slab_free_counts.len;
+        const words = pool.ref_counts.capacity + pool.tenants.capacity + pool.serials.capacity + pool.free.capacity + pool.slab_free_counts.len;
         return .{
             .block_bytes = pool.block_bytes,
             .total_blocks = pool.totalCount(),
@@ -272,6 +297,22 @@ pub const BlockPool = struct {
             .reserved_bytes = reserved,
             .metadata_bytes = words * @sizeOf(u32) + pool.slabs.len * @sizeOf(?Slab),
         };
+    }
+
+    /// Could there be so many free blocks, as far as slabs and budget go? Asked first, so that a request that is refused has
+    /// mapped nothing.
+    fn canHave(pool: *const BlockPool, block_count: usize) bool {
+        var free_count = pool.free.items.len;
+        var bytes_left = if (pool.budget) |budget| budget.left.load(.monotonic) else std.math.maxInt(u64);
+        for (pool.slabs, 0..) |slab, i| {
+            if (free_count >= block_count) return true;
+            if (slab != null) continue;
+            const gained = pool.slabBlocks(@intCast(i));
+            if (gained * pool.block_bytes > bytes_left) return false;
+            bytes_left -= gained * pool.block_bytes;
+            free_count += gained;
+        }
+        return free_count >= block_count;
     }
 
     fn totalCount(pool: *const BlockPool) u32 {
@@ -312,9 +353,11 @@ pub const BlockPool = struct {
         if (block_count <= known) return;
         try pool.ref_counts.ensureTotalCapacity(pool.gpa, block_count);
         try pool.tenants.ensureTotalCapacity(pool.gpa, block_count);
+        try pool.serials.ensureTotalCapacity(pool.gpa, block_count);
         try pool.free.ensureTotalCapacity(pool.gpa, block_count);
         pool.ref_counts.appendNTimesAssumeCapacity(0, block_count - known);
         pool.tenants.appendNTimesAssumeCapacity(0, block_count - known);
+        pool.serials.appendNTimesAssumeCapacity(0, block_count - known);
     }
 
     /// Gives slabs of free blocks back to the system: all of them when no block is used, else as many as leave one

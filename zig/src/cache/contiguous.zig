@@ -84,6 +84,7 @@ pub const ContiguousCache = struct {
     pub fn initSlabs(gpa: Allocator, slab_allocator: Allocator, options: Options) InitError!ContiguousCache {
         const shape = options.shape();
         try shape.validate();
+        if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
         const kv_bytes = try shape.memoryBytes(options.dtype_k, options.dtype_v);
         if (kv_bytes > options.max_bytes orelse std.math.maxInt(u64)) return error.OutOfMemory;
         const run_count = std.math.cast(usize, shape.runCount()) orelse return error.OutOfMemory;
@@ -267,11 +268,11 @@ pub const ContiguousCache = struct {
         return .{
             .kv_head_count = self.shape.kv_head_count,
             .head_dim = self.shape.head_dim,
-            .dtype_k = self.dtype_k,
-            .dtype_v = self.dtype_v,
             .row_count = self.seq_lens[sequence_index] + self.pending[run],
             .place = .{ .contiguous = .{
                 .shape = self.shape,
+                .dtype_k = self.dtype_k,
+                .dtype_v = self.dtype_v,
                 .keys = self.keys.run(run),
                 .values = self.values.run(run),
             } },
@@ -290,8 +291,8 @@ pub const ContiguousCache = struct {
         const element_count = shapes.rowElements(self.shape, source.row_count).?; // a part of a checked size
         if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
         const kernels = dispatch.kernels();
-        kernels.convert(k.bytes, k.dtype, source.place.contiguous.keys, source.dtype_k, element_count);
-        kernels.convert(v.bytes, v.dtype, source.place.contiguous.values, source.dtype_v, element_count);
+        kernels.convert(k.bytes, k.dtype, source.place.contiguous.keys, self.dtype_k, element_count);
+        kernels.convert(v.bytes, v.dtype, source.place.contiguous.values, self.dtype_v, element_count);
         return source.row_count;
     }
 

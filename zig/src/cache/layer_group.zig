@@ -1,41 +1,110 @@
-//! Layer groups: layers of equal KV heads, head_dim and window share their blocks, so they have one block shape, one
-//! pool and, in each sequence, one block table. Most models have one group.
+//! Layer groups: layers of equal KV heads, head_dim, window and store formats share their blocks, so they have one block
+//! shape, one set of pools and, in each sequence, one block table. Most models have one group.
 
 const std = @import("std");
 const Allocator = std.mem.Allocator;
+const block_pools = @import("block_pools.zig");
 const BlockPool = @import("block_pool.zig").BlockPool;
+const BlockPools = block_pools.BlockPools;
 const BlockShape = @import("../shape.zig").BlockShape;
+const dtypes = @import("../dtype.zig");
+const Dtype = dtypes.Dtype;
+const Format = block_pools.Format;
+const Head = @import("fidelity.zig").Head;
+
+/// The formats of rows that have left the tail.
+pub const Store = struct {
+    dtype_k: Dtype,
+    dtype_v: Dtype,
+};
 
 /// What a layer holds.
-pub const Layer = extern struct {
+pub const Layer = struct {
     kv_head_count: u32,
     head_dim: u32,
-    /// A query of this layer sees that many of the newest rows, its own included; older blocks are freed. 0 for all.
-    window_tokens: u32 = 0,
+    /// A query of this layer sees that many of the newest rows, its own included; older blocks are freed. Null for all.
+    window_tokens: ?u32 = null,
+    /// Null for what the policy of the cache says.
+    store: ?Store = null,
+};
+
+/// What a shared block of the tail became when one of its sequences let it migrate: valid while both blocks are what they
+/// were then.
+pub const Twin = struct {
+    tail_serial: u32,
+    format: u8,
+    block: i32,
+    serial: u32,
 };
 
 /// Layers of one shape.
 pub const Group = struct {
+    /// Of the tail.
     shape: BlockShape,
     window_tokens: ?u32,
-    pool: *BlockPool,
+    store: ?Store,
+    pools: *BlockPools = undefined,
+    /// Every format its blocks have or had, the tail's first. Indices are what block tables hold; at most 256.
+    formats: std.ArrayList(*Format) = .empty,
+    /// The format of blocks that leave the tail; null where none does.
+    store_format: ?u8 = null,
+    /// One bit for each format that blocks took when they left the tail under the present policy.
+    store_mask: u64 = 0,
+    /// [layer in the group][kv_head], or empty where nobody asked.
+    fidelity: []Head = &.{},
+    /// What blocks of the tail that are shared became, by block.
+    twins: std.AutoHashMapUnmanaged(i32, Twin) = .empty,
+
+    pub fn deinit(group: *Group, gpa: Allocator) void {
+        group.formats.deinit(gpa);
+        group.twins.deinit(gpa);
+        gpa.free(group.fidelity);
+    }
+
+    /// What migration did to a head of a layer.
+    pub fn head(group: *const Group, layer: u32, kv_head: u32) *Head {
+        return &group.fidelity[layer * group.shape.kv_head_count + kv_head];
+    }
+
+    /// The pool of the tail.
+    pub fn pool(group: *const Group) *BlockPool {
+        return &group.formats.items[0].pool;
+    }
+
+    /// The formats of keys and of values, of those a row may come to lie in, that refuse the most.
+    pub fn narrowest(group: *const Group) struct { Dtype, Dtype } {
+        const shape = group.shape;
+        const store = if (group.store_format) |index| group.formats.items[index].shape else shape;
+        return .{ narrower(shape.dtype_k, store.dtype_k), narrower(shape.dtype_v, store.dtype_v) };
+    }
+
+    fn narrower(a: Dtype, b: Dtype) Dtype {
+        return if (dtypes.refusedF32Bits(b) < dtypes.refusedF32Bits(a)) b else a;
+    }
+
+    /// The index of a format, which becomes one of the group's if it is not yet.
+    pub fn formatIndex(group: *Group, gpa: Allocator, dtype_k: Dtype, dtype_v: Dtype) BlockPools.Error!u8 {
+        const wanted = try group.pools.get(dtype_k, dtype_v);
+        for (group.formats.items, 0..) |format, i| if (format == wanted) return @intCast(i);
+        try group.formats.append(gpa, wanted); // 8 formats of keys and 8 of values: 64 at most
+        return @intCast(group.formats.items.len - 1);
+    }
 };
 
 /// Where a layer stands: its group, and its number in it.
 pub const Place = struct { group: u32, index: u32 };
 
-/// Sorts layers into groups. `empty` has what all groups share: a shape without layers, and the pool for now.
-pub fn groupLayers(gpa: Allocator, layers: []const Layer, places: []Place, empty: Group) error{OutOfMemory}![]Group {
-    std.debug.assert(layers.len == places.len and empty.shape.layer_count == 0);
+/// Sorts layers into groups. `empty` is the shape without layers, KV heads and head_dim.
+pub fn groupLayers(gpa: Allocator, layers: []const Layer, places: []Place, empty: BlockShape) error{OutOfMemory}![]Group {
+    std.debug.assert(layers.len == places.len and empty.layer_count == 0);
     var groups: std.ArrayList(Group) = .empty;
     errdefer groups.deinit(gpa);
     for (layers, places) |layer, *place| {
         const index = find(groups.items, layer) orelse index: {
-            var group = empty;
-            group.shape.kv_head_count = layer.kv_head_count;
-            group.shape.head_dim = layer.head_dim;
-            group.window_tokens = windowOf(layer);
-            try groups.append(gpa, group);
+            var shape = empty;
+            shape.kv_head_count = layer.kv_head_count;
+            shape.head_dim = layer.head_dim;
+            try groups.append(gpa, .{ .shape = shape, .window_tokens = layer.window_tokens, .store = layer.store });
             break :index groups.items.len - 1;
         };
         const shape = &groups.items[index].shape;
@@ -49,11 +118,7 @@ fn find(groups: []const Group, layer: Layer) ?usize {
     for (groups, 0..) |group, i| {
         const shape = group.shape;
         if (shape.kv_head_count != layer.kv_head_count or shape.head_dim != layer.head_dim) continue;
-        if (group.window_tokens == windowOf(layer)) return i;
+        if (group.window_tokens == layer.window_tokens and std.meta.eql(group.store, layer.store)) return i;
     }
     return null;
-}
-
-fn windowOf(layer: Layer) ?u32 {
-    return if (layer.window_tokens == 0) null else layer.window_tokens;
 }

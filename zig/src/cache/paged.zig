@@ -3,10 +3,11 @@
 //!     sequence 0   | 4 | 7 | 2 |            a block table: which block holds positions 0..63, 64..127, ...
 //!     sequence 1   | 4 | 7 | 9 |            forked from it: two blocks shared, one copied at the first append
 //!
-//!     block        [layer][keys, values][kv_head][token][head_dim]     64 positions in every layer of a group
+//!     block        [layer][keys, values][kv_head] plane     64 positions in every layer of a group
 //!
-//! Layers of equal KV heads, head_dim and window form a layer group, with its own block shape, pool and table; most
-//! models have one. A reference count in the pool is the number of table entries that name the block, so a fork is a
+//! Layers of equal KV heads, head_dim, window and store formats form a layer group, with its own block shape, pools and
+//! table; most models have one. Rows are written in floats; blocks that leave the tail are quantized (`tiers.zig`), and the
+//! one in which the next row lands, should it be such a block, is turned back into floats first. A reference count in the pool is the number of table entries that name the block, so a fork is a
 //! copy of a table, and only the block in which the next row lands is ever copied: when it is shared, at that append.
 //!
 //! Writing has two phases, as in `contiguous.zig`: rows appended to a layer are pending, a commit makes them count.
@@ -22,10 +23,21 @@ const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
 const block_pool = @import("block_pool.zig");
 const BlockPool = block_pool.BlockPool;
+const BlockPools = @import("block_pools.zig").BlockPools;
+const Block = @import("block_rows.zig").Block;
+const block_table = @import("block_table.zig");
+const BlockTable = block_table.BlockTable;
+const tail_format = block_table.tail_format;
 const dispatch = @import("../kernels/dispatch.zig");
 const Dtype = @import("../dtype.zig").Dtype;
+const Head = @import("fidelity.zig").Head;
 const layer_group = @import("layer_group.zig");
+const Migration = @import("migration.zig").Migration;
+const paged_append = @import("paged_append.zig");
+const paged_stats = @import("paged_stats.zig");
+pub const Stats = paged_stats.Stats;
 pub const Layer = layer_group.Layer;
+pub const Store = layer_group.Store;
 const Group = layer_group.Group;
 const Place = layer_group.Place;
 pub const Retention = @import("retention.zig").Retention;
@@ -36,32 +48,30 @@ const Rows = row_types.Rows;
 const shapes = @import("../shape.zig");
 const BlockShape = shapes.BlockShape;
 const slab_memory = @import("../device/slab.zig");
+const tiers = @import("tiers.zig");
+pub const Policy = tiers.Policy;
+pub const Tier = tiers.Tier;
 
 pub const Options = struct {
     layers: []const Layer,
     block_size: u32 = 64,
     max_seq_len: u32,
+    /// Of the tail, to which all rows are written: float formats.
     dtype_k: Dtype = .f16,
     dtype_v: Dtype = .f16,
+    policy: Policy = .{},
+    /// Compares the rows of every block that migrates with what they became, for `fidelity`. A policy with
+    /// `max_logit_error` needs it.
+    measures_fidelity: bool = false,
     retention: Retention = .{},
-    /// Bound of all slabs; unused with `pool`.
+    /// Bound of all slabs; unused with `pools`.
     max_bytes: u64 = std.math.maxInt(u64),
-    /// Blocks of another owner, for a cache of one layer group and equal block bytes. Outlives the cache.
-    pool: ?*BlockPool = null,
+    /// Blocks of another owner, for a cache of one layer group whose tail has their shape. Outlives the cache.
+    pools: ?*BlockPools = null,
 };
 
 /// Names the owner of a block's bytes; 0 is nobody, the largest is the pool's own.
 var tenant_count: std.atomic.Value(u32) = .init(0);
-
-pub const Stats = struct {
-    sequence_count: u32,
-    /// Resident rows of all sequences, each counted where it is seen.
-    token_count: u64,
-    /// Table entries, and the blocks they name.
-    table_entries: u64,
-    evictions: u64,
-    metadata_bytes: u64,
-};
 
 pub const PagedCache = struct {
     gpa: Allocator,
@@ -69,11 +79,12 @@ pub const PagedCache = struct {
     dtype_k: Dtype,
     dtype_v: Dtype,
     block_size: u32,
+    policy: Policy,
     retention: Retention,
     tenant: u32,
     groups: []Group,
     places: []Place,
-    owned_pools: []BlockPool,
+    owned_pools: []BlockPools,
     budget: *block_pool.Budget,
     sequences: std.ArrayList(*Sequence) = .empty,
     evictions: u64 = 0,
@@ -101,42 +112,50 @@ pub const PagedCache = struct {
     pub fn initSlabs(gpa: Allocator, slab_allocator: Allocator, options: Options) InitError!PagedCache {
         if (options.layers.len == 0 or options.max_seq_len == 0) return error.InvalidConfig;
         if (options.max_seq_len > shapes.max_seq_len_max) return error.InvalidConfig;
+        if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
         try options.retention.validate();
 
         const places = try gpa.alloc(Place, options.layers.len);
         errdefer gpa.free(places);
         const groups = try layer_group.groupLayers(gpa, options.layers, places, .{
-            .shape = .{
-                .layer_count = 0,
-                .kv_head_count = 0,
-                .head_dim = 0,
-                .block_size = options.block_size,
-                .dtype_k = options.dtype_k,
-                .dtype_v = options.dtype_v,
-            },
-            .window_tokens = null,
-            .pool = undefined,
+            .layer_count = 0,
+            .kv_head_count = 0,
+            .head_dim = 0,
+            .block_size = options.block_size,
+            .dtype_k = options.dtype_k,
+            .dtype_v = options.dtype_v,
         });
-        errdefer gpa.free(groups);
+        errdefer {
+            for (groups) |*group| group.deinit(gpa);
+            gpa.free(groups);
+        }
         for (groups) |group| try group.shape.validate();
+        try options.policy.validate(options.block_size, options.retention);
+        if (options.policy.max_logit_error != null and !options.measures_fidelity) return error.InvalidConfig;
 
         const budget = try gpa.create(block_pool.Budget);
         errdefer gpa.destroy(budget);
         budget.* = .init(options.max_bytes);
-        const owned_pools = try gpa.alloc(BlockPool, if (options.pool == null) groups.len else 0);
+        const owned_pools = try gpa.alloc(BlockPools, if (options.pools == null) groups.len else 0);
         errdefer gpa.free(owned_pools);
-        if (options.pool) |pool| {
-            if (groups.len != 1) return error.InvalidConfig;
-            const wanted = std.mem.alignForward(u64, groups[0].shape.blockBytes(), 64);
-            if (pool.block_bytes != wanted) return error.InvalidConfig;
-            groups[0].pool = pool;
+        if (options.pools) |pools| {
+            if (groups.len != 1 or !std.meta.eql(pools.shape, groups[0].shape)) return error.InvalidConfig;
+            groups[0].pools = pools;
         }
-        for (owned_pools, 0..) |*pool, i| {
+        for (owned_pools, 0..) |*pools, i| {
             errdefer for (owned_pools[0..i]) |*made| made.deinit();
-            pool.* = try .initBudget(gpa, slab_allocator, groups[i].shape.blockBytes(), options.max_bytes, budget);
-            groups[i].pool = pool;
+            pools.* = try .init(gpa, slab_allocator, groups[i].shape, options.max_bytes, budget);
+            groups[i].pools = pools;
         }
-        errdefer for (owned_pools) |*pool| pool.deinit();
+        errdefer for (owned_pools) |*pools| pools.deinit();
+        for (groups) |*group| {
+            assert(try group.formatIndex(gpa, options.dtype_k, options.dtype_v) == tail_format);
+            group.store_format = try storeFormat(gpa, group, options.policy);
+            if (group.store_format) |index| group.store_mask = @as(u64, 1) << @intCast(index);
+            if (!options.measures_fidelity) continue;
+            group.fidelity = try gpa.alloc(Head, group.shape.layer_count * group.shape.kv_head_count);
+            @memset(group.fidelity, .{});
+        }
         const tenant = tenant_count.fetchAdd(1, .monotonic) % (std.math.maxInt(u32) - 1) + 1;
         return .{
             .gpa = gpa,
@@ -144,6 +163,7 @@ pub const PagedCache = struct {
             .dtype_k = options.dtype_k,
             .dtype_v = options.dtype_v,
             .block_size = options.block_size,
+            .policy = options.policy,
             .retention = options.retention,
             .tenant = tenant,
             .groups = groups,
@@ -153,13 +173,60 @@ pub const PagedCache = struct {
         };
     }
 
+    fn storeFormat(gpa: Allocator, group: *Group, policy: Policy) BlockPools.Error!?u8 {
+        const store = policy.storeOf(group.*) orelse return null;
+        return try group.formatIndex(gpa, store.dtype_k, store.dtype_v);
+    }
+
+    /// From the next commit on, what becomes of old rows: blocks of the tail that are older than the new one migrate, and
+    /// blocks that have migrated keep their format.
+    pub fn updatePolicy(self: *PagedCache, policy: Policy) InitError!void {
+        try policy.validate(self.block_size, self.retention);
+        if (policy.max_logit_error != null and self.groups[0].fidelity.len == 0) return error.InvalidConfig;
+        // The pools first: this is all that can fail, and a pool that nobody uses yet changes nothing.
+        for (self.groups) |*group| _ = try storeFormat(self.gpa, group, policy);
+        for (self.groups) |*group| {
+            group.store_format = storeFormat(self.gpa, group, policy) catch unreachable; // just made
+            group.store_mask = if (group.store_format) |index| @as(u64, 1) << @intCast(index) else 0;
+            group.twins.clearRetainingCapacity(); // what they became is not what they would become now
+        }
+        self.policy = policy;
+        for (self.sequences.items) |sequence| for (sequence.tables) |*table| {
+            table.tail_first = 0;
+        };
+    }
+
+    /// What migration did to each KV head of a layer, [kv_head]; empty unless the cache was made to measure it.
+    pub fn fidelity(self: *const PagedCache, layer_index: u32) error{LayerOutOfRange}![]const Head {
+        if (layer_index >= self.places.len) return error.LayerOutOfRange;
+        const place = self.places[layer_index];
+        const group = self.groups[place.group];
+        if (group.fidelity.len == 0) return &.{};
+        return group.fidelity[place.index * group.shape.kv_head_count ..][0..group.shape.kv_head_count];
+    }
+
+    /// Queries that were attended with, [query][q_head][head_dim]: a bound on the error of scores holds for those no longer
+    /// than the longest of them.
+    pub fn observe(self: *PagedCache, layer_index: u32, q: []align(1) const f32, q_head_count: u32, softmax_scale: f32) void {
+        const place = self.places[layer_index];
+        const group = self.groups[place.group];
+        if (group.fidelity.len == 0) return;
+        const ratio = q_head_count / group.shape.kv_head_count;
+        const head_dim = group.shape.head_dim;
+        for (0..q.len / head_dim) |row| {
+            const kv_head: u32 = @intCast(row % q_head_count / ratio);
+            group.head(place.index, kv_head).observe(q[row * head_dim ..][0..head_dim], softmax_scale);
+        }
+    }
+
     /// Frees all sequences too.
     pub fn deinit(self: *PagedCache) void {
         while (self.sequences.items.len != 0) self.freeSequence(self.sequences.items[self.sequences.items.len - 1]);
         self.sequences.deinit(self.gpa);
-        for (self.owned_pools) |*pool| pool.deinit();
+        for (self.owned_pools) |*pools| pools.deinit();
         self.gpa.free(self.owned_pools);
         self.gpa.destroy(self.budget);
+        for (self.groups) |*group| group.deinit(self.gpa);
         self.gpa.free(self.groups);
         self.gpa.free(self.places);
         self.* = undefined;
@@ -169,7 +236,7 @@ pub const PagedCache = struct {
         return @intCast(self.places.len);
     }
 
-    /// The shape of a layer's blocks.
+    /// The shape of a layer's blocks in the tail.
     pub fn layerShape(self: *const PagedCache, layer_index: u32) error{LayerOutOfRange}!BlockShape {
         if (layer_index >= self.places.len) return error.LayerOutOfRange;
         return self.groups[self.places[layer_index].group].shape;
@@ -180,7 +247,7 @@ pub const PagedCache = struct {
         try self.sequences.ensureUnusedCapacity(self.gpa, 1);
         const sequence = try self.gpa.create(Sequence);
         errdefer self.gpa.destroy(sequence);
-        const tables = try self.gpa.alloc(Table, self.groups.len);
+        const tables = try self.gpa.alloc(BlockTable, self.groups.len);
         errdefer self.gpa.free(tables);
         const pending = try self.gpa.alloc(u32, self.places.len);
         errdefer self.gpa.free(pending);
@@ -197,8 +264,8 @@ pub const PagedCache = struct {
     pub fn freeSequence(self: *PagedCache, sequence: *Sequence) void {
         assert(sequence.cache == self);
         for (sequence.tables, self.groups) |*table, group| {
-            group.pool.release(table.blocks.items);
-            table.blocks.deinit(self.gpa);
+            table.shrink(group.formats.items, 0);
+            table.deinit(self.gpa);
         }
         self.gpa.free(sequence.tables);
         self.gpa.free(sequence.pending);
@@ -214,11 +281,8 @@ pub const PagedCache = struct {
         const child = try self.createSequence();
         errdefer self.freeSequence(child);
         for (child.tables, parent.tables, self.groups) |*table, from, group| {
-            const shared = from.blocks.items[0..group.shape.blockCount(parent.seq_len)];
-            try table.blocks.appendSlice(self.gpa, shared);
-            group.pool.retain(shared);
-            table.sink_end = from.sink_end;
-            table.first = from.first;
+            table.* = try from.copy(self.gpa, group.shape.blockCount(parent.seq_len));
+            table.retain(group.formats.items);
         }
         child.seq_len = parent.seq_len;
         return child;
@@ -234,158 +298,7 @@ pub const PagedCache = struct {
         k: Input,
         v: Input,
     ) AppendError!void {
-        if (layer_index >= self.places.len) return error.LayerOutOfRange;
-        if (sequences.len != token_counts.len) return error.InvalidSize;
-        const place = self.places[layer_index];
-        const group = self.groups[place.group];
-        try checkDistinct(sequences);
-        var token_count: u64 = 0;
-        for (token_counts) |count| token_count += count;
-        const element_count = shapes.rowElements(group.shape, token_count) orelse return error.InvalidSize;
-        if (k.element_count != element_count or v.element_count != element_count) return error.InvalidSize;
-        for (sequences, token_counts) |sequence, count| {
-            if (count > self.max_seq_len - sequence.rowCount(layer_index)) return error.CacheFull;
-        }
-        if (token_count == 0) return;
-        const kernels = dispatch.kernels();
-        if (kernels.storable(k.bytes, k.dtype, self.dtype_k, element_count) == 0) return error.NotFinite;
-        if (kernels.storable(v.bytes, v.dtype, self.dtype_v, element_count) == 0) return error.NotFinite;
-
-        try self.reserve(layer_index, sequences, token_counts);
-        var token_first: u64 = 0;
-        for (sequences, token_counts) |sequence, count| {
-            const start = sequence.rowCount(layer_index);
-            self.write(place, sequence, start, count, token_first, token_count, k, .keys);
-            self.write(place, sequence, start, count, token_first, token_count, v, .values);
-            sequence.pending[layer_index] += count;
-            if (count != 0) sequence.generations[layer_index] +%= 1;
-            token_first += count;
-        }
-    }
-
-    fn checkDistinct(sequences: []const *Sequence) error{InvalidConfig}!void {
-        defer for (sequences) |sequence| {
-            sequence.marked = false;
-        };
-        for (sequences) |sequence| {
-            if (sequence.marked) return error.InvalidConfig;
-            sequence.marked = true;
-        }
-    }
-
-    /// Makes every block that the rows will lie in exist and be unshared.
-    fn reserve(self: *PagedCache, layer_index: u32, sequences: []const *Sequence, token_counts: []const u32) BlockPool.TakeError!void {
-        const place = self.places[layer_index];
-        const group = self.groups[place.group];
-        const shape = group.shape;
-        for (sequences, token_counts) |sequence, count| {
-            const block_count = shape.blockCount(sequence.rowCount(layer_index) + count);
-            try sequence.tables[place.group].blocks.ensureTotalCapacity(self.gpa, block_count);
-        }
-        var needed: usize = 0;
-        for (sequences, token_counts) |sequence, count| {
-            const table = &sequence.tables[place.group];
-            const start = sequence.rowCount(layer_index);
-            needed += shape.blockCount(start + count) -| table.blocks.items.len;
-            // Whoever copies a block leaves it now: when all but one of those that share it do, the last one keeps it.
-            if (self.sharedBlock(sequence, place.group, start, count)) |entry| {
-                group.pool.release(table.blocks.items[entry..][0..1]);
-                sequence.leaves_block = true;
-                needed += 1;
-            }
-        }
-        errdefer for (sequences) |sequence| if (sequence.leaves_block) {
-            const entry = sequence.rowCount(layer_index) / self.block_size;
-            group.pool.retain(sequence.tables[place.group].blocks.items[entry..][0..1]);
-            sequence.leaves_block = false;
-        };
-        var few: [64]i32 = undefined;
-        const many: ?[]i32 = if (needed <= few.len) null else try self.gpa.alloc(i32, needed);
-        defer if (many) |taken| self.gpa.free(taken);
-        const blocks = many orelse few[0..needed];
-        try group.pool.take(self.tenant, blocks);
-
-        // Nothing below can fail.
-        var next: usize = 0;
-        for (sequences, token_counts) |sequence, count| {
-            const table = &sequence.tables[place.group];
-            const start = sequence.rowCount(layer_index);
-            if (sequence.leaves_block) {
-                const entry = start / self.block_size;
-                self.copyRows(place.group, sequence, entry, blocks[next]);
-                table.blocks.items[entry] = blocks[next];
-                sequence.leaves_block = false;
-                next += 1;
-                // The copy has the rows of every layer of the group: views of all of them tell of the old block.
-                for (self.places, sequence.generations) |other, *generation| {
-                    if (other.group == place.group) generation.* +%= 1;
-                }
-            }
-            while (table.blocks.items.len < shape.blockCount(start + count)) : (next += 1) {
-                table.blocks.appendAssumeCapacity(blocks[next]);
-            }
-        }
-        assert(next == needed);
-    }
-
-    /// The table entry of the block in which row `start` lands, if another table names that block too.
-    fn sharedBlock(self: *const PagedCache, sequence: *const Sequence, group_index: u32, start: u32, count: u32) ?usize {
-        const entry = start / self.block_size;
-        const blocks = sequence.tables[group_index].blocks.items;
-        if (count == 0 or entry >= blocks.len) return null;
-        assert(blocks[entry] >= 0);
-        return if (self.groups[group_index].pool.refCount(@intCast(blocks[entry])) > 1) entry else null;
-    }
-
-    /// Copies what a sequence sees of one of its blocks.
-    fn copyRows(self: *PagedCache, group_index: u32, sequence: *const Sequence, entry: usize, to_block: i32) void {
-        const group = self.groups[group_index];
-        const shape = group.shape;
-        const from = group.pool.bytes(@intCast(sequence.tables[group_index].blocks.items[entry]));
-        const to = group.pool.bytes(@intCast(to_block));
-        const block_first: u32 = @intCast(entry * self.block_size);
-        for (self.places, 0..) |place, layer| {
-            if (place.group != group_index) continue;
-            const row_count = @min(sequence.rowCount(@intCast(layer)) - block_first, self.block_size);
-            if (row_count == 0) continue;
-            for ([_]BlockShape.Side{ .keys, .values }) |side| for (0..shape.kv_head_count) |kv_head| {
-                const offset: usize = @intCast(shape.rowOffset(place.index, side, @intCast(kv_head), 0));
-                const bytes: usize = @intCast(row_count * shape.tokenBytes(side));
-                @memcpy(to[offset..][0..bytes], from[offset..][0..bytes]);
-            };
-        }
-    }
-
-    fn write(
-        self: *PagedCache,
-        place: Place,
-        sequence: *Sequence,
-        start: u32,
-        count: u32,
-        token_first: u64,
-        token_count: u64,
-        input: Input,
-        side: BlockShape.Side,
-    ) void {
-        const group = self.groups[place.group];
-        const shape = group.shape;
-        const dtype = shape.dtype(side);
-        const kernels = dispatch.kernels();
-        for (0..count) |i| {
-            const position = start + @as(u32, @intCast(i));
-            const block = sequence.tables[place.group].blocks.items[position / self.block_size];
-            const bytes = group.pool.bytes(@intCast(block));
-            for (0..shape.kv_head_count) |head| {
-                const kv_head: u32 = @intCast(head);
-                kernels.convert(
-                    bytes.ptr + shape.rowOffset(place.index, side, kv_head, position % self.block_size),
-                    dtype,
-                    input.headRow(shape, token_count, kv_head, token_first + i),
-                    input.dtype,
-                    shape.head_dim,
-                );
-            }
-        }
+        return paged_append.append(self, layer_index, sequences, token_counts, k, v);
     }
 
     /// Makes `token_count` pending rows of a sequence count. Every layer must have exactly that many.
@@ -397,6 +310,22 @@ pub const PagedCache = struct {
         sequence.seq_len += token_count;
         assert(sequence.seq_len <= self.max_seq_len);
         self.evict(sequence);
+        self.migrate(sequence);
+    }
+
+    /// Lets blocks leave the tail.
+    fn migrate(self: *PagedCache, sequence: *Sequence) void {
+        for (sequence.tables, self.groups, 0..) |*table, *group, group_index| {
+            const migration: Migration = .{
+                .gpa = self.gpa,
+                .group = group,
+                .table = table,
+                .policy = self.policy,
+                .seq_len = sequence.seq_len,
+                .tenant = self.tenant,
+            };
+            if (migration.run() != 0) sequence.ageViews(@intCast(group_index));
+        }
     }
 
     /// Commits only the pending rows whose index is in `kept`, ascending: the accepted path of a tree of drafted tokens.
@@ -417,22 +346,16 @@ pub const PagedCache = struct {
         self.dropBlocks(sequence);
         for (sequence.generations) |*generation| generation.* +%= 1;
         self.evict(sequence);
+        self.migrate(sequence);
     }
 
     fn moveRow(self: *PagedCache, sequence: *const Sequence, from: u32, to: u32) void {
         for (self.places) |place| {
-            const group = self.groups[place.group];
-            const shape = group.shape;
+            const format = self.groups[place.group].formats.items[tail_format];
             const blocks = sequence.tables[place.group].blocks.items;
-            const from_bytes = group.pool.bytes(@intCast(blocks[from / self.block_size]));
-            const to_bytes = group.pool.bytes(@intCast(blocks[to / self.block_size]));
-            for ([_]BlockShape.Side{ .keys, .values }) |side| for (0..shape.kv_head_count) |head| {
-                const kv_head: u32 = @intCast(head);
-                const size: usize = @intCast(shape.tokenBytes(side));
-                const source: usize = @intCast(shape.rowOffset(place.index, side, kv_head, from % self.block_size));
-                const target: usize = @intCast(shape.rowOffset(place.index, side, kv_head, to % self.block_size));
-                @memcpy(to_bytes[target..][0..size], from_bytes[source..][0..size]);
-            };
+            const source: Block = .of(format, blocks[from / self.block_size]);
+            const target: Block = .of(format, blocks[to / self.block_size]);
+            source.moveRow(from % self.block_size, target, to % self.block_size, place.index);
         }
     }
 
@@ -446,20 +369,21 @@ pub const PagedCache = struct {
         @memset(sequence.pending, 0);
         sequence.seq_len = seq_len;
         self.dropBlocks(sequence);
-        for (sequence.tables) |*table| if (seq_len <= table.sink_end) {
-            table.sink_end = 0;
-            table.first = 0;
-        };
+        for (sequence.tables, self.groups) |*table, group| {
+            if (seq_len <= table.sink_end) {
+                table.sink_end = 0;
+                table.first = 0;
+            }
+            // A block that is kept in part and has migrated is turned back into floats by the next append.
+            table.tail_first = @min(table.tail_first, group.shape.blockCount(seq_len) * self.block_size);
+        }
         for (sequence.generations) |*generation| generation.* +%= 1;
     }
 
     /// Gives back the blocks behind the last committed row.
     fn dropBlocks(self: *PagedCache, sequence: *Sequence) void {
         for (sequence.tables, self.groups) |*table, group| {
-            const kept = group.shape.blockCount(sequence.seq_len);
-            if (kept >= table.blocks.items.len) continue;
-            group.pool.release(table.blocks.items[kept..]);
-            table.blocks.items.len = kept;
+            table.shrink(group.formats.items, group.shape.blockCount(sequence.seq_len));
         }
     }
 
@@ -475,19 +399,15 @@ pub const PagedCache = struct {
             const from = group.shape.blockCount(kept.sink_end);
             const to = kept.first / self.block_size;
             if (from >= to) continue;
-            const gone = table.blocks.items[from..to];
-            group.pool.release(gone);
-            @memset(gone, -1);
-            for (self.places, sequence.generations) |place, *generation| {
-                if (place.group == group_index) generation.* +%= 1;
-            }
+            table.evict(group.formats.items, from, to);
+            sequence.ageViews(@intCast(group_index));
         }
     }
 
     /// beams[i] becomes what beams[parents[i]] was. Tables and reference counts only; rows pending anywhere refuse.
     pub fn reorder(self: *PagedCache, beams: []const *Sequence, parents: []align(1) const u32) ReorderError!void {
         if (beams.len != parents.len) return error.InvalidConfig;
-        try checkDistinct(beams);
+        try paged_append.checkDistinct(beams);
         for (beams) |beam| {
             assert(beam.cache == self);
             for (beam.pending) |rows| if (rows != 0) return error.CommitMismatch;
@@ -495,25 +415,24 @@ pub const PagedCache = struct {
         for (parents) |parent| if (parent >= beams.len) return error.InvalidConfig;
 
         // The new tables first: this is all that can fail.
-        const tables = try self.gpa.alloc(Table, beams.len * self.groups.len);
+        const tables = try self.gpa.alloc(BlockTable, beams.len * self.groups.len);
         defer self.gpa.free(tables);
         var made: usize = 0;
-        errdefer for (tables[0..made]) |*table| table.blocks.deinit(self.gpa);
+        errdefer for (tables[0..made]) |*table| table.deinit(self.gpa);
         const seq_lens = try self.gpa.alloc(u32, beams.len);
         defer self.gpa.free(seq_lens);
         for (parents, seq_lens) |parent, *seq_len| {
             seq_len.* = beams[parent].seq_len;
             for (beams[parent].tables) |from| {
-                tables[made] = .{ .sink_end = from.sink_end, .first = from.first };
-                try tables[made].blocks.appendSlice(self.gpa, from.blocks.items);
+                tables[made] = try from.copy(self.gpa, from.len());
                 made += 1;
             }
         }
-        for (tables, 0..) |table, i| self.groups[i % self.groups.len].pool.retain(table.blocks.items);
+        for (tables, 0..) |table, i| table.retain(self.groups[i % self.groups.len].formats.items);
         for (beams, seq_lens, 0..) |beam, seq_len, i| {
             for (beam.tables, self.groups, 0..) |*table, group, group_index| {
-                group.pool.release(table.blocks.items);
-                table.blocks.deinit(self.gpa);
+                table.shrink(group.formats.items, 0);
+                table.deinit(self.gpa);
                 table.* = tables[i * self.groups.len + group_index];
             }
             beam.seq_len = seq_len;
@@ -528,59 +447,41 @@ pub const PagedCache = struct {
         const resident = rows.residentCount();
         const element_count = shapes.rowElements(shape, resident) orelse return error.InvalidSize;
         if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
-        const kernels = dispatch.kernels();
+        const outputs = [_]Output{ k, v };
         var row: u64 = 0;
-        for (0..rows.row_count) |i| {
-            const position: u32 = @intCast(i);
-            if (position >= rows.sink_end and position < rows.first) continue;
-            for (0..shape.kv_head_count) |head| {
+        var position: u32 = 0;
+        while (position < rows.row_count) {
+            const end = rows.residentEnd(position) orelse {
+                position = rows.first;
+                continue;
+            };
+            const place = rows.place.paged;
+            const block: Block = .of(place.formatAt(position), place.blocks[position / self.block_size]);
+            const token = position % self.block_size;
+            const count = @min(end - position, self.block_size - token);
+            for ([_]shapes.Side{ .keys, .values }, outputs) |side, output| for (0..shape.kv_head_count) |head| {
                 const kv_head: u32 = @intCast(head);
-                const place = rows.run(kv_head, position, position + 1);
-                const element = shapes.tokenMajorOffset(shape, kv_head, row);
-                kernels.convert(k.bytes + element * k.dtype.elementBytes(), k.dtype, place.keys, rows.dtype_k, shape.head_dim);
-                kernels.convert(v.bytes + element * v.dtype.elementBytes(), v.dtype, place.values, rows.dtype_v, shape.head_dim);
-            }
-            row += 1;
+                const element_bytes = output.dtype.elementBytes();
+                const destination = output.bytes + shapes.tokenMajorOffset(shape, kv_head, row) * element_bytes;
+                block.read(place.layer, side, kv_head, token, count, destination, output.dtype, shape.kvDim() * element_bytes);
+            };
+            row += count;
+            position += count;
         }
         assert(row == resident);
         return resident;
     }
 
-    pub fn stats(self: *const PagedCache) Stats {
-        var result: Stats = .{
-            .sequence_count = @intCast(self.sequences.items.len),
-            .token_count = 0,
-            .table_entries = 0,
-            .evictions = self.evictions,
-            .metadata_bytes = self.sequences.capacity * @sizeOf(*Sequence),
-        };
-        for (self.sequences.items) |sequence| {
-            result.metadata_bytes += @sizeOf(Sequence) + 2 * sequence.pending.len * @sizeOf(u32);
-            for (sequence.tables) |table| {
-                result.metadata_bytes += @sizeOf(Table) + table.blocks.capacity * @sizeOf(i32);
-                for (table.blocks.items) |block| result.table_entries += @intFromBool(block >= 0);
-            }
-            const rows = sequence.rows(0) catch unreachable; // there is a layer 0
-            result.token_count += rows.residentCount() - sequence.pending[0];
-        }
-        return result;
+    pub fn stats(self: *const PagedCache) error{OutOfMemory}!Stats {
+        return paged_stats.collect(self);
     }
-};
-
-/// The blocks of a sequence in one layer group.
-const Table = struct {
-    /// Block of each `block_size` positions; -1 where all rows were evicted.
-    blocks: std.ArrayList(i32) = .empty,
-    /// Resident are [0, sink_end) and [first, row count).
-    sink_end: u32 = 0,
-    first: u32 = 0,
 };
 
 /// One token stream. Made, forked and freed by its cache.
 pub const Sequence = struct {
     cache: *PagedCache,
     /// [group]
-    tables: []Table,
+    tables: []BlockTable,
     /// Committed tokens.
     seq_len: u32 = 0,
     /// Rows appended and not committed, [layer].
@@ -589,8 +490,8 @@ pub const Sequence = struct {
     generations: []u32,
     /// In a set that is being checked for doubles.
     marked: bool = false,
-    /// The block in which its next row lands is about to be copied, and its reference was given back.
-    leaves_block: bool = false,
+    /// What is about to happen to the block in which its next row lands.
+    renewal: paged_append.Renewal = .none,
 
     /// Appends n >= 0 rows of one layer and returns the position of the first.
     pub fn append(self: *Sequence, layer_index: u32, k: Input, v: Input) PagedCache.AppendError!u32 {
@@ -604,8 +505,15 @@ pub const Sequence = struct {
     }
 
     /// Committed and pending rows of a layer.
-    fn rowCount(self: *const Sequence, layer_index: u32) u32 {
+    pub fn rowCount(self: *const Sequence, layer_index: u32) u32 {
         return self.seq_len + self.pending[layer_index];
+    }
+
+    /// Makes views of the layers of a group stale: blocks of theirs are others now.
+    pub fn ageViews(self: *Sequence, group_index: u32) void {
+        for (self.cache.places, self.generations) |place, *generation_now| {
+            if (place.group == group_index) generation_now.* +%= 1;
+        }
     }
 
     /// The rows of a layer as a reader sees them now.
@@ -617,16 +525,15 @@ pub const Sequence = struct {
         return .{
             .kv_head_count = group.shape.kv_head_count,
             .head_dim = group.shape.head_dim,
-            .dtype_k = group.shape.dtype_k,
-            .dtype_v = group.shape.dtype_v,
             .row_count = self.rowCount(layer_index),
             .sink_end = table.sink_end,
             .first = table.first,
             .window_tokens = group.window_tokens,
             .place = .{ .paged = .{
-                .shape = group.shape,
-                .pool = group.pool,
-                .table = table.blocks.items,
+                .block_size = self.cache.block_size,
+                .formats = group.formats.items,
+                .blocks = table.blocks.items,
+                .block_formats = table.formats.items,
                 .layer = place.index,
             } },
         };
@@ -634,9 +541,15 @@ pub const Sequence = struct {
 
     /// The blocks of a layer in order, -1 where one was evicted; those that hold its rows.
     pub fn blockTable(self: *const Sequence, layer_index: u32) error{LayerOutOfRange}![]const i32 {
-        const layer_rows = try self.rows(layer_index);
-        const paged = layer_rows.place.paged;
-        return paged.table[0..paged.shape.blockCount(layer_rows.row_count)];
+        const shape = try self.cache.layerShape(layer_index);
+        return self.tables[self.cache.places[layer_index].group].blocks.items[0..shape.blockCount(self.rowCount(layer_index))];
+    }
+
+    /// The tier of the block that has a resident position of a layer.
+    pub fn tier(self: *const Sequence, layer_index: u32, position: u32) tiers.Tier {
+        const group_index = self.cache.places[layer_index].group;
+        const format = self.tables[group_index].formats.items[position / self.cache.block_size];
+        return tiers.tierOf(&self.cache.groups[group_index], format);
     }
 
     /// A number that changes whenever a view of this layer goes stale.

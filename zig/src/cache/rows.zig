@@ -3,8 +3,9 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const Dtype = @import("../dtype.zig").Dtype;
+const dispatch = @import("../kernels/dispatch.zig");
+const Format = @import("block_pools.zig").Format;
 const shapes = @import("../shape.zig");
-const BlockPool = @import("block_pool.zig").BlockPool;
 
 /// How the rows of an input stand in memory.
 pub const Layout = enum(u32) {
@@ -46,12 +47,10 @@ pub const Output = struct {
 /// The rows of one layer of one sequence as a reader sees them now, committed and pending, in place.
 ///
 /// Resident are the positions in [0, sink_end) and in [first, row_count): all of them unless a retention policy let
-/// some go. Valid until rows are appended to the layer or dropped, or the cache is freed.
+/// some go. Valid until rows are appended to the layer or dropped, blocks migrate, or the cache is freed.
 pub const Rows = struct {
     kv_head_count: u32,
     head_dim: u32,
-    dtype_k: Dtype,
-    dtype_v: Dtype,
     /// Positions, evicted ones included.
     row_count: u32,
     sink_end: u32 = 0,
@@ -67,22 +66,32 @@ pub const Rows = struct {
 
     pub const Contiguous = struct {
         shape: shapes.Shape,
+        dtype_k: Dtype,
+        dtype_v: Dtype,
         /// [position][kv_head][head_dim]
         keys: [*]const u8,
         values: [*]const u8,
     };
 
     pub const Paged = struct {
-        shape: shapes.BlockShape,
-        pool: *const BlockPool,
+        block_size: u32,
+        formats: []const *Format,
         /// Block of each `block_size` positions, -1 where it was evicted.
-        table: []const i32,
+        blocks: []const i32,
+        /// Its format, an index of `formats`.
+        block_formats: []const u8,
         /// Within the group.
         layer: u32,
+
+        /// The format of the block that has a position.
+        pub fn formatAt(paged: Paged, position: u32) *const Format {
+            return paged.formats[paged.block_formats[position / paged.block_size]];
+        }
     };
 
-    /// Adjacent rows of one head.
+    /// Adjacent rows of one head, in one format.
     pub const Run = struct {
+        /// The first row; of a quantized side the first byte of its plane.
         keys: [*]const u8,
         values: [*]const u8,
         token_count: u32,
@@ -96,42 +105,75 @@ pub const Rows = struct {
             .contiguous => |place| {
                 const shape = place.shape;
                 return .{
-                    .keys = place.keys + shape.positionBytes(position, rows.dtype_k) + shape.headBytes(kv_head, rows.dtype_k),
-                    .values = place.values + shape.positionBytes(position, rows.dtype_v) + shape.headBytes(kv_head, rows.dtype_v),
+                    .keys = place.keys + shape.positionBytes(position, place.dtype_k) + shape.headBytes(kv_head, place.dtype_k),
+                    .values = place.values + shape.positionBytes(position, place.dtype_v) + shape.headBytes(kv_head, place.dtype_v),
                     .token_count = end - position,
                 };
             },
             .paged => |place| {
-                const token = position % place.shape.block_size;
-                const block: u32 = @intCast(place.table[position / place.shape.block_size]);
-                const bytes = place.pool.bytes(block);
+                const token = position % place.block_size;
+                const format = place.formatAt(position);
+                const bytes = format.pool.bytes(@intCast(place.blocks[position / place.block_size])).ptr;
                 return .{
-                    .keys = bytes.ptr + place.shape.rowOffset(place.layer, .keys, kv_head, token),
-                    .values = bytes.ptr + place.shape.rowOffset(place.layer, .values, kv_head, token),
-                    .token_count = @min(end - position, place.shape.block_size - token),
+                    .keys = bytes + rowOrPlane(format.shape, place.layer, .keys, kv_head, token),
+                    .values = bytes + rowOrPlane(format.shape, place.layer, .values, kv_head, token),
+                    .token_count = @min(end - position, place.block_size - token),
                 };
             },
         }
     }
 
-    /// Bytes from one key of a run to the next.
-    pub fn tokenStrideK(rows: *const Rows) u64 {
-        return switch (rows.place) {
-            .contiguous => |place| place.shape.rowBytes(rows.dtype_k),
-            .paged => |place| place.shape.tokenBytes(.keys),
-        };
+    fn rowOrPlane(shape: shapes.BlockShape, layer: u32, side: shapes.Side, kv_head: u32, token: u32) u64 {
+        if (shape.dtype(side).isFloat()) return shape.rowOffset(layer, side, kv_head, token);
+        return shape.planeOffset(layer, side, kv_head);
     }
 
-    /// Bytes from one value of a run to the next.
-    pub fn tokenStrideV(rows: *const Rows) u64 {
-        return switch (rows.place) {
-            .contiguous => |place| place.shape.rowBytes(rows.dtype_v),
-            .paged => |place| place.shape.tokenBytes(.values),
+    /// How the row at a resident position is stored, and with it those up to `storageEnd`.
+    pub fn storage(rows: *const Rows, position: u32) dispatch.Storage {
+        switch (rows.place) {
+            .contiguous => |place| return .{
+                .dtype_k = place.dtype_k,
+                .dtype_v = place.dtype_v,
+                .token_stride_k = place.shape.rowBytes(place.dtype_k),
+                .token_stride_v = place.shape.rowBytes(place.dtype_v),
+            },
+            .paged => |place| {
+                const shape = place.formatAt(position).shape;
+                const tile_first = position - position % dispatch.tile_tokens;
+                return .{
+                    .dtype_k = shape.dtype_k,
+                    .dtype_v = shape.dtype_v,
+                    .token_stride_k = if (shape.dtype_k.isFloat()) shape.tokenBytes(.keys) else 0,
+                    .token_stride_v = if (shape.dtype_v.isFloat()) shape.tokenBytes(.values) else 0,
+                    .block_size = place.block_size,
+                    .tile_token = tile_first % place.block_size,
+                };
+            },
+        }
+    }
+
+    /// The position, at most `end`, up to which rows are stored as the one at `position` is. Evicted ones do not count.
+    pub fn storageEnd(rows: *const Rows, position: u32, end: u32) u32 {
+        const place = switch (rows.place) {
+            .contiguous => return end,
+            .paged => |place| place,
         };
+        const format = place.block_formats[position / place.block_size];
+        var entry = position / place.block_size + 1;
+        while (entry * place.block_size < end) : (entry += 1) {
+            if (place.blocks[entry] >= 0 and place.block_formats[entry] != format) return entry * place.block_size;
+        }
+        return end;
     }
 
     /// Resident rows, pending ones included.
     pub fn residentCount(rows: *const Rows) u32 {
         return if (rows.first <= rows.sink_end) rows.row_count else rows.sink_end + rows.row_count - rows.first;
+    }
+
+    /// The end of the resident rows from `position` on, or null where the row there was evicted.
+    pub fn residentEnd(rows: *const Rows, position: u32) ?u32 {
+        if (position < rows.sink_end and rows.sink_end < rows.first) return rows.sink_end;
+        return if (position >= rows.first or position < rows.sink_end) rows.row_count else null;
     }
 };

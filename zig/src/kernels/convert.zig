@@ -14,7 +14,7 @@ pub const lanes = std.simd.suggestVectorLength(f32) orelse 4;
 
 pub const Vector = @Vector(lanes, f32);
 pub const VectorU32 = @Vector(lanes, u32);
-const VectorU16 = @Vector(lanes, u16);
+pub const VectorU16 = @Vector(lanes, u16);
 
 const converts_f16 = switch (builtin.cpu.arch) {
     .x86_64 => builtin.cpu.has(.x86, .f16c),
@@ -32,9 +32,9 @@ pub inline fn load(comptime dtype: Dtype, source: [*]const u8) Vector {
         },
         .f16 => {
             const bits: VectorU16 = @as(*align(1) const [lanes]u16, @ptrCast(source)).*;
-            if (converts_f16) return @floatCast(@as(@Vector(lanes, f16), @bitCast(bits)));
-            return widenF16(bits);
+            return f16Values(bits);
         },
+        else => comptime unreachable,
     }
 }
 
@@ -59,13 +59,20 @@ pub inline fn store(comptime dtype: Dtype, destination: [*]u8, values: Vector) v
             @as(*align(1) [lanes]u16, @ptrCast(destination)).* = @as(VectorU16, @truncate(rounded));
         },
         .f16 => {
-            const bits: VectorU16 = if (converts_f16)
-                @bitCast(@as(@Vector(lanes, f16), @floatCast(values)))
-            else
-                narrowF16(values);
-            @as(*align(1) [lanes]u16, @ptrCast(destination)).* = bits;
+            @as(*align(1) [lanes]u16, @ptrCast(destination)).* = f16Bits(values);
         },
+        else => comptime unreachable,
     }
+}
+
+/// The values of f16 bits.
+pub inline fn f16Values(bits: VectorU16) Vector {
+    return if (converts_f16) @floatCast(@as(@Vector(lanes, f16), @bitCast(bits))) else widenF16(bits);
+}
+
+/// The bits of values as f16, rounded half to even.
+pub inline fn f16Bits(values: Vector) VectorU16 {
+    return if (converts_f16) @bitCast(@as(@Vector(lanes, f16), @floatCast(values))) else narrowF16(values);
 }
 
 /// f16 to f32 without conversion instructions: the exponent is rebased by one exact multiplication, which normalizes
@@ -119,9 +126,11 @@ pub fn convert(
         return;
     }
     switch (destination_dtype) {
-        inline else => |to| switch (source_dtype) {
-            inline else => |from| convertBetween(to, destination, from, source, element_count),
+        inline .f32, .f16, .bf16 => |to| switch (source_dtype) {
+            inline .f32, .f16, .bf16 => |from| convertBetween(to, destination, from, source, element_count),
+            else => unreachable,
         },
+        else => unreachable,
     }
 }
 
@@ -153,12 +162,13 @@ pub fn storable(
     element_count: usize,
 ) callconv(.c) u32 {
     // A magnitude is refused from some bit pattern of the *source* on, so the check compares integers and converts
-    // nothing. No f16 overflows bf16 or f32, no bf16 overflows f32.
+    // nothing. No f16 overflows any format; of bf16, the upper half of an f32, it is the first at the limit or past it.
     const limit = dtypes.refusedF32Bits(destination_dtype);
     return @intFromBool(switch (source_dtype) {
         .f32 => allBelow(u32, limit, source, element_count),
         .f16 => allBelow(u16, 0x7c00, source, element_count),
-        .bf16 => allBelow(u16, if (destination_dtype == .f16) 0x4780 else 0x7f80, source, element_count),
+        .bf16 => allBelow(u16, @intCast((limit + 0xffff) >> 16), source, element_count),
+        else => unreachable,
     });
 }
 

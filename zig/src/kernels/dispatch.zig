@@ -6,11 +6,15 @@ const assert = std.debug.assert;
 const kernel_table = @import("table.zig");
 
 pub const AttendTask = kernel_table.AttendTask;
+pub const DequantizeTask = kernel_table.DequantizeTask;
 pub const FinishTask = kernel_table.FinishTask;
 pub const Level = kernel_table.Level;
+pub const QuantizeTask = kernel_table.QuantizeTask;
 pub const Row = kernel_table.Row;
 pub const Run = kernel_table.Run;
+pub const Storage = kernel_table.Storage;
 pub const Table = kernel_table.Table;
+pub const TileRuns = kernel_table.TileRuns;
 pub const lanes_max = kernel_table.lanes_max;
 pub const row_count_max = kernel_table.row_count_max;
 pub const tile_tokens = kernel_table.tile_tokens;
@@ -144,6 +148,11 @@ fn hasAvx512() bool {
     if (!allSet(leaf7.ebx, &.{ 16, 17, 28, 30, 31 })) return false;
     if (!allSet(leaf7.ecx, &.{11})) return false; // VNNI
     return allSet(xgetbv(), &.{ 1, 2, 5, 6, 7 });
+}
+
+test {
+    _ = @import("quantize_test.zig");
+    _ = @import("reference_codec.zig");
 }
 
 const testing = std.testing;

@@ -92,6 +92,16 @@ pub inline fn sum(values: Vector) f32 {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+/// The largest lane of numbers. They are compared as integers in their order: floats, of which one may be NaN, take twice
+/// the steps, each of which waits for the one before.
+pub inline fn largest(values: Vector) f32 {
+    const bits: @Vector(lanes, i32) = @bitCast(values);
+    const magnitude_of_negative: @Vector(lanes, i32) = @splat(std.math.maxInt(i32));
+    const ordered = bits ^ ((bits >> @splat(31)) & magnitude_of_negative);
+    const found = @reduce(.Max, ordered);
+    return @bitCast(found ^ ((found >> 31) & std.math.maxInt(i32)));
+}
+
 /// The sums of four vectors, each in the order of `sum`.
 pub inline fn sumFour(a: Vector, b: Vector, c: Vector, d: Vector) @Vector(4, f32) {
     const a4 = foldToFour(a);
@@ -176,6 +186,22 @@ test ln {
         try std.testing.expect(@abs(ln(x) - truth) <= 1e-12 * @max(1, @abs(truth)));
     }
     try std.testing.expectEqual(0, ln(1));
+}
+
+test largest {
+    var prng: std.Random.DefaultPrng = .init(2);
+    for (0..100) |round| {
+        var elements: [lanes]f32 = undefined;
+        for (&elements) |*element| element.* = prng.random().floatNorm(f32) - @as(f32, @floatFromInt(round % 5));
+        try std.testing.expectEqual(std.mem.max(f32, &elements), largest(elements));
+    }
+    const infinity = std.math.inf(f32);
+    try std.testing.expectEqual(-infinity, largest(@splat(-infinity)));
+    var mixed: [lanes]f32 = @splat(-infinity);
+    mixed[lanes - 1] = -3;
+    try std.testing.expectEqual(-3, largest(mixed));
+    mixed[1] = infinity;
+    try std.testing.expectEqual(infinity, largest(mixed));
 }
 
 test sumFour {

@@ -5,6 +5,7 @@
 //! `abi/` have done that; it asserts.
 
 const Dtype = @import("../dtype.zig").Dtype;
+const Plane = @import("../group.zig").Plane;
 
 /// An instruction set the kernels are compiled for. The numbers cross the C ABI and are never changed.
 pub const Level = enum(u32) {
@@ -24,15 +25,38 @@ pub const row_count_max = 16;
 /// Vectors of the widest level have this many f32 lanes; head_dim is padded with zeros to a multiple of it.
 pub const lanes_max = 16;
 
-/// A stretch of adjacent rows of one KV head, `token_stride` bytes apart.
+/// A stretch of adjacent rows of one KV head.
 pub const Run = extern struct {
-    /// First key, [head_dim].
+    /// First key, [head_dim]; of quantized keys the first byte of their plane.
     keys: [*]const u8,
-    /// First value, [head_dim].
+    /// First value, [head_dim]; of quantized values the first byte of their plane.
     values: [*]const u8,
     /// Absolute position of the first row.
     position: u32,
     token_count: u32,
+};
+
+/// How the rows of a tile are stored: all of them alike, and all in one block where a side is quantized.
+pub const Storage = extern struct {
+    dtype_k: Dtype,
+    dtype_v: Dtype,
+    /// Bytes from one row of a run to the next; unused where the side is quantized.
+    token_stride_k: u64,
+    token_stride_v: u64,
+    /// Tokens of a plane, and which of them has the position at which the tile begins; unused where both sides are floats.
+    block_size: u32 = 0,
+    tile_token: u32 = 0,
+
+    pub fn isFloat(storage: Storage) bool {
+        return storage.dtype_k.isFloat() and storage.dtype_v.isFloat();
+    }
+};
+
+/// The rows of one KV head in one tile, ascending; a gap is a stretch that nobody may see.
+pub const TileRuns = extern struct {
+    storage: Storage,
+    runs: [*]const Run,
+    run_count: u32,
 };
 
 /// One query row: what it may see, how its scores are biased, and its running softmax.
@@ -68,19 +92,11 @@ pub const AttendTask = extern struct {
     row_count: u32,
     head_dim: u32,
     head_dim_padded: u32,
-    dtype_k: Dtype,
-    dtype_v: Dtype,
     /// Scores become softcap * tanh(score / softcap); 0 for none.
     softcap: f32,
-    /// Bytes from one row of a run to the next.
-    token_stride_k: u64,
-    token_stride_v: u64,
-    /// The rows of one tile, ascending; a gap is a stretch that nobody may see.
-    runs: [*]const Run,
-    run_count: u32,
-    /// The rows that the next task will read: asked for while this one computes.
-    ahead_count: u32,
-    ahead: [*]const Run,
+    tile: TileRuns,
+    /// What the next task will read: asked for while this one computes. Perhaps no runs.
+    ahead: TileRuns,
 };
 
 /// Turns the sums of one row into its output.
@@ -94,6 +110,31 @@ pub const FinishTask = extern struct {
     has_sink_logit: u32,
     /// exp(sink_logit) joins the denominator and adds no value.
     sink_logit: f32,
+};
+
+/// Turns float rows into the codes of one plane.
+pub const QuantizeTask = extern struct {
+    plane: Plane,
+    /// [token][head_dim], rows `token_stride` bytes apart, `plane.block_size` of them; finite. Unaligned.
+    rows: [*]const u8,
+    rows_dtype: Dtype,
+    token_stride: u64,
+    /// `plane.bytes()` of them, unaligned.
+    bytes: [*]u8,
+};
+
+/// Turns codes of one plane back into float rows.
+pub const DequantizeTask = extern struct {
+    plane: Plane,
+    /// `plane.bytes()` of them, unaligned.
+    bytes: [*]const u8,
+    token_first: u32,
+    token_count: u32,
+    /// [token][head_dim], rows `token_stride` bytes apart, the first of them that of `token_first`. Unaligned.
+    rows: [*]u8,
+    /// A value past the largest finite one of this format becomes that one.
+    rows_dtype: Dtype,
+    token_stride: u64,
 };
 
 pub const Table = extern struct {
@@ -115,7 +156,31 @@ pub const Table = extern struct {
         destination_dtype: Dtype,
         element_count: usize,
     ) callconv(.c) u32,
+    quantize: *const fn (task: *const QuantizeTask) callconv(.c) void,
+    dequantize: *const fn (task: *const DequantizeTask) callconv(.c) void,
+    /// `element_count` elements, a multiple of 32, to ggml's records of q8_0 or q4_0. Nothing is aligned.
+    quantize_records: *const fn (
+        records: [*]u8,
+        dtype: Dtype,
+        source: [*]align(1) const f32,
+        element_count: usize,
+    ) callconv(.c) void,
+    /// The elements of `element_count / 32` records of q8_0 or q4_0. Nothing is aligned.
+    dequantize_records: *const fn (
+        destination: [*]align(1) f32,
+        records: [*]const u8,
+        dtype: Dtype,
+        element_count: usize,
+    ) callconv(.c) void,
     attend: *const fn (task: *const AttendTask) callconv(.c) void,
+    /// Adds to the state of a row that of the positions that come next.
+    merge: *const fn (
+        row: *Row,
+        sums: [*]f32,
+        next_row: *const Row,
+        next_sums: [*]const f32,
+        head_dim_padded: u32,
+    ) callconv(.c) void,
     /// Writes the output and returns the log-sum-exp of the row's scores, natural logarithm.
     finish: *const fn (task: *const FinishTask) callconv(.c) f32,
     /// The exclusive or of all words of `byte_count` bytes, a multiple of 512, asking `prefetch_bytes` ahead.

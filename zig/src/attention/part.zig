@@ -1,0 +1,189 @@
+//! One part of a query step: a few rows of a few KV heads, and their way through the positions they see.
+//!
+//! All rows that share a KV head are attended together, up to 16 at a time, so that each key and value is read once for all
+//! of them. The work goes tile by tile, and in a tile KV head by KV head. That is the order in which both layouts lie in
+//! memory: a token's heads side by side, or a block's planes one after the other. Head by head over all positions would
+//! read every page once for each head (measured on a contiguous f16 cache of 8 heads, Zen 5, one thread: 16 GB/s that way,
+//! 18 GB/s this way).
+//!
+//! Each chunk of positions gives a state of its own: sums, largest score, sum of weights. The states of a row are merged in
+//! the order of positions, one after the other, whoever made them and when.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const dispatch = @import("../kernels/dispatch.zig");
+const Query = @import("query.zig").Query;
+const visible_rows = @import("visible.zig");
+const Visible = visible_rows.Visible;
+const chunk_tokens = visible_rows.chunk_tokens;
+
+/// KV heads of a part: as many as have their queries in the second cache level.
+pub const head_count_max = 32;
+
+/// Elements of the queries, and of the sums, of a part.
+pub const elements_max = 32 * 256;
+
+pub const Part = struct {
+    query: *const Query,
+    head_first: u32,
+    head_count: u32,
+    row_first: u32,
+    row_count: u32,
+    head_dim_padded: u32,
+
+    /// Elements of its queries, and of the sums of one state: [head][row][head_dim_padded].
+    pub fn elements(part: Part) u32 {
+        return part.head_count * part.row_count * part.head_dim_padded;
+    }
+
+    /// Its rows, [head][row].
+    pub fn rows(part: Part) u32 {
+        return part.head_count * part.row_count;
+    }
+
+    fn kvHead(part: Part, row: usize) u32 {
+        return part.head_first + @as(u32, @intCast(row / part.row_count));
+    }
+
+    fn rowOf(part: Part, row: usize) u32 {
+        return part.row_first + @as(u32, @intCast(row % part.row_count));
+    }
+
+    /// What any of its rows may see.
+    pub fn visible(part: Part) Visible {
+        const query = part.query;
+        var result: Visible = .{ .rows = &query.rows, .first = std.math.maxInt(u32), .end = 0, .sink_end = 0 };
+        // The same for every head.
+        for (0..part.row_count) |i| {
+            const row = query.visibility(part.head_first, part.rowOf(i));
+            result.first = @min(result.first, row.first);
+            result.end = @max(result.end, row.end);
+            result.sink_end = @max(result.sink_end, row.sink_end);
+        }
+        return result;
+    }
+
+    /// Writes its rows as they are before the first key, [head][row].
+    pub fn beginRows(part: Part, fresh: []dispatch.Row) void {
+        assert(fresh.len == part.rows());
+        for (fresh, 0..) |*row, i| row.* = part.query.visibility(part.kvHead(i), part.rowOf(i));
+    }
+
+    /// Writes its queries times softmax_scale, padded with zeros.
+    pub fn scaleQueries(part: Part, queries: []f32) void {
+        assert(queries.len == part.elements());
+        const query = part.query;
+        const head_dim = query.rows.head_dim;
+        for (0..part.rows()) |row| {
+            const at = query.rowIndex(part.kvHead(row), part.rowOf(row)) * head_dim;
+            const scaled = queries[row * part.head_dim_padded ..][0..part.head_dim_padded];
+            for (scaled[0..head_dim], query.q[at..][0..head_dim]) |*to, from| to.* = from * query.softmax_scale;
+            @memset(scaled[head_dim..], 0);
+        }
+    }
+
+    /// The state of a chunk, of all rows.
+    pub const State = struct {
+        /// [head][row][head_dim_padded]
+        sums: []f32,
+        /// [head][row]
+        rows: []dispatch.Row,
+
+        pub fn clear(state: State, fresh: []const dispatch.Row) void {
+            @memset(state.sums, 0);
+            @memcpy(state.rows, fresh);
+        }
+
+        /// Adds the state of the positions that come next.
+        pub fn merge(state: State, part: Part, next: State) void {
+            const kernels = dispatch.kernels();
+            for (state.rows, next.rows, 0..) |*row, *other, i| {
+                const at = i * part.head_dim_padded;
+                kernels.merge(row, state.sums[at..].ptr, other, next.sums[at..].ptr, part.head_dim_padded);
+            }
+        }
+    };
+
+    /// Attends the positions of one chunk, adding to a cleared state. `ahead` says whether to ask for the rows of the next
+    /// chunk at the end. Reads and writes nothing of the caller's but through `queries` and `state`.
+    pub fn attendChunk(part: Part, see: Visible, queries: []const f32, state: State, chunk: u32, ahead: bool) void {
+        // Safe builds fill undefined memory with 0xaa, which takes longer than a short attention itself.
+        @setRuntimeSafety(false);
+        var runs: [2]visible_rows.TileRuns = undefined;
+        part.attendTiles(see, queries, state, chunk, ahead, &runs);
+    }
+
+    fn attendTiles(
+        part: Part,
+        see: Visible,
+        queries: []const f32,
+        state: State,
+        chunk: u32,
+        ahead: bool,
+        runs: *[2]visible_rows.TileRuns,
+    ) void {
+        const kernels = dispatch.kernels();
+        const chunk_end = @as(u64, chunk + 1) * chunk_tokens;
+        var task: dispatch.AttendTask = .{
+            .queries = undefined,
+            .sums = undefined,
+            .rows = undefined,
+            .row_count = part.row_count,
+            .head_dim = part.query.rows.head_dim,
+            .head_dim_padded = part.head_dim_padded,
+            .softcap = part.query.options.softcap orelse 0,
+            .tile = undefined,
+            .ahead = undefined,
+        };
+        var turn: u1 = 0;
+        var tile = see.tileFrom(chunk * chunk_tokens);
+        if (tile) |first| see.tileRuns(part.head_first, first, &runs[turn]);
+        while (tile) |now| {
+            if (now.first >= chunk_end) return;
+            const next_tile = see.tileFrom(now.end);
+            const next_ahead = if (next_tile) |next| ahead or next.first < chunk_end else false;
+            for (0..part.head_count) |i| {
+                const head: u32 = @intCast(i);
+                task.tile = runs[turn].of(now);
+                turn +%= 1;
+                const asked = &runs[turn];
+                asked.count = 0;
+                task.ahead = asked.of(now);
+                if (head + 1 < part.head_count) {
+                    see.tileRuns(part.head_first + head + 1, now, asked);
+                    task.ahead = asked.of(now);
+                } else if (next_ahead) {
+                    see.tileRuns(part.head_first, next_tile.?, asked);
+                    task.ahead = asked.of(next_tile.?);
+                }
+                const row = head * part.row_count;
+                task.queries = queries[row * part.head_dim_padded ..].ptr;
+                task.sums = state.sums[row * part.head_dim_padded ..].ptr;
+                task.rows = state.rows[row..].ptr;
+                kernels.attend(&task);
+            }
+            // A tile that was not asked for has no runs yet.
+            if (!next_ahead) return;
+            tile = next_tile;
+        }
+    }
+
+    /// Writes the outputs of a state that has seen everything.
+    pub fn finish(part: Part, state: State) void {
+        const kernels = dispatch.kernels();
+        const query = part.query;
+        const sink_logits = query.options.sink_logits;
+        for (state.rows, 0..) |*row, i| {
+            const index = query.rowIndex(part.kvHead(i), part.rowOf(i));
+            const row_lse = kernels.finish(&.{
+                .sums = state.sums[i * part.head_dim_padded ..].ptr,
+                .output = @ptrCast(query.output[index * query.rows.head_dim ..].ptr),
+                .row = row,
+                .head_dim = query.rows.head_dim,
+                .has_sink_logit = @intFromBool(sink_logits.len != 0),
+                .sink_logit = if (sink_logits.len == 0) 0 else sink_logits[index % query.q_head_count],
+            });
+            if (query.lse.len != 0) query.lse[index] = row_lse;
+        }
+    }
+};

@@ -1,0 +1,151 @@
+//! A query step, checked: what is asked of which rows, and where each answer goes.
+//!
+//!     q, output: [query][q_head][head_dim]        lse: [query][q_head]
+//!
+//! Query head h uses KV head floor(h / ratio), ratio = q_head_count / kv_head_count. A *row* is one query of one query head:
+//! row r of a KV head is query r / ratio, head r % ratio of that KV head's.
+
+const std = @import("std");
+const Rows = @import("../cache/rows.zig").Rows;
+const dispatch = @import("../kernels/dispatch.zig");
+
+/// Nodes of a tree of drafted tokens: one bit each in a row's mask.
+pub const tree_node_count_max = 64;
+
+pub const Options = struct {
+    /// Query rows in `q`; the newest of them belongs to the newest row of the cache.
+    query_count: u32 = 1,
+    /// Query i of m sees the rows 0 to row_count - m + i, inclusive.
+    causal: bool = true,
+    /// Factor of every score; null for 1 / sqrt(head_dim).
+    softmax_scale: ?f32 = null,
+    /// The newest rows a query sees, its own included; null for all. Needs `causal`.
+    window_tokens: ?u32 = null,
+    /// The first rows, seen beside the window.
+    sink_tokens: u32 = 0,
+    /// Scores become softcap * tanh(score / softcap).
+    softcap: ?f32 = null,
+    /// [q_head], or empty: a key n positions back is scored slope * n lower.
+    alibi_slopes: []align(1) const f32 = &.{},
+    /// [q_head], or empty: exp(sink logit) joins the denominator (and the lse) and adds no value.
+    sink_logits: []align(1) const f32 = &.{},
+    /// [query], or empty: the queries are the nodes of a tree of drafted tokens, whose rows are the newest of the cache
+    /// in the same order. Node i sees the rows before the tree, its ancestors and itself; `tree_parents[i] < i` is its
+    /// parent, below 0 for a root. At most 64 nodes; needs `causal`, and neither window nor ALiBi.
+    tree_parents: []align(1) const i32 = &.{},
+};
+
+pub const Error = error{ InvalidConfig, InvalidSize, NotFinite, Unsupported };
+
+/// A checked step, that cannot fail any more. A batch checks all of its steps before it runs the first.
+pub const Query = struct {
+    rows: Rows,
+    q: []align(1) const f32,
+    options: Options,
+    output: []align(1) f32,
+    lse: []align(1) f32,
+    q_head_count: u32,
+    /// Query heads of one KV head.
+    ratio: u32,
+    softmax_scale: f32,
+
+    pub fn init(
+        rows: Rows,
+        q: []align(1) const f32,
+        options: Options,
+        output: []align(1) f32,
+        lse: []align(1) f32,
+    ) Error!Query {
+        const head_dim = rows.head_dim;
+        if (options.query_count == 0) return error.InvalidConfig;
+        if (options.window_tokens) |tokens| if (tokens == 0 or !options.causal) return error.InvalidConfig;
+        if (options.softcap) |cap| if (!(cap > 0 and std.math.isFinite(cap))) return error.InvalidConfig;
+        try checkTree(rows, options);
+        const softmax_scale = options.softmax_scale orelse 1 / @sqrt(@as(f32, @floatFromInt(head_dim)));
+        if (!std.math.isFinite(softmax_scale)) return error.InvalidConfig;
+
+        const query_elements = @as(u64, options.query_count) * head_dim;
+        if (q.len == 0 or q.len % query_elements != 0) return error.InvalidSize;
+        const q_head_count = std.math.cast(u32, q.len / query_elements) orelse return error.InvalidSize;
+        if (q_head_count % rows.kv_head_count != 0) return error.InvalidSize;
+        // Rows of one KV head are counted in u32.
+        const ratio = q_head_count / rows.kv_head_count;
+        if (ratio > std.math.maxInt(u32) / options.query_count) return error.InvalidSize;
+
+        for ([_][]align(1) const f32{ options.alibi_slopes, options.sink_logits }) |per_head| {
+            if (per_head.len != 0 and per_head.len != q_head_count) return error.InvalidSize;
+            for (per_head) |value| if (!std.math.isFinite(value)) return error.InvalidConfig;
+        }
+        if (output.len < q.len) return error.InvalidSize;
+        if (lse.len != 0 and lse.len < q.len / head_dim) return error.InvalidSize;
+        if (dispatch.kernels().storable(@ptrCast(q.ptr), .f32, .f32, q.len) == 0) return error.NotFinite;
+        return .{
+            .rows = rows,
+            .q = q,
+            .options = options,
+            .output = output,
+            .lse = lse,
+            .q_head_count = q_head_count,
+            .ratio = ratio,
+            .softmax_scale = softmax_scale,
+        };
+    }
+
+    fn checkTree(rows: Rows, options: Options) error{ InvalidConfig, InvalidSize, Unsupported }!void {
+        const parents = options.tree_parents;
+        if (parents.len == 0) return;
+        if (parents.len != options.query_count or parents.len > tree_node_count_max) return error.InvalidSize;
+        if (parents.len > rows.row_count) return error.InvalidSize;
+        if (!options.causal) return error.InvalidConfig;
+        if (options.window_tokens != null or rows.window_tokens != null) return error.Unsupported;
+        if (options.alibi_slopes.len != 0) return error.Unsupported;
+        for (parents, 0..) |parent, node| if (parent >= @as(i64, @intCast(node))) return error.InvalidConfig;
+    }
+
+    /// Query rows of one KV head.
+    pub fn rowCount(query: *const Query) u32 {
+        return query.options.query_count * query.ratio;
+    }
+
+    /// Where row `row` of a KV head stands in `lse`; times head_dim, in `q` and the output.
+    pub fn rowIndex(query: *const Query, kv_head: u32, row: u32) usize {
+        const head = kv_head * query.ratio + row % query.ratio;
+        return @as(usize, row / query.ratio) * query.q_head_count + head;
+    }
+
+    /// What one row may see.
+    pub fn visibility(query: *const Query, kv_head: u32, row: u32) dispatch.Row {
+        const options = query.options;
+        const row_count: i64 = query.rows.row_count;
+        const index = row / query.ratio;
+        const position = row_count - options.query_count + index;
+        const end = if (options.causal) std.math.clamp(position + 1, 0, row_count) else row_count;
+        var first: i64 = 0;
+        for ([_]?u32{ options.window_tokens, query.rows.window_tokens }) |window| {
+            if (window) |tokens| first = @max(first, position + 1 - @as(i64, tokens));
+        }
+        const slopes = options.alibi_slopes;
+        return .{
+            .first = @intCast(@min(first, end)),
+            .end = @intCast(end),
+            .sink_end = @intCast(@min(options.sink_tokens, end)),
+            // Negative for queries older than the oldest row; distances are taken modulo 2^32.
+            .position = @truncate(@as(u64, @bitCast(position))),
+            .alibi_slope = if (slopes.len == 0) 0 else slopes[kv_head * query.ratio + row % query.ratio],
+            .tree_first = query.rows.row_count - @as(u32, @intCast(options.tree_parents.len)),
+            .tree_mask = query.treeMask(index),
+            .score_max = -std.math.inf(f32),
+            .weight_sum = 0,
+        };
+    }
+
+    /// One bit for each node of the tree that a node sees: its ancestors and itself.
+    fn treeMask(query: *const Query, node: u32) u64 {
+        const parents = query.options.tree_parents;
+        if (parents.len == 0) return 0;
+        var mask: u64 = 0;
+        var at: i32 = @intCast(node);
+        while (at >= 0) : (at = parents[@intCast(at)]) mask |= @as(u64, 1) << @intCast(at);
+        return mask;
+    }
+};

@@ -1,0 +1,197 @@
+//! Attention over one tile of the keys and values of one KV head, for a few query rows.
+//!
+//! Positions are taken in tiles of 64. For each tile, in three passes:
+//!
+//!     1. scores[row][token] = query . key            every key is loaded once for all query rows
+//!     2. weights = exp(score - running maximum)      the online softmax; older sums are rescaled
+//!     3. sums[row][dim] += weight * value            every value is loaded once for all query rows
+//!
+//! Passes 1 and 3 are those of the format of their side: `attend_float.zig` for rows of floats, `attend_integer.zig` for
+//! planes of codes. Any format of keys goes with any of values.
+//!
+//! A tile lies within a multiple of 64 positions, so neither slabs nor blocks show in the result; and no number below
+//! depends on how many query rows stand beside a row. What a row gets is a function of its query, the stored bytes and
+//! the level alone.
+//!
+//! Not here: threads, blocks, tables. A tile is what fits the first cache level (64 rows of 128 f16 are 16 KiB).
+
+const std = @import("std");
+const assert = std.debug.assert;
+const attend_float = @import("attend_float.zig");
+const attend_integer = @import("attend_integer.zig");
+const convert = @import("convert.zig");
+const softmax = @import("softmax.zig");
+const table = @import("table.zig");
+const tiles = @import("tile.zig");
+const Ahead = @import("ahead.zig").Ahead;
+const Tile = tiles.Tile;
+const TileRows = tiles.TileRows;
+
+const lanes = convert.lanes;
+const Vector = convert.Vector;
+const tile_tokens = table.tile_tokens;
+const negative_infinity = -std.math.inf(f32);
+
+/// See `Table.attend`.
+pub fn attend(task: *const table.AttendTask) callconv(.c) void {
+    assert(task.row_count >= 1 and task.row_count <= table.row_count_max);
+    assert(task.head_dim_padded % table.lanes_max == 0);
+    var tile: Tile = undefined;
+    tile.rows.fill(&task.tile);
+    if (tile.rows.token_count == 0) return;
+    tile.keys_ahead = .init(&task.ahead, .keys, task.head_dim);
+    tile.values_ahead = .init(&task.ahead, .values, task.head_dim);
+    attendTile(task, &tile);
+}
+
+fn attendTile(task: *const table.AttendTask, tile: *Tile) void {
+    switch (task.tile.storage.dtype_k) {
+        inline .f32, .f16, .bf16 => |dtype| attend_float.scoreTile(dtype, task, tile),
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_integer.scoreTile(dtype, task, tile),
+    }
+    weighTile(task, tile);
+    switch (task.tile.storage.dtype_v) {
+        inline .f32, .f16, .bf16 => |dtype| attend_float.accumulateTile(dtype, task, tile),
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_integer.accumulateTile(dtype, task, tile),
+    }
+}
+
+/// Pass 2: bias and mask the scores of each row, move its maximum, turn scores into weights.
+fn weighTile(task: *const table.AttendTask, tile: *Tile) void {
+    // Each row waits for its maximum, and then for the sum of its weights: step by step they wait together.
+    var maxima: [table.row_count_max]f32 = undefined;
+    for (task.rows[0..task.row_count], tile.scores[0..task.row_count], maxima[0..task.row_count]) |*row, *scores, *maximum| {
+        maximum.* = maskRow(task.softcap, row, &tile.rows, scores);
+    }
+    for (task.rows[0..task.row_count], maxima[0..task.row_count], 0..) |*row, maximum, r| {
+        const score_max = @max(row.score_max, maximum);
+        // Where nothing is visible so far nothing has been summed, and exp(-Inf - -Inf) would be NaN.
+        if (score_max == row.score_max) continue;
+        moveMaximum(row, score_max, task.sums[r * task.head_dim_padded ..][0..task.head_dim_padded]);
+    }
+    for (task.rows[0..task.row_count], tile.scores[0..task.row_count]) |*row, *scores| {
+        weighRow(row, tile.rows.token_count, scores);
+    }
+}
+
+/// Biases and masks the scores of a row; returns the largest.
+inline fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) f32 {
+    var tile_max: Vector = @splat(negative_infinity);
+    if (softcap == 0 and row.alibi_slope == 0 and tile.isSeenBy(row)) {
+        inline for (0..tile_tokens / lanes) |i| tile_max = larger(tile_max, scores[i * lanes ..][0..lanes].*);
+        return softmax.largest(tile_max);
+    }
+    var token: u32 = 0;
+    while (token < tile.token_count) : (token += lanes) {
+        const positions: convert.VectorU32 = tile.positions[token..][0..lanes].*;
+        var score: Vector = scores[token..][0..lanes].*;
+        if (softcap != 0) {
+            const cap: Vector = @splat(softcap);
+            score = cap * softmax.tanh(score / cap);
+        }
+        if (row.alibi_slope != 0) {
+            const behind = @as(convert.VectorU32, @splat(row.position)) -% positions;
+            const distance: Vector = @floatFromInt(@as(@Vector(lanes, i32), @bitCast(behind)));
+            score = score - @as(Vector, @splat(row.alibi_slope)) * distance;
+        }
+        const slots = @as(convert.VectorU32, @splat(token)) + std.simd.iota(u32, lanes);
+        const in_tile = slots < @as(convert.VectorU32, @splat(tile.token_count));
+        const in_window = and_(
+            positions >= @as(convert.VectorU32, @splat(row.first)),
+            positions < @as(convert.VectorU32, @splat(row.end)),
+        );
+        const in_sink = positions < @as(convert.VectorU32, @splat(row.sink_end));
+        const visible = and_(in_tile, or_(in_window, in_sink));
+        score = @select(f32, visible, score, @as(Vector, @splat(negative_infinity)));
+        scores[token..][0..lanes].* = score;
+        tile_max = larger(tile_max, score);
+    }
+    if (tile.position_last >= row.tree_first) return maskTree(row, tile, scores);
+    return softmax.largest(tile_max);
+}
+
+/// The larger of each two; of NaN and a number the number.
+inline fn larger(most: Vector, candidates: Vector) Vector {
+    return @select(f32, candidates > most, candidates, most);
+}
+
+/// Makes `score_max` the maximum of a row: older sums are rescaled.
+inline fn moveMaximum(row: *table.Row, score_max: f32, sums: []f32) void {
+    const rescale = softmax.exp(@as(Vector, @splat(row.score_max - score_max)));
+    row.score_max = score_max;
+    row.weight_sum *= rescale[0];
+    var dim: usize = 0;
+    while (dim < sums.len) : (dim += lanes) {
+        const old: Vector = sums[dim..][0..lanes].*;
+        sums[dim..][0..lanes].* = old * rescale;
+    }
+}
+
+/// Turns the scores of a row into weights.
+inline fn weighRow(row: *table.Row, token_count: u32, scores: *[tile_tokens]f32) void {
+    if (row.score_max == negative_infinity) {
+        @memset(scores[0..token_count], 0);
+        return;
+    }
+    const score_max: Vector = @splat(row.score_max);
+    var tile_sum: Vector = @splat(0);
+    var token: u32 = 0;
+    while (token < token_count) : (token += lanes) {
+        const score: Vector = scores[token..][0..lanes].*;
+        const weight = softmax.exp(score - score_max);
+        scores[token..][0..lanes].* = weight;
+        tile_sum += weight;
+    }
+    row.weight_sum += softmax.sum(tile_sum);
+}
+
+/// Hides the positions of a tree that a row does not descend from, and returns the largest score left.
+fn maskTree(row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) f32 {
+    var score_max = negative_infinity;
+    for (scores[0..tile.token_count], tile.positions[0..tile.token_count]) |*score, position| {
+        if (position >= row.tree_first) {
+            const node = position - row.tree_first;
+            if (node >= 64 or row.tree_mask >> @intCast(node) & 1 == 0) score.* = negative_infinity;
+        }
+        score_max = @max(score_max, score.*);
+    }
+    return score_max;
+}
+
+inline fn and_(a: @Vector(lanes, bool), b: @Vector(lanes, bool)) @Vector(lanes, bool) {
+    return @select(bool, a, b, @as(@Vector(lanes, bool), @splat(false)));
+}
+
+inline fn or_(a: @Vector(lanes, bool), b: @Vector(lanes, bool)) @Vector(lanes, bool) {
+    return @select(bool, a, @as(@Vector(lanes, bool), @splat(true)), b);
+}
+
+/// See `Table.finish`.
+pub fn finish(task: *const table.FinishTask) callconv(.c) f32 {
+    const row = task.row;
+    var score_max = row.score_max;
+    var weight_sum = row.weight_sum;
+    var rescale: f32 = 1;
+    if (task.has_sink_logit != 0) {
+        score_max = @max(row.score_max, task.sink_logit);
+        rescale = if (row.score_max == negative_infinity) 0 else expOne(row.score_max - score_max);
+        weight_sum = row.weight_sum * rescale + expOne(task.sink_logit - score_max);
+    }
+    const output: [*]align(1) f32 = @ptrCast(task.output);
+    if (weight_sum == 0) {
+        // No visible key: the empty attention state, output 0 and lse -Inf.
+        for (0..task.head_dim) |dim| output[dim] = 0;
+        return negative_infinity;
+    }
+    const factor = rescale / weight_sum;
+    for (0..task.head_dim) |dim| output[dim] = task.sums[dim] * factor;
+    return @floatCast(@as(f64, score_max) + softmax.ln(weight_sum));
+}
+
+fn expOne(x: f32) f32 {
+    return softmax.exp(@splat(x))[0];
+}
+
+test {
+    _ = @import("attend_test.zig");
+}

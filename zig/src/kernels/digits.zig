@@ -1,0 +1,130 @@
+//! Floats as numbers of two digits, so that sums of products with codes are sums of integers.
+//!
+//!     n = round(x / step)        step = largest |x| / 16256        n = 128 * high + low
+//!
+//! 16256 = 127 * 128, so that high is -127 to 127 and low -64 to 63: both are bytes that every way of `dot.zig` takes. A
+//! number is wrong by at most half a step, 2^-14.99 of the largest one of its row.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const convert = @import("convert.zig");
+const lanes = convert.lanes;
+const Vector = convert.Vector;
+const VectorU32 = convert.VectorU32;
+const VectorI32 = @Vector(lanes, i32);
+
+/// The largest number.
+const number_max = 127 * 128;
+
+/// Rows whose largest magnitude is below this are zeros: its reciprocal times 16256 would be Inf at 2^-114. Weights are
+/// beside one of 1, and scores of that size are none.
+const magnitude_min = 0x1p-100;
+
+/// A row of up to `number_count_max` numbers, with the totals of each `total_numbers` of them; 0 for no totals.
+pub fn Digits(comptime number_count_max: u32, comptime total_numbers: u32) type {
+    return struct {
+        high: [number_count_max]i8 align(64),
+        low: [number_count_max]i8 align(64),
+        /// 1 / step.
+        factor: f32,
+        step: f32,
+        totals: [if (total_numbers == 0) 0 else number_count_max / total_numbers]i32,
+
+        const Self = @This();
+
+        /// First chooses the step, by the largest of `magnitudes`. A magnitude that is not finite makes the step so, and
+        /// numbers that mean nothing.
+        pub inline fn choose(digits: *Self, magnitudes: Magnitudes) void {
+            const magnitude = magnitudes.largest();
+            const is_zero = magnitude < magnitude_min;
+            digits.step = if (is_zero) 0 else magnitude * (1.0 / @as(f32, number_max));
+            digits.factor = if (is_zero) 0 else number_max / magnitude;
+        }
+
+        /// Then writes the digits of `count` values, a multiple of 16.
+        pub inline fn write(digits: *Self, values: *align(64) const [number_count_max]f32, count: u32) void {
+            assert(count % 16 == 0 and count <= number_count_max);
+            const factor: Vector = @splat(digits.factor);
+            var total: VectorI32 = @splat(0);
+            var at: u32 = 0;
+            while (at < count) : (at += lanes) {
+                const numbers = round(@as(Vector, values[at..][0..lanes].*) * factor);
+                const high = (numbers +% @as(VectorI32, @splat(64))) >> @splat(7);
+                digits.high[at..][0..lanes].* = @as(@Vector(lanes, i8), @truncate(high));
+                digits.low[at..][0..lanes].* = @as(@Vector(lanes, i8), @truncate(numbers -% (high << @splat(7))));
+                if (total_numbers == 0) continue;
+                total +%= numbers;
+                if ((at + lanes) % total_numbers == 0 or at + lanes == count) {
+                    digits.totals[at / total_numbers] = @reduce(.Add, total);
+                    total = @splat(0);
+                }
+            }
+        }
+    };
+}
+
+/// The magnitudes of values, compared as integers: NaN is larger than Inf.
+pub const Magnitudes = struct {
+    bits: VectorU32 = @splat(0),
+
+    pub inline fn add(magnitudes: *Magnitudes, values: Vector) void {
+        const bits: VectorU32 = @bitCast(values);
+        magnitudes.bits = @max(magnitudes.bits, bits & @as(VectorU32, @splat(0x7fff_ffff)));
+    }
+
+    inline fn largest(magnitudes: Magnitudes) f32 {
+        return @bitCast(@reduce(.Max, magnitudes.bits));
+    }
+};
+
+/// To the nearest integer, half to even; defined for any bits. Adding 1.5 * 2^23 puts the integer into the low bits.
+inline fn round(values: Vector) VectorI32 {
+    const magic: Vector = @splat(0x1.8p23);
+    return @as(VectorI32, @bitCast(values + magic)) -% @as(VectorI32, @bitCast(magic));
+}
+
+fn set(digits: anytype, values: anytype) void {
+    var magnitudes: Magnitudes = .{};
+    var at: usize = 0;
+    while (at < values.len) : (at += lanes) magnitudes.add(values[at..][0..lanes].*);
+    digits.choose(magnitudes);
+    digits.write(values, values.len);
+}
+
+test Digits {
+    var prng: std.Random.DefaultPrng = .init(11);
+    for ([_]f32{ 1e-12, 1, 3e30 }) |magnitude| {
+        var values: [64]f32 align(64) = undefined;
+        for (&values) |*value| value.* = magnitude * (2 * prng.random().float(f32) - 1);
+        values[5] = -magnitude;
+        var digits: Digits(64, 32) = undefined;
+        set(&digits, &values);
+        try std.testing.expectEqual(-127, digits.high[5]);
+        try std.testing.expectEqual(0, digits.low[5]);
+        var totals: [2]i32 = .{ 0, 0 };
+        for (values, digits.high, digits.low, 0..) |value, high, low, i| {
+            const number = 128 * @as(i32, high) + low;
+            totals[i / 32] += number;
+            // Half a step, and the roundings of three f32.
+            const got = @as(f64, @floatFromInt(number)) * digits.step;
+            try std.testing.expect(@abs(got - value) <= 0.502 * magnitude / 16256.0);
+        }
+        try std.testing.expectEqual(totals, digits.totals);
+    }
+}
+
+test "Digits of zeros, of almost nothing and of what is not finite" {
+    var digits: Digits(32, 32) = undefined;
+    for ([_]f32{ 0, 1e-44, -1e-38 }) |value| {
+        const values: [32]f32 align(64) = @splat(value);
+        set(&digits, &values);
+        try std.testing.expectEqual(0, digits.step);
+        try std.testing.expectEqual(0, digits.totals[0]);
+    }
+    for ([_]f32{ std.math.nan(f32), -std.math.inf(f32) }) |value| {
+        var values: [32]f32 align(64) = @splat(1);
+        values[31] = value;
+        set(&digits, &values);
+        try std.testing.expect(!std.math.isFinite(digits.step));
+    }
+}

@@ -1,0 +1,350 @@
+//! Floats to codes, for planes and for records; `group.zig` has the formulas and the places of the bytes.
+//!
+//! Two passes over a few rows that stay in the first cache between them: (1) the extremes of every group, and from them
+//! scale, min and 1 / scale of many groups at once; (2) the codes, four sums to a word.
+//!
+//! Every step is one f32 operation, rounded half to even and never fused, in an order that does not depend on the vector
+//! length: all levels give the same bits, those of `reference_codec.zig`. A float becomes an integer by an addition or
+//! after it was clamped, so that no input, NaN and Inf included, is undefined behaviour.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const convert = @import("convert.zig");
+const group = @import("../group.zig");
+const scales = @import("scale.zig");
+const table = @import("table.zig");
+const Dtype = @import("../dtype.zig").Dtype;
+const Plane = group.Plane;
+const Side = group.Side;
+
+const lanes = convert.lanes;
+const Vector = convert.Vector;
+const VectorU32 = convert.VectorU32;
+const Parameters = scales.Parameters;
+const larger = scales.larger;
+const smaller = scales.smaller;
+const zero = scales.zero;
+
+/// Groups whose parameters are computed together: the tokens of a chunk, or records.
+const chunk = group.token_multiple;
+/// Dims that are worked on together: those of a record, which every head_dim is a multiple of.
+const columns = group.dim_multiple;
+const vectors = columns / lanes;
+/// Tokens of the largest block that may be quantized.
+const tokens_max = 256;
+
+/// See `Table.quantize`.
+pub fn quantize(task: *const table.QuantizeTask) callconv(.c) void {
+    assert(task.plane.isValid());
+    assert(task.plane.block_size <= tokens_max);
+    switch (task.plane.dtype) {
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| switch (task.plane.side) {
+            inline else => |side| {
+                if (comptime dtype.isAffine() and side == .keys) {
+                    quantizeChannels(dtype, task);
+                } else {
+                    quantizeTokens(dtype, side, task);
+                }
+            },
+        },
+        .f32, .f16, .bf16 => unreachable,
+    }
+}
+
+/// See `Table.quantize_records`.
+pub fn quantizeRecords(
+    records: [*]u8,
+    dtype: Dtype,
+    source: [*]align(1) const f32,
+    element_count: usize,
+) callconv(.c) void {
+    assert(element_count % group.record_values == 0);
+    switch (dtype) {
+        inline .q8_0, .q4_0 => |format| {
+            // A record is the row of a token of 32 dims.
+            const record_bytes = comptime group.recordBytes(format);
+            const record_count = element_count / group.record_values;
+            var first: usize = 0;
+            while (first < record_count) : (first += chunk) {
+                const count = @min(chunk, record_count - first);
+                const rows: Rows = .{
+                    .first = @ptrCast(source + first * group.record_values),
+                    .token_stride = group.record_values * @sizeOf(f32),
+                };
+                var parameters: Parameters(chunk) = undefined;
+                tokenParameters(format, group.record_values, rows, count, &parameters);
+                for (0..count) |i| {
+                    const record = records[(first + i) * record_bytes ..][0..record_bytes];
+                    std.mem.writeInt(u16, record[0..2], parameters.scale_bits[i], .little);
+                    packRecord(format, rows, i, parameters.inverse[i], record[2..]);
+                }
+            }
+        },
+        else => unreachable,
+    }
+}
+
+/// Some tokens and dims of the rows as f32, the first of both being 0.
+const Rows = struct {
+    first: [*]const u8,
+    token_stride: u64,
+
+    /// `lanes` adjacent dims of a token.
+    inline fn at(rows: Rows, token: usize, dim: usize) Vector {
+        return convert.load(.f32, rows.first + token * rows.token_stride + dim * @sizeOf(f32));
+    }
+
+    /// Of `token_count` tokens and `dim_count` dims; widened in `scratch` where they are stored in fewer bits.
+    fn of(
+        task: *const table.QuantizeTask,
+        token_first: usize,
+        token_count: usize,
+        dim_first: usize,
+        dim_count: usize,
+        scratch: []f32,
+    ) Rows {
+        const source = task.rows + token_first * task.token_stride + dim_first * task.rows_dtype.elementBytes();
+        if (task.rows_dtype == .f32) return .{ .first = source, .token_stride = task.token_stride };
+        assert(token_count * dim_count <= scratch.len);
+        switch (task.rows_dtype) {
+            inline .f16, .bf16 => |dtype| for (0..token_count) |token| {
+                var dim: usize = 0;
+                while (dim < dim_count) : (dim += lanes) {
+                    const place = source + token * task.token_stride + dim * comptime dtype.elementBytes();
+                    scratch[token * dim_count + dim ..][0..lanes].* = convert.load(dtype, place);
+                }
+            },
+            else => unreachable,
+        }
+        return .{ .first = @ptrCast(scratch.ptr), .token_stride = dim_count * @sizeOf(f32) };
+    }
+};
+
+/// The codes of `lanes` values, in the low bits that they have in a plane, zeros above them.
+inline fn codes(comptime dtype: Dtype, x: Vector, inverse: Vector, min: Vector) VectorU32 {
+    if (dtype == .q4_0) {
+        const shifted = x * inverse + @as(Vector, @splat(8.5));
+        const clamped = smaller(larger(shifted, zero), @as(Vector, @splat(15)));
+        return @intFromFloat(clamped);
+    }
+    const range: [2]f32 = switch (dtype) {
+        .q8_0 => .{ -127, 127 },
+        .i8 => .{ -128, 127 },
+        .i4 => .{ 0, 15 },
+        .i2 => .{ 0, 3 },
+        else => comptime unreachable,
+    };
+    const exact = if (dtype == .q8_0) x * inverse else (x - min) * inverse;
+    const clamped = smaller(larger(exact, @splat(range[0])), @splat(range[1]));
+    // Rounds to an integer, half to even, and leaves it in the low bits, in two's complement.
+    const rounded: VectorU32 = @bitCast(clamped + @as(Vector, @splat(0x1.8p23)));
+    return rounded & @as(VectorU32, @splat(scales.codeMask(dtype)));
+}
+
+/// Formats with a group for each token: 64 tokens by one group at a time.
+fn quantizeTokens(comptime dtype: Dtype, comptime side: Side, task: *const table.QuantizeTask) void {
+    const plane = task.plane;
+    const group_size = plane.groupSize();
+    var scratch: [chunk * 2 * columns]f32 align(64) = undefined;
+    var token: u32 = 0;
+    while (token < plane.block_size) : (token += chunk) {
+        var dim: u32 = 0;
+        while (dim < plane.head_dim) : (dim += group_size) {
+            const rows: Rows = .of(task, token, chunk, dim, group_size, &scratch);
+            var parameters: Parameters(chunk) = undefined;
+            tokenParameters(dtype, group_size, rows, chunk, &parameters);
+            storeParameters(dtype, plane, task.bytes, plane.scaleIndex(token, dim), chunk, &parameters);
+            if (side == .keys) {
+                packKeys(dtype, plane, task.bytes, rows, token, chunk, dim, &parameters);
+            } else {
+                packValues(dtype, plane, task.bytes, rows, token, dim, group_size, &parameters);
+            }
+        }
+    }
+}
+
+/// The parameters of the groups of `count` <= 64 tokens.
+inline fn tokenParameters(
+    comptime dtype: Dtype,
+    group_size: u32,
+    rows: Rows,
+    count: usize,
+    parameters: *Parameters(chunk),
+) void {
+    // Symmetric formats have their extremes in the first array. Lanes behind the last token are computed and not used.
+    var least: [chunk]f32 align(64) = @splat(0);
+    var largest: [chunk]f32 align(64) = @splat(0);
+    for (0..count) |token| {
+        var x: [vectors]Vector = undefined;
+        inline for (&x, 0..) |*vector, v| vector.* = rows.at(token, v * lanes);
+        if (comptime !dtype.isAffine()) {
+            least[token] = if (dtype == .q8_0) @bitCast(scales.magnitude(x)) else scales.firstExtreme(x);
+            continue;
+        }
+        var low = x[0];
+        var high = x[0];
+        inline for (x[1..]) |vector| {
+            low = smaller(vector, low);
+            high = larger(vector, high);
+        }
+        var dim: u32 = columns;
+        while (dim < group_size) : (dim += lanes) {
+            low = smaller(rows.at(token, dim), low);
+            high = larger(rows.at(token, dim), high);
+        }
+        least[token] = scales.fold(smaller, low);
+        largest[token] = scales.fold(larger, high);
+    }
+    for (0..chunk / lanes) |v| {
+        const low: Vector = least[v * lanes ..][0..lanes].*;
+        const high: Vector = largest[v * lanes ..][0..lanes].*;
+        const is_affine = comptime dtype.isAffine();
+        parameters.set(v * lanes, if (is_affine) scales.affine(dtype, low, high) else scales.symmetric(dtype, low));
+    }
+}
+
+/// Affine keys, a group for each channel: 32 channels over all tokens at a time.
+fn quantizeChannels(comptime dtype: Dtype, task: *const table.QuantizeTask) void {
+    const plane = task.plane;
+    var scratch: [tokens_max * columns]f32 align(64) = undefined;
+    var dim: u32 = 0;
+    while (dim < plane.head_dim) : (dim += columns) {
+        const rows: Rows = .of(task, 0, plane.block_size, dim, columns, &scratch);
+        // Even and odd tokens apart, for the length of the chains of comparisons.
+        var least: [2][vectors]Vector = undefined;
+        inline for (0..vectors) |v| least[0][v] = rows.at(0, v * lanes);
+        least[1] = least[0];
+        var largest = least;
+        var token: u32 = 0;
+        while (token < plane.block_size) : (token += 2) {
+            inline for (0..2) |odd| inline for (0..vectors) |v| {
+                const x = rows.at(token + odd, v * lanes);
+                least[odd][v] = smaller(x, least[odd][v]);
+                largest[odd][v] = larger(x, largest[odd][v]);
+            };
+        }
+        var parameters: Parameters(columns) = undefined;
+        inline for (0..vectors) |v| {
+            const low = smaller(least[0][v], least[1][v]);
+            const high = larger(largest[0][v], largest[1][v]);
+            parameters.set(v * lanes, scales.affine(dtype, low, high));
+        }
+        storeParameters(dtype, plane, task.bytes, plane.scaleIndex(0, dim), columns, &parameters);
+        packKeys(dtype, plane, task.bytes, rows, 0, plane.block_size, dim, &parameters);
+    }
+}
+
+/// Scales and mins of adjacent numbers.
+inline fn storeParameters(
+    comptime dtype: Dtype,
+    plane: Plane,
+    bytes: [*]u8,
+    index: u32,
+    comptime count: u32,
+    parameters: *const Parameters(count),
+) void {
+    @memcpy(bytes[plane.codeBytes() + 2 * index ..][0 .. 2 * count], std.mem.asBytes(&parameters.scale_bits));
+    if (comptime !dtype.isAffine()) return;
+    @memcpy(bytes[plane.minOffset() + 2 * index ..][0 .. 2 * count], std.mem.asBytes(&parameters.min_bits));
+}
+
+/// The words of `token_count` tokens and 32 dims. With lanes = dims, four tokens' codes are put beside each other in words;
+/// four words of four dims are then transposed into the four words of those tokens, which is what the plane has.
+inline fn packKeys(
+    comptime dtype: Dtype,
+    plane: Plane,
+    bytes: [*]u8,
+    rows: Rows,
+    token_first: usize,
+    token_count: usize,
+    dim: usize,
+    parameters: anytype,
+) void {
+    const is_per_channel = comptime dtype.isAffine();
+    const bits = comptime @as(u32, dtype.codeBits());
+    const quads = comptime 8 / bits; // of sums in a word
+    var t: usize = 0;
+    while (t < token_count) : (t += group.quad) {
+        const token = token_first + t;
+        var words: [vectors]VectorU32 = undefined;
+        inline for (&words, 0..) |*word, v| {
+            word.* = @splat(0);
+            inline for (0..group.quad) |i| {
+                const inverse: Vector, const min: Vector = if (is_per_channel) .{
+                    parameters.inverse[v * lanes ..][0..lanes].*,
+                    parameters.min[v * lanes ..][0..lanes].*,
+                } else .{ @splat(parameters.inverse[t + i]), @splat(parameters.min[t + i]) };
+                word.* |= codes(dtype, rows.at(t + i, v * lanes), inverse, min) << @splat(8 * i);
+            }
+        }
+        const vector_first = token / group.lane_count * (plane.head_dim / group.quad / quads) + dim / group.quad / quads;
+        const place = bytes + vector_first * group.vector_bytes + token % group.lane_count * group.quad;
+        inline for (0..columns / group.quad / quads) |w| {
+            var four: @Vector(group.quad, u32) = @splat(0);
+            inline for (0..quads) |k| four |= piece(words, w * quads + k) << @splat(bits * k);
+            place[w * group.vector_bytes ..][0..16].* = transposed(@bitCast(four));
+        }
+    }
+}
+
+/// Words 4 * index to 4 * index + 3 of a row of vectors.
+inline fn piece(words: anytype, comptime index: usize) @Vector(group.quad, u32) {
+    const at = index * group.quad;
+    return std.simd.extract(words[at / lanes], at % lanes, group.quad);
+}
+
+/// Bytes [4][4], rows and columns exchanged.
+inline fn transposed(bytes: @Vector(16, u8)) @Vector(16, u8) {
+    return @shuffle(u8, bytes, undefined, [16]i32{ 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15 });
+}
+
+/// The words of 64 tokens and the `group_size` dims of a group: lanes = dims, so a word is four tokens' codes as they come.
+inline fn packValues(
+    comptime dtype: Dtype,
+    plane: Plane,
+    bytes: [*]u8,
+    rows: Rows,
+    token_first: usize,
+    dim_first: usize,
+    group_size: u32,
+    parameters: *const Parameters(chunk),
+) void {
+    const bits = comptime @as(u32, dtype.codeBits());
+    const tokens_a_word = comptime group.quad * (8 / bits);
+    const lane_stride = plane.block_size / tokens_a_word * group.vector_bytes;
+    var dim: usize = 0;
+    while (dim < group_size) : (dim += lanes) {
+        const lane = dim_first + dim;
+        var place = bytes + lane / group.lane_count * lane_stride + lane % group.lane_count * group.quad;
+        place += token_first / tokens_a_word * group.vector_bytes;
+        var t: usize = 0;
+        while (t < chunk) : (t += tokens_a_word) {
+            var word: VectorU32 = @splat(0);
+            inline for (0..tokens_a_word) |i| {
+                const inverse: Vector = @splat(parameters.inverse[t + i]);
+                const min: Vector = @splat(parameters.min[t + i]);
+                const shift = 8 * (i % group.quad) + bits * (i / group.quad);
+                word |= codes(dtype, rows.at(t + i, dim), inverse, min) << @splat(shift);
+            }
+            place[0 .. 4 * lanes].* = @bitCast(word);
+            place += group.vector_bytes;
+        }
+    }
+}
+
+/// The codes of one record.
+inline fn packRecord(
+    comptime dtype: Dtype,
+    rows: Rows,
+    index: usize,
+    inverse: f32,
+    bytes: *[group.recordBytes(dtype) - 2]u8,
+) void {
+    const high_dims = group.record_values / 2;
+    comptime var at = 0;
+    inline while (at < bytes.len) : (at += lanes) {
+        var word = codes(dtype, rows.at(index, at), @splat(inverse), zero);
+        if (dtype == .q4_0) word |= codes(dtype, rows.at(index, at + high_dims), @splat(inverse), zero) << @splat(4);
+        bytes[at..][0..lanes].* = @as(@Vector(lanes, u8), @truncate(word));
+    }
+}

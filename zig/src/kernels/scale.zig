@@ -1,0 +1,126 @@
+//! From the extremes of a group to its scale and min, and to what its codes are made with.
+//!
+//! A vector here has one group in each lane, where a division costs as much for all of them as for one.
+
+const std = @import("std");
+const convert = @import("convert.zig");
+const Dtype = @import("../dtype.zig").Dtype;
+
+const lanes = convert.lanes;
+const Vector = convert.Vector;
+const VectorU16 = convert.VectorU16;
+const VectorU32 = convert.VectorU32;
+
+/// What codes are made with: of `count` groups, a group in each lane.
+pub fn Parameters(comptime count: usize) type {
+    return struct {
+        /// 1 / scale, or 0 where that is not finite.
+        inverse: [count]f32,
+        /// The min of affine formats.
+        min: [count]f32,
+        scale_bits: [count]u16,
+        min_bits: [count]u16,
+
+        pub inline fn set(parameters: *@This(), first: usize, of: Groups) void {
+            parameters.inverse[first..][0..lanes].* = of.inverse;
+            parameters.min[first..][0..lanes].* = of.min;
+            parameters.scale_bits[first..][0..lanes].* = of.scale_bits;
+            parameters.min_bits[first..][0..lanes].* = of.min_bits;
+        }
+    };
+}
+
+/// The same of `lanes` groups.
+const Groups = struct { inverse: Vector, min: Vector, scale_bits: VectorU16, min_bits: VectorU16 };
+
+pub const zero: Vector = @splat(0);
+
+/// `extreme` is the largest magnitude for q8_0, and the value that has it for q4_0.
+pub inline fn symmetric(comptime dtype: Dtype, extreme: Vector) Groups {
+    const scale = if (dtype == .q8_0)
+        extreme / @as(Vector, @splat(127))
+    else
+        (extreme + zero) / @as(Vector, @splat(-8)); // + 0 makes a -0 to +0
+    return .{
+        .inverse = inverseOf(scale),
+        .min = zero,
+        .scale_bits = convert.f16Bits(scale),
+        .min_bits = @splat(0),
+    };
+}
+
+/// The codes are chosen with the scale and min that are stored, which are f16.
+pub inline fn affine(comptime dtype: Dtype, least: Vector, largest: Vector) Groups {
+    const low = least + zero;
+    const high = largest + zero;
+    const code_max: Vector = @splat(codeMask(dtype));
+    const step = (high - low) / code_max;
+    const rounded = convert.f16Values(convert.f16Bits(step));
+    // A step too small for f16 is stored as the smallest one, lest all values become the min.
+    const vanished = (rounded == zero) & (high > low);
+    const scale = @select(f32, vanished, @as(Vector, @splat(0x1p-24)), rounded);
+    const min_bits = convert.f16Bits(if (dtype == .i8) low + @as(Vector, @splat(128)) * scale else low);
+    return .{
+        .inverse = inverseOf(scale),
+        .min = convert.f16Values(min_bits),
+        .scale_bits = convert.f16Bits(scale),
+        .min_bits = min_bits,
+    };
+}
+
+/// All bits of a code.
+pub fn codeMask(comptime dtype: Dtype) comptime_int {
+    return (1 << @as(comptime_int, dtype.codeBits())) - 1;
+}
+
+inline fn inverseOf(scale: Vector) Vector {
+    const inverse = @as(Vector, @splat(1)) / scale;
+    const is_finite = @abs(inverse) < @as(Vector, @splat(std.math.inf(f32)));
+    return @select(f32, is_finite, inverse, zero);
+}
+
+// One instruction each on x86, which @min and @max, with their rule for NaN, are not. NaN becomes `bound`.
+pub inline fn smaller(x: Vector, bound: Vector) Vector {
+    return @select(f32, x < bound, x, bound);
+}
+
+pub inline fn larger(x: Vector, bound: Vector) Vector {
+    return @select(f32, x > bound, x, bound);
+}
+
+/// The smallest or largest lane.
+pub inline fn fold(comptime better: fn (Vector, Vector) callconv(.@"inline") Vector, vector: Vector) f32 {
+    var folded = vector;
+    comptime var distance = lanes / 2;
+    inline while (distance > 0) : (distance /= 2) {
+        folded = better(folded, std.simd.rotateElementsLeft(folded, distance));
+    }
+    return folded[0];
+}
+
+const magnitude_mask: VectorU32 = @splat(0x7fff_ffff);
+
+/// The bits of the largest magnitude: as integers, magnitudes of floats have the same order.
+pub inline fn magnitude(x: anytype) u32 {
+    var largest: VectorU32 = @splat(0);
+    inline for (x) |vector| largest = @max(largest, @as(VectorU32, @bitCast(vector)) & magnitude_mask);
+    return @reduce(.Max, largest);
+}
+
+/// The first of the values with the largest magnitude.
+pub inline fn firstExtreme(x: anytype) f32 {
+    const Mask = std.meta.Int(.unsigned, lanes);
+    const largest = magnitude(x);
+    var is_largest: u32 = 0;
+    var is_negative: u32 = 0;
+    inline for (x, 0..) |vector, v| {
+        const bits: VectorU32 = @bitCast(vector);
+        const equal: Mask = @bitCast((bits & magnitude_mask) == @as(VectorU32, @splat(largest)));
+        const negative: Mask = @bitCast(@as(@Vector(lanes, i32), @bitCast(vector)) < @as(@Vector(lanes, i32), @splat(0)));
+        is_largest |= @as(u32, equal) << (v * lanes);
+        is_negative |= @as(u32, negative) << v * lanes;
+    }
+    const first = is_largest & (0 -% is_largest);
+    const sign: u32 = if (is_negative & first != 0) 0x8000_0000 else 0;
+    return @bitCast(largest | sign);
+}
