@@ -198,7 +198,14 @@ fn levels(arch: std.Target.Cpu.Arch) []const Level {
                 .subtract = x86.featureSet(&.{.prefer_256_bit}),
             },
         },
-        .aarch64 => comptime &.{.{ .name = "neon", .model = &std.Target.aarch64.cpu.generic }},
+        .aarch64 => comptime &.{
+            .{ .name = "neon", .model = &std.Target.aarch64.cpu.generic },
+            .{
+                .name = "dotprod",
+                .model = &std.Target.aarch64.cpu.generic,
+                .add = std.Target.aarch64.featureSet(&.{.dotprod}),
+            },
+        },
         else => @panic("kvern has kernels for x86_64 and aarch64 only"),
     };
 }

@@ -37,7 +37,7 @@ comptime {
     @export(&kernels, .{ .name = "kvern_kernels_" ++ level_name, .visibility = .hidden });
     std.debug.assert(convert.lanes <= table.lanes_max);
     std.debug.assert(convert.lanes == switch (kernels.level) {
-        .v2, .neon => 4,
+        .v2, .neon, .dotprod => 4,
         .v3 => 8,
         .avx512 => 16,
     });

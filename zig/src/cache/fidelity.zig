@@ -40,9 +40,11 @@ pub const SideFidelity = struct {
         const norms = @sqrt(before_square) * @sqrt(after_square);
         const cosine = if (norms != 0) dot / norms else @as(f64, @floatFromInt(@intFromBool(before_square == after_square)));
         side.row_count += 1;
-        side.cosine_sum += cosine;
-        side.cosine_min = @min(side.cosine_min, cosine);
-        side.error_max = @max(side.error_max, @sqrt(error_square));
+        // A row that was made NaN or Inf behind the cache's back, through a view, must not pass for a good one.
+        const is_finite = std.math.isFinite(cosine) and std.math.isFinite(error_square);
+        side.cosine_sum += if (is_finite) cosine else 0;
+        side.cosine_min = @min(side.cosine_min, if (is_finite) cosine else 0);
+        side.error_max = @max(side.error_max, if (is_finite) @sqrt(error_square) else std.math.inf(f64));
     }
 
     fn merge(side: *SideFidelity, other: SideFidelity) void {
@@ -124,6 +126,10 @@ test "add: equal rows, zeros, and a right angle" {
     try testing.expectApproxEqAbs(@sqrt(50.0), side.error_max, 1e-12);
     side.add(&.{ 0, 0 }, &.{ 1, 0 });
     try testing.expectEqual(0, side.cosine_min);
+    try testing.expect(std.math.isFinite(side.error_max));
+    side.add(&.{ std.math.nan(f32), 0 }, &.{ 0, 0 });
+    try testing.expect(std.math.isFinite(side.cosineMean()));
+    try testing.expectEqual(std.math.inf(f64), side.error_max);
 }
 
 test "boundOf: the error of the key and that of the digits" {

@@ -29,7 +29,8 @@ const linked = switch (builtin.cpu.arch) {
     },
     .aarch64 => struct {
         extern const kvern_kernels_neon: Table;
-        const tables = [_]*const Table{&kvern_kernels_neon};
+        extern const kvern_kernels_dotprod: Table;
+        const tables = [_]*const Table{ &kvern_kernels_neon, &kvern_kernels_dotprod };
     },
     else => @compileError("kvern has kernels for x86_64 and aarch64"),
 };
@@ -37,7 +38,7 @@ const linked = switch (builtin.cpu.arch) {
 /// The levels in `linked`, in the same order.
 const linked_levels = switch (builtin.cpu.arch) {
     .x86_64 => [_]Level{ .v2, .v3, .avx512 },
-    .aarch64 => [_]Level{.neon},
+    .aarch64 => [_]Level{ .neon, .dotprod },
     else => unreachable,
 };
 
@@ -91,6 +92,16 @@ fn cpuHas(wanted: Level) bool {
         .v2, .neon => true,
         .v3 => builtin.cpu.arch == .x86_64 and hasAvx2(),
         .avx512 => builtin.cpu.arch == .x86_64 and hasAvx2() and hasAvx512(),
+        .dotprod => builtin.cpu.arch == .aarch64 and hasDotprod(),
+    };
+}
+
+/// SDOT and UDOT of ARMv8.4, optional before.
+fn hasDotprod() bool {
+    return switch (builtin.os.tag) {
+        .linux => std.os.linux.getauxval(std.elf.AT_HWCAP) >> 20 & 1 == 1, // HWCAP_ASIMDDP
+        .macos => true, // every Apple CPU for the Mac has them
+        else => false,
     };
 }
 
@@ -178,7 +189,7 @@ test "each level has its own lanes" {
     try testing.expect(tables.len >= 1);
     for (tables) |table| {
         const expected: u32 = switch (table.level) {
-            .v2, .neon => 4,
+            .v2, .neon, .dotprod => 4,
             .v3 => 8,
             .avx512 => 16,
         };

@@ -10,6 +10,7 @@
 //!     v3, v2         pmaddubsw multiplies unsigned by signed bytes and adds pairs with saturation at 32767: the sign of an
 //!                    8-bit code goes to the digit. The largest pair is 2 * 128 * 127 = 32512. Pairs of smaller codes stay
 //!                    in 16 bits for 32 numbers: 8 * 2 * 15 * 127 = 30480
+//!     dotprod        sdot multiplies signed bytes; codes of 4 and 2 bits are below 128
 //!     others         products and pairs of them in 16 bits
 //!
 //! All of them are exact, so all levels give the same sums.
@@ -28,7 +29,7 @@ pub const Codes = @Vector(lanes * group.quad, u8);
 /// [lane][4], the same four in every lane.
 pub const Digits = @Vector(lanes * group.quad, i8);
 
-const Way = enum { vnni, ssse3, generic };
+const Way = enum { vnni, ssse3, sdot, generic };
 
 const way: Way = switch (builtin.cpu.arch) {
     .x86_64 => if (lanes == 16 and builtin.cpu.has(.x86, .avx512vnni))
@@ -37,6 +38,7 @@ const way: Way = switch (builtin.cpu.arch) {
         .ssse3
     else
         .generic,
+    .aarch64 => if (builtin.cpu.has(.aarch64, .dotprod)) .sdot else .generic,
     else => .generic,
 };
 
@@ -93,6 +95,12 @@ pub inline fn add(comptime bits: u4, partial: Partial(bits), codes: Codes, digit
             partial +% addPairs(multiplyPairs(@abs(@as(Digits, @bitCast(codes))), negateBy(digits, codes)))
         else
             partial +% multiplyPairs(codes, digits),
+        .sdot => asm ("sdot %[sums].4s, %[codes].16b, %[digits].16b"
+            : [sums] "=w" (-> Sums),
+            : [codes] "w" (codes),
+              [digits] "w" (digits),
+              [_] "0" (partial),
+        ),
         .generic => partial +% dotGeneric(bits, codes, digits),
     };
 }

@@ -13,6 +13,7 @@ pub const Level = enum(u32) {
     v3 = 2,
     avx512 = 3,
     neon = 5,
+    dotprod = 6,
 };
 
 /// Tokens of a tile. Tiles begin at multiples of this *position*, whatever block or slab the rows lie in, so that the
