@@ -34,7 +34,9 @@
  * @module
  */
 
+export { AlignedBuffer } from "./src/aligned_buffer.ts";
 export type { AttendOptions } from "./src/attention.ts";
+export type { BatchAppendOptions, BatchAttendOptions } from "./src/batch.ts";
 export type {
   AppendOptions,
   AppendResult,
@@ -45,14 +47,49 @@ export type {
   GatherOptions,
   KvCache,
   PackedView,
+  Tier,
   View,
 } from "./src/cache.ts";
-export { type ContiguousCacheOptions, type DType, memoryBytes } from "./src/config.ts";
+export {
+  type ContiguousCacheOptions,
+  type DType,
+  type FloatDType,
+  memoryBytes,
+  type QuantizedDType,
+} from "./src/config.ts";
 export { BlockPool, type BlockPoolOptions, type BlockPoolStats } from "./src/block_pool.ts";
+export { BufferPool, type BufferPoolOptions, type BufferPoolStats } from "./src/buffer_pool.ts";
 export { ContiguousCache, type ContiguousStats, type StoreOptions } from "./src/contiguous_cache.ts";
-export { type Level, readRate, type ReadRateOptions, type SystemInfo, systemInfo } from "./src/device.ts";
+export {
+  type Level,
+  readRate,
+  type ReadRateOptions,
+  setThreadCount,
+  type SystemInfo,
+  systemInfo,
+} from "./src/device.ts";
 export { KvError, type KvErrorCode } from "./src/error.ts";
-export { type BatchAppendOptions, type BatchAttendOptions, PagedCache, type PagedStats } from "./src/paged_cache.ts";
-export type { LayerShape, PagedCacheOptions, Retention } from "./src/paged_options.ts";
+export type { HeadFidelity, SideFidelity } from "./src/fidelity.ts";
+export type { KvFormat } from "./src/format.ts";
+export { PagedCache } from "./src/paged_cache.ts";
+export { type LayerShape, type PagedCacheOptions, type TailOptions, twoTierDefaults } from "./src/paged_options.ts";
+export type { PagedStats } from "./src/paged_stats.ts";
+export type { LogitErrorOptions, Policy } from "./src/policy.ts";
+export {
+  dequantizeBlock,
+  type DequantizeBlockOptions,
+  dequantizeRows,
+  type DequantizeRowsOptions,
+  packBlock,
+  type PackBlockOptions,
+  type PlaneShape,
+  quantizeBlock,
+  type QuantizeBlockOptions,
+  quantizeRows,
+  type QuantizeRowsOptions,
+  type RecordDType,
+  unpackBlock,
+} from "./src/quantization.ts";
+export type { Retention } from "./src/retention.ts";
 export type { Rows } from "./src/rows.ts";
 export { Sequence, type SequenceCommitOptions } from "./src/sequence.ts";

@@ -4,13 +4,23 @@
  * @module
  */
 
-import { checkBytes, checkCount, checkOption, type DType, dtypeCodes, HEAD_DIM_MAX } from "./config.ts";
+import {
+  checkBytes,
+  checkCount,
+  checkOption,
+  dtypeCode,
+  dtypeCodes,
+  dtypeOf,
+  type FloatDType,
+  HEAD_DIM_MAX,
+} from "./config.ts";
 import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
 import { library } from "./ffi/library.ts";
 import { newRecord, poolRecord, uint64At } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { freePartWhenDropped, unwatch } from "./finalization.ts";
+import { checkFits, type KvFormat, type Sides, sidesOf } from "./format.ts";
 
 /** The caches a {@linkcode BlockPool} is for, and how large it may grow. */
 export interface BlockPoolOptions {
@@ -22,13 +32,13 @@ export interface BlockPoolOptions {
   readonly headDim: number;
   /** Positions a block holds: a power of two, 1 to 256; 64 by default. */
   readonly blockSize?: number;
-  /** How elements are stored, for K and V together or apart; `"f16"` by default. */
-  readonly dtype?: DType | { readonly k: DType; readonly v: DType };
-  /** Most bytes the pool may reserve; by default what this machine or its cgroup has. */
+  /** How elements of the tail are stored, for K and V together or apart; `"f16"` by default. */
+  readonly dtype?: FloatDType | { readonly k: FloatDType; readonly v: FloatDType };
+  /** Most bytes the pool may reserve, for blocks of all formats; by default what this machine or its cgroup has. */
   readonly maxBytes?: number;
 }
 
-/** The blocks of a pool, and what became of the requests for them. */
+/** The blocks of a pool in one format, and what became of the requests for them. */
 export interface BlockPoolStats {
   /** Bytes of a block: its positions in every layer, keys and values, rounded up to 64. */
   readonly blockBytes: number;
@@ -63,11 +73,14 @@ export interface BlockPoolStats {
 /** The handle of a pool, for the cache that is made on it; 0 once it was freed. */
 export let poolHandle: (pool: BlockPool) => number;
 
+/** The shape of a pool in words. */
+export let poolShape: (pool: BlockPool) => string;
+
 /**
- * Blocks for several {@linkcode PagedCache}s with layers of one shape, all of equal block bytes.
+ * Blocks for several {@linkcode PagedCache}s with layers of one shape, in every format these caches store rows in.
  *
- * Memory is reserved as blocks are asked for. A block given back is the first to be used again. Caches keep the blocks
- * of a pool that was freed, until they are freed themselves.
+ * Memory is reserved as blocks are asked for, for each format apart and within one limit. A block given back is the
+ * first to be used again. Caches keep the blocks of a pool that was freed, until they are freed themselves.
  *
  * @example Blocks made ready before the first token
  * ```ts
@@ -85,9 +98,12 @@ export let poolHandle: (pool: BlockPool) => number;
  */
 export class BlockPool {
   readonly #library: Library;
+  readonly #options: { readonly headDim: number; readonly blockSize: number; readonly tail: Sides };
+  readonly #shape: string;
   #handle: number;
 
   static {
+    poolShape = (pool) => pool.#shape;
     poolHandle = (pool) => {
       if (typeof pool !== "object" || pool === null || !(#handle in pool)) {
         throw new TypeError(`pool must be a BlockPool: ${pool === null ? "null" : typeof pool}`);
@@ -110,14 +126,20 @@ export class BlockPool {
       throw new TypeError(`Cannot ${action} as its options must be an object: ${typeof options}`);
     }
     const { blockSize = 64, dtype = "f16", maxBytes } = options;
-    const record = poolRecord({
+    const words = {
       layerCount: checkOption("layerCount", options.layerCount, action),
       kvHeadCount: checkOption("kvHeadCount", options.kvHeadCount, action),
       headDim: checkOption("headDim", options.headDim, action, HEAD_DIM_MAX),
       blockSize: checkBlockSize(blockSize, action),
       ...dtypeCodes(dtype),
       maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
-    });
+    };
+    const { layerCount, kvHeadCount, headDim } = words;
+    const tail = { k: dtypeOf(words.dtypeK), v: dtypeOf(words.dtypeV) };
+    this.#options = { headDim, blockSize, tail };
+    this.#shape = `${countText(layerCount, "layer")}, ${kvHeadCount} KV heads of ${headDim}, blocks of ${blockSize}, ` +
+      `keys in ${tail.k} and values in ${tail.v}`;
+    const record = poolRecord(words);
     this.#library = library();
     this.#handle = this.#library.kv_pool_create(record, record.byteLength);
     if (this.#handle < 0) {
@@ -129,27 +151,33 @@ export class BlockPool {
   }
 
   /**
-   * Reserves memory for `n` blocks in all, which stays until the pool is gone; less than there is does nothing.
+   * Reserves memory for `n` blocks of a format in all, which stays until the pool is gone; less than there is does
+   * nothing. The format is by default that of the tail: the option `dtype`.
    *
-   * @throws {KvError} `pool_empty` past `maxBytes`, `out_of_memory`, `stale_handle`
+   * @throws {KvError} `pool_empty` past `maxBytes`, `out_of_memory`, `invalid_config` for a format its blocks cannot
+   * have, `block_too_large`, `stale_handle`
    */
-  prewarm(n: number): void {
+  prewarm(n: number, format?: KvFormat): void {
+    const action = "prewarm blocks";
+    const [k, v] = this.#formatWords(format, action);
     checkCount("n", n);
-    const status = this.#library.kv_pool_prewarm(this.#handle, n);
+    const status = this.#library.kv_pool_prewarm(this.#handle, n, k, v);
     if (status < 0) {
       throw refusal(status, `prewarm ${countText(n, "block")}`, { pool_empty: () => "maxBytes would be passed" });
     }
   }
 
   /**
-   * What the pool has and what it did.
+   * What the pool has of a format and what it did; by default of the tail's, the option `dtype`.
    *
-   * @throws {KvError} `stale_handle`
+   * @throws {KvError} `invalid_config` for a format its blocks cannot have, `block_too_large`, `stale_handle`
    */
-  stats(): BlockPoolStats {
+  stats(format?: KvFormat): BlockPoolStats {
+    const action = "count the blocks of a pool";
+    const [k, v] = this.#formatWords(format, action);
     const record = newRecord("poolStats");
-    const status = this.#library.kv_pool_stats(this.#handle, record, record.byteLength);
-    if (status < 0) throw refusal(status, "count the blocks of a pool");
+    const status = this.#library.kv_pool_stats(this.#handle, k, v, record, record.byteLength);
+    if (status < 0) throw refusal(status, action);
     return poolStatsOf(record);
   }
 
@@ -164,6 +192,11 @@ export class BlockPool {
   /** The same as `free`, for `using`. */
   [Symbol.dispose](): void {
     this.free();
+  }
+
+  #formatWords(format: KvFormat | undefined, action: string): [k: number, v: number] {
+    const { headDim, blockSize, tail } = this.#options;
+    return formatWords(format, tail, headDim, blockSize, action);
   }
 
   #checkedHandle(): number {
@@ -201,6 +234,19 @@ export function checkBlockSize(blockSize: number, action: string): number {
     "invalid_config",
     `Cannot ${action} as blockSize must be a power of two from 1 to 256: blockSize is ${blockSize}`,
   );
+}
+
+/** The numbers of the dtypes of a format that blocks of such heads can have; `tail` where none is given. */
+export function formatWords(
+  format: KvFormat | undefined,
+  tail: Sides,
+  headDim: number,
+  blockSize: number,
+  action: string,
+): [k: number, v: number] {
+  const sides = format === undefined ? tail : sidesOf("format", format);
+  checkFits("format", sides, headDim, blockSize, action);
+  return [dtypeCode("format.k", sides.k), dtypeCode("format.v", sides.v)];
 }
 
 /** Made outside the class, so that the closure cannot hold the object it waits for. */

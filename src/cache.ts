@@ -8,13 +8,13 @@
  */
 
 import type { AttendOptions } from "./attention.ts";
-import type { DType } from "./config.ts";
+import type { DType, FloatDType } from "./config.ts";
 import type { Rows } from "./rows.ts";
 
 /** How the rows given to append are stored in their arrays. */
 export interface AppendOptions {
   /** What the bits in a `Uint16Array` are; the other arrays say it themselves. */
-  readonly dtype?: DType;
+  readonly dtype?: FloatDType;
   /** `[n][kv_head][head_dim]`, the default, or `[kv_head][n][head_dim]`, as in a `past_key_values` tensor. */
   readonly layout?: "token_major" | "head_major";
 }
@@ -40,7 +40,7 @@ export interface CommitOptions {
 /** What a copy is made of, and where it goes. */
 export interface GatherOptions {
   /** The dtype of the copy, `"f32"` by default. */
-  readonly dtype?: DType;
+  readonly dtype?: FloatDType;
   /** Where the rows go, `[row][kv_head][head_dim]`, at least as long as the rows; new arrays by default. */
   readonly into?: { readonly k: Rows; readonly v: Rows };
 }
@@ -62,19 +62,29 @@ export interface DevicePlacement {
 }
 
 /**
+ * Where a block is: in the `"tail"`, in floats; in the `"store"`, after it left the tail; or left the tail under an
+ * earlier policy, in the format that one said: `"warm"`.
+ */
+export type Tier = "tail" | "store" | "warm";
+
+/**
  * A window on rows in the cache's own memory: element `d` of KV head `h` of row `t` is
  * `k[t * tokenStride + h * headStride + d]`.
  *
- * A view is valid until the next append to its layer, truncate, reset or free of its sequence; each property read
- * checks that and throws a KvError `stale_view` after it. An array taken out of a view is not guarded: it goes on
- * showing the cache's memory, and has length 0 once its block or its sequence is let go. Do not transfer its buffer at full size: the cache cannot
- * detach the new one.
+ * Where a side of a block is quantized, both strides are 0 and both sides are that of the whole block: the bytes of the
+ * codes and scales of all KV heads, or `[kv_head][block_size][head_dim]` for a side in floats. The rows of the view are
+ * then those from number `start % blockSize` on.
+ *
+ * A view is valid until the next append to its layer, a commit that lets blocks go or migrate, and truncate, reset or
+ * free of its sequence; each property read checks that and throws a KvError `stale_view` after it. An array taken out of
+ * a view is not guarded: it goes on showing the cache's memory, and has length 0 once its block or its sequence is let
+ * go. Do not transfer its buffer at full size: the cache cannot detach the new one.
  */
 export interface View extends DevicePlacement {
-  /** Keys of the rows; `null` when they are not in host memory. */
-  readonly k: Float32Array | Uint16Array | null;
-  /** Values of the rows; `null` when they are not in host memory. */
-  readonly v: Float32Array | Uint16Array | null;
+  /** Keys of the rows, bytes where they are quantized; `null` when they are not in host memory. */
+  readonly k: Float32Array | Uint16Array | Uint8Array | null;
+  /** Values of the rows, bytes where they are quantized; `null` when they are not in host memory. */
+  readonly v: Float32Array | Uint16Array | Uint8Array | null;
   /** Absolute position of the first row. */
   readonly start: number;
   /** Rows in the view. */
@@ -83,12 +93,12 @@ export interface View extends DevicePlacement {
   readonly dtypeK: DType;
   /** How values are stored. */
   readonly dtypeV: DType;
-  /** Elements from one row to the next; 0 for quantized rows. */
+  /** Elements from one row to the next; 0 where a side is quantized. */
   readonly tokenStride: number;
-  /** Elements from one KV head to the next; 0 for quantized rows. */
+  /** Elements from one KV head to the next; 0 where a side is quantized. */
   readonly headStride: number;
-  /** `"tail"`: the newest rows, in floats. */
-  readonly tier: "tail";
+  /** Where the block is; `"tail"` in a contiguous cache. */
+  readonly tier: Tier;
   /** Positions these rows were shifted by, 0 unless shifted. */
   readonly delta: number;
 }
@@ -114,9 +124,9 @@ export interface PackedView {
   /** KV heads. */
   readonly kvHeadCount: number;
   /** How keys are stored, and values where `dtypeV` says no other. */
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
   /** How values are stored. */
-  readonly dtypeV: DType;
+  readonly dtypeV: FloatDType;
 }
 
 /** The rows of a layer as one run `[row][kv_head][head_dim]`, or why there is no such run. */
@@ -193,7 +203,9 @@ export interface KvCache extends Disposable {
   views(layer: number): View[];
 
   /**
-   * The blocks of a layer, head-major; all of them or `null`. Absent where rows are token-major.
+   * The blocks of a layer, head-major; all of them, or `null` where one is quantized.
+   *
+   * Absent where rows are token-major.
    *
    * @throws {KvError} `layer_out_of_range`, `needs_permission`, `stale_handle`
    */

@@ -12,11 +12,21 @@ import { library } from "./ffi/library.ts";
 import { contiguousRecord } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
 
-/** How one element is stored: 4 bytes, 2 bytes (IEEE half), 2 bytes (the upper half of an f32). */
-export type DType = "f32" | "f16" | "bf16";
+/** A float for each element: 4 bytes, 2 bytes (IEEE half), 2 bytes (the upper half of an f32). */
+export type FloatDType = "f32" | "f16" | "bf16";
 
-/** The dtypes by their number in the ABI. */
-const DTYPES: readonly DType[] = ["f32", "f16", "bf16"];
+/**
+ * Codes of 8, 4 or 2 bits for the elements, with a scale for each group: `x = code * scale` in `q8_0` and `q4_0`, which
+ * are ggml's formats, and `code * scale + min` in `i8`, `i4` and `i2`.
+ */
+export type QuantizedDType = "q8_0" | "q4_0" | "i8" | "i4" | "i2";
+
+/** How elements are stored. */
+export type DType = FloatDType | QuantizedDType;
+
+/** The dtypes by their number in the ABI; those of floats come first. */
+const DTYPES: readonly DType[] = ["f32", "f16", "bf16", "q8_0", "q4_0", "i8", "i4", "i2"];
+const FLOAT_DTYPES = DTYPES.slice(0, 3) as readonly FloatDType[];
 
 /** The geometry of a {@linkcode ContiguousCache}, and how it stores its elements. */
 export interface ContiguousCacheOptions {
@@ -31,7 +41,7 @@ export interface ContiguousCacheOptions {
   /** Sequences, at least 1; 1 by default. */
   readonly sequenceCount?: number;
   /** How elements are stored, for K and V together or apart; `"f32"` by default. */
-  readonly dtype?: DType | { readonly k: DType; readonly v: DType };
+  readonly dtype?: FloatDType | { readonly k: FloatDType; readonly v: FloatDType };
   /** Most bytes the cache may reserve; by default what this machine or its cgroup has. */
   readonly maxBytes?: number;
 }
@@ -116,22 +126,26 @@ export function checkCount(name: string, value: number): void {
   }
 }
 
-/** The number of a dtype in the ABI. */
-export function dtypeCode(name: string, dtype: DType): number {
+/** The number of a dtype in the ABI; `among` are those that fit the place. */
+export function dtypeCode(name: string, dtype: DType, among: readonly DType[] = DTYPES): number {
   if (typeof dtype !== "string") throw new TypeError(`${name} must be a string: ${typeof dtype}`);
-  const code = DTYPES.indexOf(dtype);
-  if (code < 0) {
-    throw new KvError("invalid_config", `Cannot use ${name} ${dtype} as it must be one of ${DTYPES.join(", ")}`);
+  if (!among.includes(dtype)) {
+    throw new KvError("invalid_config", `Cannot use ${name} ${dtype} as it must be one of ${among.join(", ")}`);
   }
-  return code;
+  return DTYPES.indexOf(dtype);
 }
 
-/** The numbers of the dtypes of an option: one for both sides, or one for each. */
+/** The number of a dtype of floats. */
+export function floatDtypeCode(name: string, dtype: FloatDType): number {
+  return dtypeCode(name, dtype, FLOAT_DTYPES);
+}
+
+/** The numbers of the float dtypes of an option: one for both sides, or one for each. */
 export function dtypeCodes(
-  dtype: DType | { readonly k: DType; readonly v: DType },
+  dtype: FloatDType | { readonly k: FloatDType; readonly v: FloatDType },
 ): { readonly dtypeK: number; readonly dtypeV: number } {
   const { k, v } = typeof dtype === "object" && dtype !== null ? dtype : { k: dtype, v: dtype };
-  return { dtypeK: dtypeCode("dtype.k", k), dtypeV: dtypeCode("dtype.v", v) };
+  return { dtypeK: floatDtypeCode("dtype.k", k), dtypeV: floatDtypeCode("dtype.v", v) };
 }
 
 /** The dtype of a number in the ABI. */

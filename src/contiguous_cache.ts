@@ -11,7 +11,7 @@
  */
 
 import type { AppendOptions, AppendResult, KvCache } from "./cache.ts";
-import { checkCount, type ContiguousCacheOptions, type DType } from "./config.ts";
+import { checkCount, type ContiguousCacheOptions, type FloatDType } from "./config.ts";
 import { ContiguousMemory } from "./contiguous_memory.ts";
 import { appendRows, NO_OPTIONS, rangeRules, writeRefusal } from "./contiguous_rows.ts";
 import { ContiguousSequence } from "./contiguous_sequence.ts";
@@ -24,7 +24,7 @@ import type { Side } from "./view.ts";
 /** How the rows given to store are stored in their arrays. */
 export interface StoreOptions {
   /** What the bits in a `Uint16Array` are; the other arrays say it themselves. */
-  readonly dtype?: DType;
+  readonly dtype?: FloatDType;
 }
 
 /** Where the bytes of a contiguous cache are. */
@@ -129,12 +129,12 @@ export class ContiguousCache {
   }
 
   /** How keys are stored. */
-  get dtypeK(): DType {
+  get dtypeK(): FloatDType {
     return this.#memory.dtype.k;
   }
 
   /** How values are stored. */
-  get dtypeV(): DType {
+  get dtypeV(): FloatDType {
     return this.#memory.dtype.v;
   }
 

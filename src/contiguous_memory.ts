@@ -9,7 +9,7 @@
  * @module
  */
 
-import { type ContiguousCacheOptions, type DType, dtypeOf, recordOf } from "./config.ts";
+import { type ContiguousCacheOptions, dtypeOf, type FloatDType, recordOf } from "./config.ts";
 import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
 import { adapter, library } from "./ffi/library.ts";
@@ -34,7 +34,7 @@ export class ContiguousMemory {
   readonly headDim: number;
   readonly kvDim: number;
   readonly maxSeqLen: number;
-  readonly dtype: { readonly k: DType; readonly v: DType };
+  readonly dtype: { readonly k: FloatDType; readonly v: FloatDType };
   /** Reused by each attend. */
   readonly attendRecord: AttendRecord = newAttendRecord();
   #handle: number;
@@ -55,7 +55,7 @@ export class ContiguousMemory {
     this.headDim = words.headDim;
     this.kvDim = words.kvHeadCount * words.headDim;
     this.maxSeqLen = words.maxSeqLen;
-    this.dtype = { k: dtypeOf(words.dtypeK), v: dtypeOf(words.dtypeV) };
+    this.dtype = { k: dtypeOf(words.dtypeK) as FloatDType, v: dtypeOf(words.dtypeV) as FloatDType };
     if (owned) freeWhenDropped(this, freeing(native, handle));
   }
 

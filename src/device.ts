@@ -21,13 +21,18 @@ export interface SystemInfo {
   readonly levels: Level[];
   /** CPUs this process may use. */
   readonly cpuCount: number;
+  /**
+   * Threads that attention may use, the caller's included: by default the physical cores this process may use,
+   * `KVERN_THREADS` or {@linkcode setThreadCount} say otherwise. No result depends on it.
+   */
+  readonly threadCount: number;
   /** Most bytes caches may reserve by default: physical memory or the cgroup's limit. */
   readonly memoryLimitBytes: number;
   /** Caches alive in the process. */
   readonly liveCaches: number;
   /** Caches this thread has freed because they were dropped without `free`. */
   readonly finalizedCaches: number;
-  /** Bytes all caches of the process have reserved. */
+  /** Bytes all caches, pools and buffers of the process have reserved. */
   readonly reservedBytes: number;
   /** The file the library was opened from. */
   readonly libraryPath: string;
@@ -57,6 +62,7 @@ export function systemInfo(): SystemInfo {
     level: levelNames(1 << record[1]!)[0]!,
     levels: levelNames(record[2]!),
     cpuCount: record[3]!,
+    threadCount: record[7]!,
     memoryLimitBytes: uint64At(record, 4),
     liveCaches: record[6]!,
     finalizedCaches: finalizedCaches(),
@@ -64,6 +70,35 @@ export function systemInfo(): SystemInfo {
     libraryPath: libraryPath(),
     runtime: adapter.name,
   };
+}
+
+/**
+ * Threads that attention may use from the next call on, the caller's included; of the whole process.
+ *
+ * The library starts as many as a call can use, and they sleep between calls. Equal stored bytes give equal bits by any
+ * number of threads.
+ *
+ * @example By the calling thread alone
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { setThreadCount, systemInfo } from "@kvern/kvern";
+ *
+ * const before = systemInfo().threadCount;
+ * setThreadCount(1);
+ * assert.equal(systemInfo().threadCount, 1);
+ * setThreadCount(before);
+ * ```
+ *
+ * @throws {TypeError} a count of the wrong type
+ * @throws {RangeError} what is no count
+ * @throws {KvError} `invalid_config` for 0 or more than 256; `library_unavailable`, `needs_permission`
+ */
+export function setThreadCount(count: number): void {
+  checkCount("count", count);
+  const status = library().kv_thread_count_set(count);
+  if (status < 0) {
+    throw refusal(status, "set the thread count", { invalid_config: () => `it must be 1 to 256: count is ${count}` });
+  }
 }
 
 /** What to measure. */

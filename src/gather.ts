@@ -5,7 +5,7 @@
  */
 
 import type { GatheredRows, GatherOptions } from "./cache.ts";
-import { checkCount, dtypeCode } from "./config.ts";
+import { checkCount, floatDtypeCode } from "./config.ts";
 import { KvError, type KvErrorCode } from "./error.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { checkInto, newRows, outputCount, type Rows } from "./rows.ts";
@@ -28,7 +28,7 @@ export function gatherRows(source: GatherSource, layer: number, options: GatherO
   const { dtype = "f32", into } = options;
   const intoK = into?.k, intoV = into?.v;
   checkCount("layer", layer);
-  const code = dtypeCode("dtype", dtype);
+  const code = floatDtypeCode("dtype", dtype);
   if (into !== undefined) {
     checkInto("into.k", intoK!, dtype);
     checkInto("into.v", intoV!, dtype);

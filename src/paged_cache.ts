@@ -2,71 +2,37 @@
  * The paged cache: sequences of any length as tables of blocks from a pool.
  *
  * A block holds `blockSize` positions of one sequence in every layer of one shape, head-major:
- * `[layer][keys, values][kv_head][token][head_dim]`. Memory is reserved as blocks are needed, blocks are shared between
- * sequences by reference, and several sequences take part in one call.
+ * `[layer][keys, values][kv_head][token][head_dim]`, or codes in the place of the last two axes once the block has left
+ * the tail (`policy.ts`). Memory is reserved as blocks are needed, blocks are shared between sequences by reference, and
+ * several sequences take part in one call.
  *
  * @module
  */
 
+import { attendRefusal, givenCount, lseCount, NO_FLOATS, readAttend, writeAttend } from "./attention.ts";
 import {
-  type AttendOptions,
-  attendRefusal,
-  givenCount,
-  lseCount,
-  NO_FLOATS,
-  readAttend,
-  writeAttend,
-} from "./attention.ts";
-import { type BlockPool, type BlockPoolStats, poolStatsOf } from "./block_pool.ts";
-import type { AppendOptions } from "./cache.ts";
-import { checkCount, type DType } from "./config.ts";
+  BATCH_RULES,
+  type BatchAppendOptions,
+  type BatchAttendOptions,
+  batchOf,
+  countsOf,
+  lengthsText,
+} from "./batch.ts";
+import { type BlockPool, type BlockPoolStats, formatWords, poolStatsOf } from "./block_pool.ts";
+import { checkCount, type FloatDType } from "./config.ts";
 import { KvError } from "./error.ts";
-import { newRecord, uint64At } from "./ffi/record.ts";
+import { newRecord, policyRecord } from "./ffi/record.ts";
 import { library } from "./ffi/library.ts";
 import { countText, refusal } from "./ffi/status.ts";
+import { fidelityOf, type HeadFidelity } from "./fidelity.ts";
+import type { KvFormat } from "./format.ts";
 import { PagedMemory } from "./paged_memory.ts";
-import type { LayerShape, PagedCacheOptions } from "./paged_options.ts";
+import { largestBlock, type LayerShape, type PagedCacheOptions } from "./paged_options.ts";
+import { type Policy, policyWords } from "./policy.ts";
 import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./rows.ts";
-import { createSequence, layerShape, memoryOf, POOL_EMPTY, type Sequence } from "./sequence.ts";
+import { type PagedStats, pagedStatsOf } from "./paged_stats.ts";
+import { createSequence, layerShape, POOL_EMPTY, type Sequence } from "./sequence.ts";
 import type { SequenceMemory } from "./sequence_memory.ts";
-
-/** Which sequences an append is for, and how the rows are stored in their arrays. */
-export interface BatchAppendOptions extends AppendOptions {
-  /** The sequences, each at most once; their rows stand one after the other. */
-  readonly sequences: readonly Sequence[];
-  /** Rows of each sequence; one each by default. */
-  readonly tokenCounts?: ArrayLike<number>;
-}
-
-/** Which sequences attend, and how. */
-export interface BatchAttendOptions extends Omit<AttendOptions, "queryCount" | "treeParents"> {
-  /** The sequences; their queries stand one after the other. */
-  readonly sequences: readonly Sequence[];
-  /** Queries of each sequence; one each by default. */
-  readonly queryCounts?: ArrayLike<number>;
-}
-
-/** What a paged cache holds, and where the bytes are. */
-export interface PagedStats {
-  /** Committed rows that are there, of all sequences; rows that several share count in each. */
-  readonly totalTokens: number;
-  /** Blocks in use in the pools of the cache, each counted once; of a shared pool all of them. */
-  readonly blockCount: number;
-  /** Blocks in the tables of all sequences; a block that several share counts in each. */
-  readonly tableEntries: number;
-  /** Positions a block holds. */
-  readonly tokensPerBlock: number;
-  /** Sequences that were not freed. */
-  readonly sequenceCount: number;
-  /** Rows that retention and windows let go. */
-  readonly evictions: number;
-  /** Bytes of the blocks in use. */
-  readonly usedBytes: number;
-  /** Bytes reserved for blocks. */
-  readonly reservedBytes: number;
-  /** Bytes of tables and bookkeeping. */
-  readonly metadataBytes: number;
-}
 
 /**
  * Keys and values of all layers for any number of sequences, which share what they have in common.
@@ -163,13 +129,13 @@ export class PagedCache {
     return Math.max(...this.#memory.groups) + 1;
   }
 
-  /** How keys are stored. */
-  get dtypeK(): DType {
+  /** How keys of the tail are stored. */
+  get dtypeK(): FloatDType {
     return this.#memory.dtype.k;
   }
 
-  /** How values are stored. */
-  get dtypeV(): DType {
+  /** How values of the tail are stored. */
+  get dtypeV(): FloatDType {
     return this.#memory.dtype.v;
   }
 
@@ -217,7 +183,6 @@ export class PagedCache {
     const vCount = inputCount("v", v, action);
     const memory = this.#memory;
     const handles = this.#handles(batch, action);
-    const before = batch.map((sequence) => sequence.mayShare ? sequence.before() : undefined);
     const status = memory.library.kv_paged_append(
       memory.handle,
       layer,
@@ -242,7 +207,7 @@ export class PagedCache {
         pool_empty: () => POOL_EMPTY,
       });
     }
-    batch.forEach((sequence, i) => before[i] && sequence.after(before[i]));
+    batch.forEach((sequence, i) => sequence.hasArrays && sequence.settle(sequence.rowCount(layer) - counts[i]!));
   }
 
   /**
@@ -305,7 +270,6 @@ export class PagedCache {
     const indices = countsOf("parents", parents, batch.length, action);
     const memory = this.#memory;
     const handles = this.#handles(batch, action);
-    const before = batch.map((beam) => beam.before());
     const status = memory.library.kv_paged_reorder(memory.handle, handles, indices, handles.length);
     if (status < 0) {
       throw refusal(status, action, {
@@ -317,10 +281,7 @@ export class PagedCache {
           }`,
       });
     }
-    batch.forEach((beam, i) => {
-      beam.share();
-      beam.after(before[i]!);
-    });
+    batch.forEach((beam) => beam.settle());
   }
 
   /**
@@ -332,32 +293,85 @@ export class PagedCache {
     const record = newRecord("pagedStats");
     const status = this.#memory.library.kv_paged_stats(this.#memory.handle, record, record.byteLength);
     if (status < 0) throw refusal(status, "count the rows of a cache");
-    return {
-      totalTokens: uint64At(record, 2),
-      blockCount: record[10]!,
-      tableEntries: uint64At(record, 4),
-      tokensPerBlock: this.blockSize,
-      sequenceCount: record[1]!,
-      evictions: uint64At(record, 6),
-      usedBytes: uint64At(record, 12),
-      reservedBytes: uint64At(record, 14),
-      metadataBytes: uint64At(record, 8),
-    };
+    return pagedStatsOf(record, this.blockSize);
   }
 
   /**
-   * The pool that has the blocks of a layer, and of all layers of its shape.
+   * The pool that has the blocks of a layer, and of all layers of its shape, in one format: by default that of the tail.
    *
-   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   * @throws {KvError} `layer_out_of_range`, `invalid_config` for a format these blocks cannot have, `block_too_large`,
+   * `stale_handle`
    */
-  poolStats(layer: number = 0): BlockPoolStats {
+  poolStats(layer: number = 0, format?: KvFormat): BlockPoolStats {
     checkCount("layer", layer);
     const memory = this.#memory;
+    const action = `count the blocks of layer ${layer}`;
+    const [k, v] = formatWords(format, memory.dtype, memory.shapeOf(layer).headDim, memory.blockSize, action);
     const group = memory.groups[layer] ?? memory.layers.length; // out of range stays out of range
     const record = newRecord("poolStats");
-    const status = memory.library.kv_paged_pool_stats(memory.handle, group, record, record.byteLength);
-    if (status < 0) throw refusal(status, `count the blocks of layer ${layer}`, memory.layerRules(layer));
+    const status = memory.library.kv_paged_pool_stats(memory.handle, group, k, v, record, record.byteLength);
+    if (status < 0) throw refusal(status, action, memory.layerRules(layer));
     return poolStatsOf(record);
+  }
+
+  /**
+   * What migration did to the rows of a layer so far, by KV head, and how far off a score can be for it; of a cache with
+   * `measureFidelity`. See {@linkcode HeadFidelity} for an example.
+   *
+   * @throws {KvError} `layer_out_of_range`; `unsupported` without `measureFidelity`; `stale_handle`
+   */
+  fidelity(layer: number): HeadFidelity[] {
+    return fidelityOf(this.#memory, layer);
+  }
+
+  /**
+   * What becomes of old rows now; limits as the 32 bits hold them.
+   *
+   * @throws {KvError} `stale_handle`
+   */
+  get policy(): Policy {
+    return this.#memory.policy();
+  }
+
+  /**
+   * Changes what becomes of old rows, from the next commit of each sequence on: blocks of the tail that are older than the
+   * new one migrate, and those that have migrated keep their format. How the tail itself is stored stays.
+   *
+   * @example Keep all in floats at first, then the newest 64 rows only
+   * ```ts
+   * import assert from "node:assert/strict";
+   * import { PagedCache } from "@kvern/kvern";
+   *
+   * using cache = new PagedCache({ layerCount: 1, kvHeadCount: 2, headDim: 32, maxSeqLen: 1024 });
+   * const sequence = cache.sequence();
+   * const rows = (n: number) => new Float32Array(n * 64).fill(0.5);
+   * sequence.append(0, rows(200), rows(200));
+   * sequence.commit(200);
+   * cache.updatePolicy({ kind: "hybrid", tail: { tokens: 64 }, store: { k: "i8", v: "i4" } });
+   * sequence.append(0, rows(1), rows(1));
+   * sequence.commit(1);
+   * assert.deepEqual(sequence.blockTiers(0), ["store", "store", "tail", "tail"]);
+   * ```
+   *
+   * @throws {TypeError} a property of the wrong type
+   * @throws {RangeError} a property that is no count
+   * @throws {KvError} `invalid_config`; `block_too_large` for a block past `maxBytes` or 1 GiB; `out_of_memory`,
+   * `stale_handle`
+   */
+  updatePolicy(policy: Policy): void {
+    const action = "update the policy of a cache";
+    const memory = this.#memory;
+    const { blockSize, retentionTokens, measuresFidelity, layers } = memory;
+    const words = policyWords(policy, { action, blockSize, retentionTokens, measuresFidelity, layers });
+    const record = policyRecord(words);
+    const status = memory.library.kv_paged_update_policy(memory.handle, record, record.byteLength);
+    if (status >= 0) return;
+    throw refusal(status, action, {
+      block_too_large: () => {
+        const bytes = largestBlock(layers, blockSize, memory.dtype, words);
+        return `a block must fit in maxBytes and in 1 GiB: it would have ${bytes} bytes`;
+      },
+    });
   }
 
   /**
@@ -388,46 +402,4 @@ export class PagedCache {
     }
     return Uint32Array.from(batch, ({ handle }) => handle);
   }
-}
-
-/** The rules about a batch. */
-const BATCH_RULES = {
-  invalid_config: () => "a sequence may stand there once",
-  stale_handle: () => "the cache or one of the sequences was freed",
-};
-
-function batchOf(sequences: readonly Sequence[]): SequenceMemory[] {
-  if (!Array.isArray(sequences)) throw new TypeError(`sequences must be an array: ${typeof sequences}`);
-  return Array.from(sequences, memoryOf);
-}
-
-/** One count for each sequence; 1 where none are given. */
-function countsOf(name: string, given: ArrayLike<number> | undefined, length: number, action: string): Uint32Array {
-  const counts = new Uint32Array(length).fill(1);
-  if (given === undefined && name !== "parents") return counts;
-  if (typeof given !== "object" || given === null) throw new TypeError(`${name} must be an array: ${typeof given}`);
-  // Its length before its elements: `{ length: 1e9 }` is a small object and would be a large array.
-  const valueCount = given.length;
-  if (valueCount !== length) {
-    throw new KvError(
-      "invalid_size",
-      `Cannot ${action} as ${name} must have one for each of ${countText(length, "sequence")}: it has ${
-        typeof valueCount === "number" ? valueCount : typeof valueCount
-      }`,
-    );
-  }
-  for (let i = 0; i < length; i++) {
-    const value = given[i]!;
-    checkCount(`${name}[${i}]`, value);
-    counts[i] = value;
-  }
-  return counts;
-}
-
-/** The sequences that would grow past the end, the first few of them. */
-function lengthsText(batch: readonly SequenceMemory[], counts: Uint32Array, layer: number): string {
-  const texts = batch.map((sequence, i) => ({ length: sequence.rowCount(layer), count: counts[i]!, i }))
-    .filter(({ length, count }) => length + count > batch[0]!.cache.maxSeqLen)
-    .map(({ length, count, i }) => `sequence ${i} has ${length} and would get ${count}`);
-  return texts.slice(0, 4).join(", ");
 }

@@ -6,14 +6,22 @@
  * @module
  */
 
-import type { BlockPool } from "./block_pool.ts";
-import { type DType, dtypeOf } from "./config.ts";
+import { type BlockPool, poolShape } from "./block_pool.ts";
+import { dtypeOf, type FloatDType } from "./config.ts";
 import type { Library } from "./ffi/exports.ts";
 import { library } from "./ffi/library.ts";
 import { type AttendRecord, newAttendRecord, newRecord, pagedWords } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { freePartWhenDropped, freeWhenDropped, unwatch } from "./finalization.ts";
-import { LAYER_WORDS, type LayerShape, type PagedCacheOptions, planOf } from "./paged_options.ts";
+import {
+  groupsOf,
+  LAYER_WORDS,
+  type LayerShape,
+  type PagedCacheOptions,
+  type PagedLayer,
+  planOf,
+} from "./paged_options.ts";
+import { type Policy, policyOf, storeOf } from "./policy.ts";
 
 /** What is left of a sequence when its object is gone. */
 export interface SequenceToken {
@@ -35,14 +43,17 @@ export class PagedMemory {
   readonly library: Library;
   /** True if this object frees the native cache; an attached one frees nothing but sequences of its own. */
   readonly owned: boolean;
-  readonly layers: readonly LayerShape[];
+  readonly layers: readonly PagedLayer[];
   /** Group of each layer: those of one shape, numbered as they first occur. */
   readonly groups: readonly number[];
   readonly maxSeqLen: number;
   readonly blockSize: number;
-  readonly dtype: { readonly k: DType; readonly v: DType };
-  /** Can a commit let rows go? */
-  readonly evicts: boolean;
+  /** Of the tail. */
+  readonly dtype: { readonly k: FloatDType; readonly v: FloatDType };
+  /** 0 keeps all rows. */
+  readonly retentionTokens: number;
+  /** True if rows that migrate are compared with what they become. */
+  readonly measuresFidelity: boolean;
   /** Kept, so that a pool in use is not collected. */
   readonly pool: BlockPool | undefined;
   /** Reused by each attend. */
@@ -68,8 +79,9 @@ export class PagedMemory {
     this.groups = groupsOf(this.layers);
     this.maxSeqLen = words.maxSeqLen;
     this.blockSize = words.blockSize;
-    this.dtype = { k: dtypeOf(words.dtypeK), v: dtypeOf(words.dtypeV) };
-    this.evicts = words.retentionTokens !== 0 || this.layers.some((layer) => layer.windowTokens !== undefined);
+    this.dtype = { k: dtypeOf(words.dtypeK) as FloatDType, v: dtypeOf(words.dtypeV) as FloatDType };
+    this.retentionTokens = words.retentionTokens;
+    this.measuresFidelity = words.measuresFidelity;
     if (owned) freeWhenDropped(this, freeing(native, handle, this.#sequences));
   }
 
@@ -83,8 +95,7 @@ export class PagedMemory {
         invalid_config: () =>
           pool === undefined
             ? "a size of it does not fit"
-            : `its layers must have one shape, and blocks of the pool's ${pool.stats().blockBytes} bytes: ` +
-              `a block of the cache has ${blockBytes}`,
+            : `its layers must have one shape, which with blockSize and dtype must be the pool's: ${poolShape(pool)}`,
         block_too_large: () => `a block must fit in maxBytes and in 1 GiB: it has ${blockBytes} bytes`,
       });
     }
@@ -105,6 +116,14 @@ export class PagedMemory {
   /** The shape of a layer, of the first one where there is no such layer. */
   shapeOf(layer: number): LayerShape {
     return this.layers[layer] ?? this.layers[0]!;
+  }
+
+  /** What becomes of old rows, as the native cache knows it: others may have changed it. */
+  policy(): Policy {
+    const record = newRecord("paged");
+    const status = this.library.kv_paged_config(this.#handle, record, record.byteLength, new Uint32Array(0), 0);
+    if (status < 0) throw refusal(status, "read the policy of a cache");
+    return policyOf(pagedWords(record).policy);
   }
 
   /** The rule about layers. */
@@ -153,20 +172,15 @@ export class PagedMemory {
   }
 }
 
-function shapeOf(words: Uint32Array, layer: number): LayerShape {
-  const [kvHeadCount, headDim, windowTokens] = words.subarray(layer * LAYER_WORDS, (layer + 1) * LAYER_WORDS);
-  const shape = { kvHeadCount: kvHeadCount!, headDim: headDim! };
-  return windowTokens === 0 ? shape : { ...shape, windowTokens: windowTokens! };
-}
-
-function groupsOf(layers: readonly LayerShape[]): number[] {
-  const seen = new Map<string, number>();
-  return layers.map(({ kvHeadCount, headDim, windowTokens }) => {
-    const key = `${kvHeadCount} ${headDim} ${windowTokens}`;
-    const group = seen.get(key) ?? seen.size;
-    seen.set(key, group);
-    return group;
-  });
+function shapeOf(words: Uint32Array, layer: number): PagedLayer {
+  const [kvHeadCount, headDim, windowTokens, storeK, storeV] = words.subarray(layer * LAYER_WORDS);
+  const store = storeOf(storeK!, storeV!);
+  return {
+    kvHeadCount: kvHeadCount!,
+    headDim: headDim!,
+    ...(windowTokens === 0 ? {} : { windowTokens: windowTokens! }),
+    ...(store === undefined ? {} : { store }),
+  };
 }
 
 /** Made outside the class, so that the closure cannot hold the object it waits for. */

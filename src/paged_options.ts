@@ -5,9 +5,21 @@
  */
 
 import { type BlockPool, checkBlockSize, poolHandle } from "./block_pool.ts";
-import { checkBytes, checkCount, checkOption, type DType, dtypeCodes, HEAD_DIM_MAX, SEQ_LEN_MAX } from "./config.ts";
+import {
+  checkBytes,
+  checkOption,
+  type DType,
+  dtypeCodes,
+  dtypeOf,
+  type FloatDType,
+  HEAD_DIM_MAX,
+  SEQ_LEN_MAX,
+} from "./config.ts";
 import { KvError } from "./error.ts";
-import { pagedRecord } from "./ffi/record.ts";
+import { pagedRecord, type PolicyWords } from "./ffi/record.ts";
+import { headBytes, type KvFormat, type Sides, sidesOf } from "./format.ts";
+import { type LogitErrorOptions, type Policy, policyWords, storeOf, storeWords } from "./policy.ts";
+import { type Retention, retentionWords } from "./retention.ts";
 
 /** The shape of one layer of a {@linkcode PagedCache}. */
 export interface LayerShape {
@@ -17,25 +29,28 @@ export interface LayerShape {
   readonly headDim: number;
   /** Newest rows a query of this layer sees, its own included; older blocks are given back. All by default. */
   readonly windowTokens?: number;
+  /** The format its rows migrate to, instead of the cache's `store`. */
+  readonly store?: KvFormat;
 }
 
-/** Which rows of a sequence stay after a commit. */
-export type Retention =
-  | {
-    /** Nothing leaves; `cache_full` at `maxSeqLen`. */
-    readonly keep: "all";
-  }
-  | {
-    /** The newest rows stay, and the first ones if asked; positions never change. */
-    readonly keep: "newest";
-    /** Rows that stay, sinks included, at least 1. */
-    readonly tokens: number;
-    /** First rows that never leave, fewer than `tokens`; 0 by default. */
-    readonly sinkTokens?: number;
-  };
+/** The floats to which all rows are written, and how long they stay there. */
+export interface TailOptions {
+  /** How elements are stored, for K and V together or apart; `"f16"` by default. The same as the option `dtype`. */
+  readonly dtype?: FloatDType | { readonly k: FloatDType; readonly v: FloatDType };
+  /**
+   * Newest rows that stay, a multiple of `blockSize`, at most `retention.tokens`; 0 by default. Up to `blockSize - 1`
+   * more stay until their block is full. Needs a `store`.
+   */
+  readonly tokens?: number;
+  /** First rows whose blocks never migrate, beside the newest ones; 0 by default. Needs a `store`. */
+  readonly sinkTokens?: number;
+}
 
-/** The geometry of a {@linkcode PagedCache}, how it stores its elements, and what it keeps. */
-export interface PagedCacheOptions {
+/**
+ * The geometry of a {@linkcode PagedCache}, how it stores its elements, and what it keeps. The limits of
+ * {@linkcode LogitErrorOptions} need a `store`.
+ */
+export interface PagedCacheOptions extends LogitErrorOptions {
   /** Transformer layers, all of one shape; with `kvHeadCount` and `headDim`, and without `layers`. */
   readonly layerCount?: number;
   /** KV heads of every layer, at least 1. */
@@ -50,64 +65,173 @@ export interface PagedCacheOptions {
   readonly maxSeqLen: number;
   /** Positions a block holds: a power of two, 1 to 256; 64 by default. */
   readonly blockSize?: number;
-  /** How elements are stored, for K and V together or apart; `"f16"` by default. */
-  readonly dtype?: DType | { readonly k: DType; readonly v: DType };
+  /** How elements of the tail are stored, for K and V together or apart; `"f16"` by default. Not with `tail.dtype`. */
+  readonly dtype?: FloatDType | { readonly k: FloatDType; readonly v: FloatDType };
+  /** The floats to which all rows are written, and how long they stay there. */
+  readonly tail?: TailOptions;
+  /**
+   * The format of rows that have left the tail, a block at a time; without one, here or in `layers`, none leaves it.
+   * Quantized formats need a `blockSize` of 64, 128 or 256 and a `headDim` that is a multiple of 32.
+   */
+  readonly store?: KvFormat;
+  /**
+   * Compares every row that migrates with what it became, for {@linkcode PagedCache.fidelity}, which costs about as much
+   * again as quantizing it; false by default.
+   */
+  readonly measureFidelity?: boolean;
   /** Which rows stay; `{ keep: "all" }` by default. */
   readonly retention?: Retention;
   /** Most bytes the cache may reserve; by default what this machine or its cgroup has. Not with `pool`. */
   readonly maxBytes?: number;
-  /** Blocks shared with other caches; needs layers of one shape, and blocks of as many bytes as the pool's. */
+  /** Blocks shared with other caches; needs layers of one shape, which with `blockSize` and `dtype` is the pool's. */
   readonly pool?: BlockPool;
 }
+
+/**
+ * The newest 4096 rows of each sequence, 256 or a few more in f16 and the older ones in 4.5 bits: add `layerCount` and
+ * `maxSeqLen`, and replace what your model has otherwise.
+ *
+ * A row of K and V in one layer takes 4096 bytes in the tail and 1152 in the store, which as f32 are 8192.
+ *
+ * @example 256 * 4096 + 3840 * 1152 = 5,472,256 bytes for a full sequence of one layer
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { PagedCache, twoTierDefaults } from "@kvern/kvern";
+ *
+ * using cache = new PagedCache({ ...twoTierDefaults, layerCount: 1, maxSeqLen: 2 ** 20 });
+ * const sequence = cache.sequence();
+ * const rows = new Float32Array(4096 * sequence.kvDim).fill(0.5);
+ * sequence.append(0, rows, rows);
+ * sequence.commit(4096);
+ * const { tailTokens, storeTokens, tailBytes, storeBytes } = cache.stats();
+ * assert.deepEqual([tailTokens, storeTokens, tailBytes + storeBytes], [256, 3840, 5_472_256]);
+ * ```
+ */
+export const twoTierDefaults: {
+  readonly kvHeadCount: number;
+  readonly headDim: number;
+  readonly blockSize: number;
+  readonly tail: { readonly dtype: FloatDType; readonly tokens: number };
+  readonly store: { readonly k: DType; readonly v: DType };
+  readonly retention: { readonly keep: "newest"; readonly tokens: number };
+} = {
+  kvHeadCount: 8,
+  headDim: 128,
+  blockSize: 64,
+  tail: { dtype: "f16", tokens: 256 },
+  store: { k: "q4_0", v: "q4_0" },
+  retention: { keep: "newest", tokens: 4096 },
+};
 
 /** What a native cache is made of. */
 export interface PagedPlan {
   readonly record: Uint32Array;
-  /** Three words for each layer. */
+  /** `LAYER_WORDS` for each layer. */
   readonly layers: Uint32Array;
   readonly pool: BlockPool | undefined;
-  /** Bytes of the largest block. */
+  /** Bytes of the largest block, in the tail or in the store. */
   readonly blockBytes: number;
 }
 
+/** A layer whose store says both sides. */
+export interface PagedLayer extends LayerShape {
+  readonly store?: Sides;
+}
+
 /** Words of a layer beside the record. */
-export const LAYER_WORDS = 3;
+export const LAYER_WORDS = 5;
 
 const CREATE = "create a cache";
+
+const KEEP_ALL: Retention = { keep: "all" };
 
 /** The checked words of `options`. */
 export function planOf(options: PagedCacheOptions): PagedPlan {
   if (typeof options !== "object" || options === null) {
     throw new TypeError(`Cannot ${CREATE} as its options must be an object: ${typeof options}`);
   }
-  const { maxSeqLen, blockSize = 64, dtype = "f16", retention, maxBytes, pool } = options;
+  const { maxSeqLen, blockSize = 64, dtype, tail, store, retention = KEEP_ALL, maxBytes, pool } = options;
+  const { measureFidelity = false, maxLogitError, queryNorm } = options;
   const layers = layersOf(options);
   if (pool !== undefined && maxBytes !== undefined) {
     throw refuse("pool and maxBytes exclude each other: both are given");
   }
-  const words = layers.flatMap(({ kvHeadCount, headDim, windowTokens }) => [
-    checkOption("kvHeadCount", kvHeadCount, CREATE),
-    checkOption("headDim", headDim, CREATE, HEAD_DIM_MAX),
-    windowTokens === undefined ? 0 : checkOption("windowTokens", windowTokens, CREATE),
-  ]);
-  const codes = dtypeCodes(dtype);
-  const record = pagedRecord({
+  if (typeof measureFidelity !== "boolean") {
+    throw new TypeError(`measureFidelity must be a boolean: ${typeof measureFidelity}`);
+  }
+  const { dtype: own, ...stay } = tailOf(tail);
+  if (dtype !== undefined && own !== undefined) {
+    throw refuse("dtype and tail.dtype exclude each other: both are given");
+  }
+  const { tailDtype = "f16" } = { tailDtype: dtype === undefined ? own : dtype };
+  const codes = dtypeCodes(tailDtype);
+  const storeSides = store === undefined ? undefined : sidesOf("store", store);
+  const words = {
     layerCount: layers.length,
     maxSeqLen: checkOption("maxSeqLen", maxSeqLen, CREATE, SEQ_LEN_MAX),
     blockSize: checkBlockSize(blockSize, CREATE),
     ...codes,
-    ...retentionWords(retention),
+    ...retentionWords(retention, CREATE),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, CREATE),
     pool: pool === undefined ? 0 : poolHandle(pool),
+  };
+  const { retentionTokens } = words;
+  const limits = { maxLogitError, queryNorm } as LogitErrorOptions;
+  const policy = policyWords(policyOfOptions({ ...stay, ...limits }, storeSides, layers), {
+    action: CREATE,
+    blockSize,
+    retentionTokens,
+    measuresFidelity: measureFidelity,
+    layers,
   });
-  return { record, layers: Uint32Array.from(words), pool, blockBytes: largestBlock(layers, blockSize, codes) };
+  const sides = { k: dtypeOf(codes.dtypeK), v: dtypeOf(codes.dtypeV) };
+  return {
+    record: pagedRecord({ ...words, policy, measuresFidelity: measureFidelity }),
+    layers: Uint32Array.from(layers.flatMap(({ kvHeadCount, headDim, windowTokens = 0, store }) => [
+      ...[kvHeadCount, headDim, windowTokens],
+      ...storeWords(store),
+    ])),
+    pool,
+    blockBytes: largestBlock(layers, blockSize, sides, policy),
+  };
 }
 
-function layersOf({ layerCount, kvHeadCount, headDim, windowTokens, layers }: PagedCacheOptions): LayerShape[] {
+/** The options of a tail, each read once. */
+function tailOf(tail: TailOptions = {}): TailOptions {
+  if (typeof tail !== "object" || tail === null) {
+    throw new TypeError(`tail must be an object: ${tail === null ? "null" : typeof tail}`);
+  }
+  const { dtype, tokens, sinkTokens } = tail;
+  return { dtype, tokens, sinkTokens } as TailOptions;
+}
+
+/** What `tail`, `store` and the limits mean. */
+function policyOfOptions(
+  { tokens, sinkTokens, maxLogitError, queryNorm }: TailOptions & LogitErrorOptions,
+  store: Sides | undefined,
+  layers: readonly PagedLayer[],
+): Policy {
+  if (store !== undefined || layers.some((layer) => layer.store !== undefined)) {
+    const stay = sinkTokens === undefined ? {} : { sinkTokens };
+    return {
+      kind: "hybrid",
+      tail: { tokens: tokens === undefined ? 0 : tokens, ...stay },
+      ...(store === undefined ? {} : { store }),
+      ...(maxLogitError === undefined ? {} : { maxLogitError }),
+      ...(queryNorm === undefined ? {} : { queryNorm }),
+    };
+  }
+  const given = { "tail.tokens": tokens, "tail.sinkTokens": sinkTokens, maxLogitError, queryNorm };
+  const wrong = Object.entries(given).find(([, value]) => value !== undefined);
+  if (wrong !== undefined) throw refuse(`${wrong[0]} needs a store: ${wrong[0]} is ${wrong[1]}`);
+  return { kind: "tail-only" };
+}
+
+function layersOf(options: PagedCacheOptions): PagedLayer[] {
+  const { layerCount, kvHeadCount, headDim, windowTokens, layers } = options;
   if (layers === undefined) {
     const count = checkOption("layerCount", layerCount!, CREATE, LAYER_COUNT_MAX);
-    const window = windowTokens === undefined ? {} : { windowTokens };
-    return new Array<LayerShape>(count).fill({ kvHeadCount: kvHeadCount!, headDim: headDim!, ...window });
+    return new Array<PagedLayer>(count).fill(layerOf({ kvHeadCount: kvHeadCount!, headDim: headDim!, windowTokens }));
   }
   if (!Array.isArray(layers)) throw new TypeError(`layers must be an array: ${typeof layers}`);
   const others = Object.entries({ layerCount, kvHeadCount, headDim, windowTokens });
@@ -116,47 +240,50 @@ function layersOf({ layerCount, kvHeadCount, headDim, windowTokens, layers }: Pa
   if (layers.length === 0 || layers.length > LAYER_COUNT_MAX) {
     throw refuse(`layers must have 1 to ${LAYER_COUNT_MAX} elements: it has ${layers.length}`);
   }
-  return layers.map(({ kvHeadCount, headDim, windowTokens }) =>
-    windowTokens === undefined ? { kvHeadCount, headDim } : { kvHeadCount, headDim, windowTokens }
-  );
+  return layers.map(layerOf);
+}
+
+/** A checked layer. */
+function layerOf({ kvHeadCount, headDim, windowTokens, store }: {
+  readonly [Name in keyof LayerShape]: LayerShape[Name] | undefined;
+}): PagedLayer {
+  return {
+    kvHeadCount: checkOption("kvHeadCount", kvHeadCount!, CREATE),
+    headDim: checkOption("headDim", headDim!, CREATE, HEAD_DIM_MAX),
+    ...(windowTokens === undefined ? {} : { windowTokens: checkOption("windowTokens", windowTokens, CREATE) }),
+    ...(store === undefined ? {} : { store: sidesOf("store", store) }),
+  };
 }
 
 /** Far above any model, and far below what the words of all layers could not hold. */
 const LAYER_COUNT_MAX = 2 ** 16;
 
-function retentionWords(retention: Retention = { keep: "all" }): {
-  readonly retentionTokens: number;
-  readonly retentionSinkTokens: number;
-} {
-  if (typeof retention !== "object" || retention === null) {
-    throw new TypeError(`retention must be an object: ${retention === null ? "null" : typeof retention}`);
-  }
-  // As it may come from JSON: a name this version does not know must not pass for one it does.
-  const { keep, tokens, sinkTokens } = retention as { keep: string; tokens?: number; sinkTokens?: number };
-  if (keep === "all") {
-    if (tokens === undefined && sinkTokens === undefined) return { retentionTokens: 0, retentionSinkTokens: 0 };
-    throw refuse('retention.tokens and retention.sinkTokens need keep "newest": keep is all');
-  }
-  if (keep !== "newest") throw refuse(`retention.keep must be all or newest: keep is ${keep}`);
-  const count = checkOption("retention.tokens", tokens!, CREATE);
-  checkCount("retention.sinkTokens", sinkTokens ?? 0);
-  const sinks = sinkTokens ?? 0;
-  if (sinks < count) return { retentionTokens: count, retentionSinkTokens: sinks };
-  throw refuse(`retention.sinkTokens must be below retention.tokens: ${sinks} sinks of ${count} tokens`);
+/** The group of each layer: those of one shape, numbered as they first occur. */
+export function groupsOf(layers: readonly PagedLayer[]): number[] {
+  const seen = new Map<string, number>();
+  return layers.map(({ kvHeadCount, headDim, windowTokens, store }) => {
+    const key = `${kvHeadCount} ${headDim} ${windowTokens} ${store?.k} ${store?.v}`;
+    const group = seen.get(key) ?? seen.size;
+    seen.set(key, group);
+    return group;
+  });
 }
 
-function largestBlock(
-  layers: readonly LayerShape[],
+/** Bytes of the largest block of any group, in the tail or in the store. */
+export function largestBlock(
+  layers: readonly PagedLayer[],
   blockSize: number,
-  { dtypeK, dtypeV }: { readonly dtypeK: number; readonly dtypeV: number },
+  tail: Sides,
+  { kind, storeK, storeV }: PolicyWords,
 ): number {
-  const bytes = new Map<string, number>();
-  const elementBytes = (dtypeK === 0 ? 4 : 2) + (dtypeV === 0 ? 4 : 2);
-  for (const { kvHeadCount, headDim, windowTokens } of layers) {
-    const key = `${kvHeadCount} ${headDim} ${windowTokens}`;
-    bytes.set(key, (bytes.get(key) ?? 0) + kvHeadCount * headDim * blockSize * elementBytes);
+  const bytes = new Map<number, number[]>();
+  for (const [layer, group] of groupsOf(layers).entries()) {
+    const { kvHeadCount, headDim, store = storeOf(storeK, storeV) } = layers[layer]!;
+    const formats = kind === 0 || store === undefined ? [tail] : [tail, store];
+    const sums = bytes.get(group) ?? [0, 0];
+    bytes.set(group, formats.map((format, i) => sums[i]! + kvHeadCount * headBytes(format, headDim, blockSize)));
   }
-  return Math.max(...bytes.values());
+  return Math.max(...[...bytes.values()].flat());
 }
 
 function refuse(rule: string): KvError {

@@ -7,7 +7,7 @@
  * @module
  */
 
-import { type DType, dtypeCode } from "./config.ts";
+import { type FloatDType, floatDtypeCode } from "./config.ts";
 import { KvError } from "./error.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
@@ -18,7 +18,7 @@ export type Rows = Float32Array | Float16Array | Uint16Array;
 const COUNT_MAX = 2 ** 32 - 1;
 
 /** The number of the dtype that `k` and `v` are given in. */
-export function inputDtype(k: Rows, v: Rows, dtype: DType | undefined): number {
+export function inputDtype(k: Rows, v: Rows, dtype: FloatDType | undefined): number {
   const kind = arrayKind(k);
   const isPair = kind !== undefined && kind === arrayKind(v);
   if (!isPair || !(kind === "Float32Array" || kind === "Float16Array" || kind === "Uint16Array")) {
@@ -38,7 +38,7 @@ export function inputDtype(k: Rows, v: Rows, dtype: DType | undefined): number {
   if (dtype === undefined) {
     throw new TypeError('The bits in a Uint16Array need { dtype: "f16" } or { dtype: "bf16" }: dtype is undefined');
   }
-  const code = dtypeCode("dtype", dtype);
+  const code = floatDtypeCode("dtype", dtype);
   if (code === 0) checkAgrees("a Uint16Array", dtype, "f16 or bf16");
   return code;
 }
@@ -75,15 +75,15 @@ export function outputCount(name: string, array: ArrayBufferView): number {
 }
 
 /** Two options that contradict each other. */
-function checkAgrees(kind: string, given: DType, needed: string): void {
-  dtypeCode("dtype", given);
+function checkAgrees(kind: string, given: FloatDType, needed: string): void {
+  floatDtypeCode("dtype", given);
   if (given !== needed) {
     throw new KvError("invalid_config", `Cannot read ${kind} as ${given}: its dtype is ${needed}`);
   }
 }
 
 /** A copy's destination must be of the kind the dtype is handed out in; f16 may be a `Float16Array`, too. */
-export function checkInto(name: string, into: Rows, dtype: DType): void {
+export function checkInto(name: string, into: Rows, dtype: FloatDType): void {
   const kind = arrayKind(into);
   const fits = dtype === "f32"
     ? kind === "Float32Array"
@@ -92,18 +92,23 @@ export function checkInto(name: string, into: Rows, dtype: DType): void {
 }
 
 /** A new array for `length` elements of `dtype`. */
-export function newRows(dtype: DType, length: number): Float32Array | Uint16Array {
+export function newRows(dtype: FloatDType, length: number): Float32Array | Uint16Array {
   return dtype === "f32" ? new Float32Array(length) : new Uint16Array(length);
 }
 
 /** An array over `length` elements of `dtype` in `buffer`, from element `start`. */
-export function rowsOver(buffer: ArrayBuffer, dtype: DType, start: number, length: number): Float32Array | Uint16Array {
+export function rowsOver(
+  buffer: ArrayBuffer,
+  dtype: FloatDType,
+  start: number,
+  length: number,
+): Float32Array | Uint16Array {
   return dtype === "f32"
     ? new Float32Array(buffer, start * elementBytes(dtype), length)
     : new Uint16Array(buffer, start * elementBytes(dtype), length);
 }
 
 /** Bytes of one element. */
-export function elementBytes(dtype: DType): number {
+export function elementBytes(dtype: FloatDType): number {
   return dtype === "f32" ? 4 : 2;
 }

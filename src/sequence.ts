@@ -24,20 +24,22 @@ import type {
   GatherOptions,
   KvCache,
   PackedView,
+  Tier,
   View,
 } from "./cache.ts";
 import { checkTokens, checkWords, pendingText } from "./commit.ts";
-import { checkCount, type DType, dtypeOf } from "./config.ts";
+import { checkCount } from "./config.ts";
 import { KvError } from "./error.ts";
 import { newRecord, VIEW } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { gatherRows, type GatherSource } from "./gather.ts";
+import { packedViewsOf } from "./packed_view.ts";
 import type { PagedMemory } from "./paged_memory.ts";
 import type { LayerShape } from "./paged_options.ts";
 import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./rows.ts";
 import { forkSequence, newSequence, type SequenceMemory } from "./sequence_memory.ts";
 import { lengthOf } from "./typed_array.ts";
-import { Appended, freshWord, type Side, viewsOf } from "./view.ts";
+import { Appended, tierOf, viewsOf } from "./view.ts";
 
 /** What a commit of a {@linkcode Sequence} may carry beside the count. */
 export interface SequenceCommitOptions extends CommitOptions {
@@ -166,15 +168,15 @@ export class Sequence implements KvCache {
     const kCount = inputCount("k", k, "append");
     const vCount = inputCount("v", v, "append");
     const memory = this.#memory;
-    const library = this.#library;
-    const write = () => library.kv_sequence_append(memory.handle, layer, k, kCount, v, vCount, inputCode, order);
-    const start = memory.mayShare ? memory.change(write) : write();
+    const start = this.#library.kv_sequence_append(memory.handle, layer, k, kCount, v, vCount, inputCode, order);
     if (start < 0) throw this.#appendRefusal(start, layer, kCount, vCount);
+    memory.settle(start);
     return new Appended(memory, layer, start, kCount / memory.cache.kvDimOf(layer));
   }
 
   /**
-   * Makes `n` rows count, and lets go what the cache's retention and windows no longer want.
+   * Makes `n` rows count, lets go what the cache's retention and windows no longer want, and lets blocks migrate that the
+   * tail has no room for. Where there is no memory for that they stay in the tail, and the next commit tries again.
    *
    * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
    */
@@ -187,13 +189,12 @@ export class Sequence implements KvCache {
     const action = `commit ${countText(n, "token")}`;
     let status: number;
     if (kept === undefined) {
-      const write = () => library.kv_sequence_commit(memory.handle, n);
-      status = memory.cache.evicts ? memory.change(write) : write();
+      status = library.kv_sequence_commit(memory.handle, n);
     } else {
       checkWords("kept", kept);
       const count = lengthOf(kept);
       if (count !== n) throw new KvError("invalid_size", `Cannot ${action} as kept must have as many rows: ${count}`);
-      status = memory.change(() => library.kv_sequence_commit_kept(memory.handle, kept, count));
+      status = library.kv_sequence_commit_kept(memory.handle, kept, count);
     }
     if (status < 0) {
       const rule = kept === undefined ? "have exactly that many rows pending" : "have equally many rows pending";
@@ -202,6 +203,7 @@ export class Sequence implements KvCache {
         invalid_size: () => `kept must have indices of pending rows, ascending: ${this.#pendingText()}`,
       });
     }
+    memory.settle();
   }
 
   /**
@@ -258,26 +260,27 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * The blocks of a layer, head-major; all that have rows.
+   * The blocks of a layer, head-major; all that have rows, or `null` where one of them is quantized.
    *
    * @throws {KvError} `layer_out_of_range`, `needs_permission`, `unsupported` on an attached cache, `stale_handle`
    */
   packedViews(layer: number): PackedView[] | null {
     checkCount("layer", layer);
-    const views = this.#memory.windows(layer, 0).map((record) => new BlockView(this.#memory, layer, record));
-    views[0]?.k; // a missing permission shows here
-    return views;
+    return packedViewsOf(this.#memory, layer);
   }
 
   /**
    * Rewinds to `n` committed tokens, drops all pending rows and gives back the blocks behind them.
+   *
+   * No row is copied. Where the last one is in a quantized block, the next append turns that block back into floats of the
+   * tail, and its rows are rounded once more when it migrates again.
    *
    * @throws {KvError} `position_out_of_range` past the end or among evicted rows, `stale_handle`
    */
   truncate(n: number): void {
     checkCount("n", n);
     const memory = this.#memory;
-    const status = memory.change(() => this.#library.kv_sequence_truncate(memory.handle, n));
+    const status = this.#library.kv_sequence_truncate(memory.handle, n);
     if (status < 0) {
       throw refusal(status, `truncate to ${countText(n, "token")}`, {
         position_out_of_range: () => {
@@ -287,6 +290,7 @@ export class Sequence implements KvCache {
         },
       });
     }
+    memory.settle();
   }
 
   /**
@@ -358,7 +362,7 @@ export class Sequence implements KvCache {
    */
   blockTable(layer: number): Int32Array {
     checkCount("layer", layer);
-    return this.#memory.blocks(layer);
+    return this.#memory.blocks(layer, "kv_sequence_block_table");
   }
 
   /**
@@ -369,6 +373,17 @@ export class Sequence implements KvCache {
   blockReferences(layer: number): Int32Array {
     checkCount("layer", layer);
     return this.#memory.blocks(layer, "kv_sequence_block_references");
+  }
+
+  /**
+   * Where each of the blocks of `blockTable` is; `null` where all rows were evicted.
+   *
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   */
+  blockTiers(layer: number): (Tier | null)[] {
+    checkCount("layer", layer);
+    const tiers = this.#memory.blocks(layer, "kv_sequence_block_tiers");
+    return Array.from(tiers, (tier) => tier < 0 ? null : tierOf(tier));
   }
 
   /**
@@ -440,64 +455,4 @@ export function layerShape(cache: PagedMemory, layer: number): LayerShape {
   const shape = cache.layers[layer];
   if (shape !== undefined) return shape;
   throw new KvError("layer_out_of_range", `Cannot read a shape as ${cache.layerRules(layer).layer_out_of_range()}`);
-}
-
-/** One block; each property read asks whether its rows are still the ones it was made for. */
-class BlockView implements PackedView {
-  readonly #memory: SequenceMemory;
-  readonly #layer: number;
-  readonly #record: Uint32Array;
-
-  constructor(memory: SequenceMemory, layer: number, record: Uint32Array) {
-    this.#memory = memory;
-    this.#layer = layer;
-    this.#record = record;
-  }
-
-  get k(): Float32Array | Uint16Array {
-    return this.#side("k");
-  }
-
-  get v(): Float32Array | Uint16Array {
-    return this.#side("v");
-  }
-
-  get start(): number {
-    return this.#word(VIEW.start);
-  }
-
-  get length(): number {
-    return this.#word(VIEW.length);
-  }
-
-  get blockSize(): number {
-    return this.#word(VIEW.blockSize);
-  }
-
-  get headDim(): number {
-    this.#word(VIEW.blockSize);
-    return this.#memory.cache.shapeOf(this.#layer).headDim;
-  }
-
-  get kvHeadCount(): number {
-    this.#word(VIEW.blockSize);
-    return this.#memory.cache.shapeOf(this.#layer).kvHeadCount;
-  }
-
-  get dtype(): DType {
-    return dtypeOf(this.#word(VIEW.dtypeK));
-  }
-
-  get dtypeV(): DType {
-    return dtypeOf(this.#word(VIEW.dtypeV));
-  }
-
-  #side(side: Side): Float32Array | Uint16Array {
-    this.#word(VIEW.start);
-    return this.#memory.block(this.#layer, side, this.#record);
-  }
-
-  #word(word: number): number {
-    return freshWord(this.#memory, this.#layer, this.#record, word);
-  }
 }

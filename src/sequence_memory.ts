@@ -1,16 +1,20 @@
 /**
  * The native sequence behind a `Sequence`, and the arrays over its blocks.
  *
- * A block's side, keys or values of one layer, is `[kv_head][token][head_dim]` and gets one ArrayBuffer when it is first
- * looked at; every array handed out lies on such a buffer. Blocks are given back while the sequence lives, and their
- * memory may then be unmapped. So whatever may let a block go runs inside `change`, which detaches the buffers over the
- * blocks the sequence no longer has before any other code runs. A call that is refused lets nothing go.
+ * A block's side, keys or values of one layer, is `[kv_head][token][head_dim]` or codes, and gets one ArrayBuffer when it
+ * is first looked at; every array handed out lies on such a buffer. Blocks are given back while the sequence lives, and
+ * their memory may then be unmapped. So whatever may let a block go is followed by `settle`, which detaches the buffers
+ * over the blocks the sequence no longer has before any other code runs. A call that is refused lets nothing go.
+ *
+ * Which block an array is over is told by its address. No call gives a block back before the one that takes its place in
+ * the table is there, so within a call an entry never gets another block at the same address.
  *
  * A buffer that is alive keeps this object alive, and with it the sequence and its cache.
  *
  * @module
  */
 
+import { dtypeOf, type FloatDType } from "./config.ts";
 import { KvError } from "./error.ts";
 import { adapter } from "./ffi/library.ts";
 import { RECORD_WORDS, uint64At, VIEW } from "./ffi/record.ts";
@@ -18,36 +22,43 @@ import { refusal } from "./ffi/status.ts";
 import type { PagedMemory, Resident, SequenceToken } from "./paged_memory.ts";
 import { elementBytes, rowsOver } from "./rows.ts";
 import { detach, isDetached } from "./typed_array.ts";
-import type { Side, ViewSource } from "./view.ts";
+import type { Side, SideArray, ViewSource } from "./view.ts";
 
 /** Which sequence an ArrayBuffer lies on: an array alone keeps it. */
 const owners = new WeakMap<ArrayBuffer, SequenceMemory>();
 
 /** The buffers over one block of one layer. */
 interface BlockArrays {
-  readonly layer: number;
-  readonly entry: number;
+  /** Where the block's keys are. */
+  readonly address: number;
   k?: ArrayBuffer;
   v?: ArrayBuffer;
 }
 
-/** Block tables of the layers that have arrays, as they were before a change. */
-type Tables = Map<number, Int32Array>;
+/** The buffers over the blocks of one layer. */
+interface LayerArrays {
+  /** The layer's, when its blocks were last known to be those below. */
+  generation: number;
+  /** By entry of the block table. */
+  readonly blocks: Map<number, BlockArrays>;
+}
 
-const NO_TABLES: Tables = new Map();
+/** Words of a ViewRecord about each side. */
+const SIDE_WORDS = {
+  k: { address: VIEW.keys, dtype: VIEW.dtypeK, bytes: VIEW.bytesK },
+  v: { address: VIEW.values, dtype: VIEW.dtypeV, bytes: VIEW.bytesV },
+} as const;
 
 /** One native sequence. */
 export class SequenceMemory implements ViewSource, Resident {
   readonly cache: PagedMemory;
   readonly #token: SequenceToken;
-  readonly #arrays: Map<string, BlockArrays> = new Map();
-  /** Was it ever forked or reordered? Then an append may put a copy in the place of a block. */
-  #mayShare: boolean;
+  /** By layer. */
+  readonly #arrays: Map<number, LayerArrays> = new Map();
 
   /** Takes over the native sequence of `handle`. */
-  constructor(cache: PagedMemory, handle: number, mayShare: boolean) {
+  constructor(cache: PagedMemory, handle: number) {
     this.cache = cache;
-    this.#mayShare = mayShare;
     this.#token = cache.enter(this, handle);
   }
 
@@ -56,14 +67,9 @@ export class SequenceMemory implements ViewSource, Resident {
     return this.#token.handle;
   }
 
-  /** May an append let a block go? */
-  get mayShare(): boolean {
-    return this.#mayShare;
-  }
-
-  /** Its blocks are shared with others from now on. */
-  share(): void {
-    this.#mayShare = true;
+  /** Is there any array over its blocks? */
+  get hasArrays(): boolean {
+    return this.#arrays.size > 0;
   }
 
   /** Committed and pending rows of a layer, evicted ones included, or a negative status. */
@@ -75,25 +81,28 @@ export class SequenceMemory implements ViewSource, Resident {
     return this.cache.library.kv_sequence_generation(this.handle, layer);
   }
 
-  /** The array over a window: from its first row to the last element of its last head. */
-  array(layer: number, side: Side, record: Uint32Array): Float32Array | Uint16Array {
+  /** The array over a window: from its first row to the last element of its last head, or the whole side of a block. */
+  array(layer: number, side: Side, record: Uint32Array): SideArray {
+    const buffer = this.#side(layer, side, record);
+    if (record[SIDE_WORDS[side].bytes] !== 0) return new Uint8Array(buffer);
+    if (record[VIEW.headStride] === 0) return this.block(layer, side, record);
     const { kvHeadCount, headDim } = this.cache.shapeOf(layer);
     const offset = record[VIEW.start]! % record[VIEW.blockSize]! * headDim;
     const length = (kvHeadCount - 1) * record[VIEW.headStride]! + record[VIEW.length]! * headDim;
-    return rowsOver(this.#side(layer, side, record), this.cache.dtype[side], offset, length);
+    return rowsOver(buffer, floatDtype(side, record), offset, length);
   }
 
-  /** The whole side of a block: `[kv_head][block_size][head_dim]`. */
+  /** The whole side of a block in floats: `[kv_head][block_size][head_dim]`. */
   block(layer: number, side: Side, record: Uint32Array): Float32Array | Uint16Array {
     const length = this.cache.kvDimOf(layer) * this.cache.blockSize;
-    return rowsOver(this.#side(layer, side, record), this.cache.dtype[side], 0, length);
+    return rowsOver(this.#side(layer, side, record), floatDtype(side, record), 0, length);
   }
 
   /** The first `length` rows of a block whose rows lie token-major. */
   run(layer: number, side: Side, record: Uint32Array, length: number): Float32Array | Uint16Array {
     const elements = this.cache.kvDimOf(layer) * length;
     if (elements === 0) return rowsOver(new ArrayBuffer(0), this.cache.dtype[side], 0, 0);
-    return rowsOver(this.#side(layer, side, record), this.cache.dtype[side], 0, elements);
+    return rowsOver(this.#side(layer, side, record), floatDtype(side, record), 0, elements);
   }
 
   windows(layer: number, start: number, length: number = Infinity): Uint32Array[] {
@@ -108,7 +117,7 @@ export class SequenceMemory implements ViewSource, Resident {
   /** The block table of a layer, or `what` else native code says of each of its blocks. */
   blocks(
     layer: number,
-    what: "kv_sequence_block_table" | "kv_sequence_block_references" = "kv_sequence_block_table",
+    what: "kv_sequence_block_table" | "kv_sequence_block_references" | "kv_sequence_block_tiers",
   ): Int32Array {
     const { library, blockSize } = this.cache;
     const rows = Math.max(0, this.rowCount(layer)); // a refusal comes again below
@@ -118,37 +127,31 @@ export class SequenceMemory implements ViewSource, Resident {
     return entries;
   }
 
-  /** Runs a native call that may let blocks go, and detaches the arrays over those that went. */
-  change(call: () => number): number {
-    const before = this.before();
-    const status = call();
-    if (status >= 0) this.after(before);
-    return status;
-  }
-
-  /** What `after` compares with; for a call on several sequences at once. */
-  before(): Tables {
-    if (this.#arrays.size === 0) return NO_TABLES;
-    const layers = new Set([...this.#arrays.values()].map(({ layer }) => layer));
-    return new Map([...layers].map((layer) => [layer, this.blocks(layer)]));
-  }
-
-  /** Detaches the arrays over blocks that were this sequence's before and are no more. */
-  after(before: Tables): void {
-    if (before.size === 0) return;
-    const now = new Map([...before.keys()].map((layer) => [layer, this.blocks(layer)]));
-    for (const [key, { layer, entry, k, v }] of this.#arrays) {
-      if (now.get(layer)![entry] === before.get(layer)![entry]) continue;
-      if (k !== undefined) detach(k);
-      if (v !== undefined) detach(v);
-      this.#arrays.delete(key);
+  /** Detaches the arrays over blocks this sequence has no more, after a call that let none go before that of row `first`. */
+  settle(first: number = 0): void {
+    for (const [layer, arrays] of this.#arrays) {
+      const generation = this.generation(layer);
+      if (generation === arrays.generation) continue; // its blocks are what they were
+      arrays.generation = generation;
+      const entryFirst = Math.floor(first / this.cache.blockSize);
+      const records = this.#records(layer, entryFirst * this.cache.blockSize);
+      const addresses = new Map(records.map((record) => [this.#entry(record), this.#address(layer, "k", record)]));
+      for (const [entry, { address, k, v }] of arrays.blocks) {
+        if (entry < entryFirst || addresses.get(entry) === address) continue;
+        if (k !== undefined) detach(k);
+        if (v !== undefined) detach(v);
+        arrays.blocks.delete(entry);
+      }
+      if (arrays.blocks.size === 0) this.#arrays.delete(layer);
     }
   }
 
   detach(): void {
-    for (const { k, v } of this.#arrays.values()) {
-      if (k !== undefined) detach(k);
-      if (v !== undefined) detach(v);
+    for (const { blocks } of this.#arrays.values()) {
+      for (const { k, v } of blocks.values()) {
+        if (k !== undefined) detach(k);
+        if (v !== undefined) detach(v);
+      }
     }
     this.#arrays.clear();
   }
@@ -174,11 +177,25 @@ export class SequenceMemory implements ViewSource, Resident {
     }
   }
 
+  /** The number of the block a window is in. */
+  #entry(record: Uint32Array): number {
+    return Math.floor(record[VIEW.start]! / this.cache.blockSize);
+  }
+
+  /** Where the side of the block a window is in begins: a window on floats begins at its first row. */
+  #address(layer: number, side: Side, record: Uint32Array): number {
+    const words = SIDE_WORDS[side];
+    const address = uint64At(record, words.address);
+    if (record[words.bytes] !== 0) return address;
+    const rowsBefore = record[VIEW.start]! % this.cache.blockSize;
+    return address - rowsBefore * this.cache.shapeOf(layer).headDim * elementBytes(floatDtype(side, record));
+  }
+
   /** The buffer over one side of the block a window is in. */
   #side(layer: number, side: Side, record: Uint32Array): ArrayBuffer {
-    const entry = Math.floor(record[VIEW.start]! / this.cache.blockSize);
-    const key = `${layer}:${entry}`;
-    const arrays: BlockArrays = this.#arrays.get(key) ?? { layer, entry };
+    const layerArrays = this.#arrays.get(layer) ?? { generation: record[VIEW.generation]!, blocks: new Map() };
+    const entry = this.#entry(record);
+    const arrays: BlockArrays = layerArrays.blocks.get(entry) ?? { address: this.#address(layer, "k", record) };
     const known = arrays[side];
     if (known !== undefined && !isDetached(known)) return known;
     if (!this.cache.owned) {
@@ -188,32 +205,35 @@ export class SequenceMemory implements ViewSource, Resident {
           "use gather() or attend()",
       );
     }
-    const { kvHeadCount, headDim } = this.cache.shapeOf(layer);
-    const bytes = elementBytes(this.cache.dtype[side]);
-    const rowsBefore = record[VIEW.start]! % this.cache.blockSize;
-    const address = uint64At(record, side === "k" ? VIEW.keys : VIEW.values) - rowsBefore * headDim * bytes;
-    const length = kvHeadCount * this.cache.blockSize * headDim * bytes;
+    const address = this.#address(layer, side, record);
+    const elements = this.cache.kvDimOf(layer) * this.cache.blockSize;
+    const length = record[SIDE_WORDS[side].bytes]! || elements * elementBytes(floatDtype(side, record));
     const buffer = adapter.view(address % 2 ** 32, Math.floor(address / 2 ** 32), length);
     owners.set(buffer, this);
     arrays[side] = buffer;
-    this.#arrays.set(key, arrays);
+    layerArrays.blocks.set(entry, arrays);
+    this.#arrays.set(layer, layerArrays);
     return buffer;
   }
+}
+
+/** How a side is stored that is known to be in floats. */
+function floatDtype(side: Side, record: Uint32Array): FloatDType {
+  return dtypeOf(record[SIDE_WORDS[side].dtype]!) as FloatDType;
 }
 
 /** An empty native sequence of `cache`. */
 export function newSequence(cache: PagedMemory): SequenceMemory {
   const handle = cache.library.kv_sequence_create(cache.handle);
   if (handle < 0) throw refusal(handle, "create a sequence", HANDLE_RULES);
-  return new SequenceMemory(cache, handle, false);
+  return new SequenceMemory(cache, handle);
 }
 
 /** A native sequence that shares the committed rows of `parent`. */
 export function forkSequence(parent: SequenceMemory): SequenceMemory {
   const handle = parent.cache.library.kv_sequence_fork(parent.handle);
   if (handle < 0) throw refusal(handle, "fork a sequence", HANDLE_RULES);
-  parent.share();
-  return new SequenceMemory(parent.cache, handle, true);
+  return new SequenceMemory(parent.cache, handle);
 }
 
 const HANDLE_RULES = {

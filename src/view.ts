@@ -7,7 +7,7 @@
  * @module
  */
 
-import type { AppendResult, View } from "./cache.ts";
+import type { AppendResult, Tier, View } from "./cache.ts";
 import { type DType, dtypeOf } from "./config.ts";
 import { KvError } from "./error.ts";
 import { VIEW } from "./ffi/record.ts";
@@ -15,12 +15,25 @@ import { VIEW } from "./ffi/record.ts";
 /** Keys or values. */
 export type Side = "k" | "v";
 
+/** What a window shows of one side: floats, their bits, or the bytes of a quantized block. */
+export type SideArray = Float32Array | Uint16Array | Uint8Array;
+
+/** The tiers by their number in the ABI. */
+const TIERS: readonly Tier[] = ["tail", "store", "warm"];
+
+/** The tier of a number in the ABI. */
+export function tierOf(code: number): Tier {
+  const tier = TIERS[code];
+  if (tier === undefined) throw new Error(`Cannot read a tier as the library gave an unknown number: ${code}`);
+  return tier;
+}
+
 /** One sequence, as windows see it. */
 export interface ViewSource {
   /** A number that changes whenever a view of the layer goes stale; negative once there is no such sequence. */
   generation(layer: number): number;
   /** The array over one side of a window; the record must be known to be true still. */
-  array(layer: number, side: Side, record: Uint32Array): Float32Array | Uint16Array;
+  array(layer: number, side: Side, record: Uint32Array): SideArray;
   /** The records of the windows on rows `start` to before `start + length` of a layer. */
   windows(layer: number, start: number, length: number): Uint32Array[];
 }
@@ -84,11 +97,11 @@ class RowsView implements View {
     this.#record = record;
   }
 
-  get k(): Float32Array | Uint16Array {
+  get k(): SideArray {
     return this.#rows("k");
   }
 
-  get v(): Float32Array | Uint16Array {
+  get v(): SideArray {
     return this.#rows("v");
   }
 
@@ -126,16 +139,15 @@ class RowsView implements View {
     return this.#word(VIEW.headStride);
   }
 
-  get tier(): "tail" {
-    this.#word(VIEW.tier);
-    return "tail";
+  get tier(): Tier {
+    return tierOf(this.#word(VIEW.tier));
   }
 
   get delta(): number {
     return this.#word(VIEW.delta) | 0;
   }
 
-  #rows(side: Side): Float32Array | Uint16Array {
+  #rows(side: Side): SideArray {
     this.#word(VIEW.start);
     return this.#source.array(this.#layer, side, this.#record);
   }

@@ -25,8 +25,16 @@ const ROLES: Record<Name, string> = {
   kv_abi_manifest: "text:1 count",
   kv_system_info: "record:1 count",
   kv_level_set: "level",
+  kv_thread_count_set: "threads",
   kv_read_rate: "bytes threads double:8 count",
   kv_memory_bytes: "geometry:1 count double:8 count",
+
+  kv_rows_quantize: "format record_rows:4 count records:1 count",
+  kv_rows_dequantize: "format records:1 count record_rows:4 count",
+  kv_block_quantize: "format side block_size head_dim plane_rows:4 count plane:1 count",
+  kv_block_dequantize: "format side block_size head_dim plane:1 count plane_rows:4 count",
+  kv_block_pack: "format side block_size head_dim plane:1 count plane:1 count",
+  kv_block_unpack: "format side block_size head_dim plane:1 count plane:1 count",
 
   kv_contiguous_create: "geometry:1 count",
   kv_contiguous_free: "@contiguous",
@@ -53,8 +61,8 @@ const ROLES: Record<Name, string> = {
 
   kv_pool_create: "pool_record:1 count",
   kv_pool_free: "@pool",
-  kv_pool_prewarm: "@pool tokens",
-  kv_pool_stats: "@pool record:1 count",
+  kv_pool_prewarm: "@pool tokens dtype dtype",
+  kv_pool_stats: "@pool dtype dtype record:1 count",
 
   kv_paged_create: "paged_record:1 count layers:4 count",
   kv_paged_free: "@paged",
@@ -62,8 +70,10 @@ const ROLES: Record<Name, string> = {
   kv_paged_append: "@paged layer handles:4 numbers:4 count row:4 count row:4 count dtype layout",
   kv_paged_attend: `@paged layer handles:4 numbers:4 count q:4 count ${ATTEND.replace(" parents:4 count", "")}`,
   kv_paged_reorder: "@paged handles:4 numbers:4 count",
+  kv_paged_update_policy: "@paged policy:1 count",
+  kv_paged_fidelity: "@paged layer double:8 count",
   kv_paged_stats: "@paged record:1 count",
-  kv_paged_pool_stats: "@paged layer record:1 count",
+  kv_paged_pool_stats: "@paged layer dtype dtype record:1 count",
 
   kv_sequence_create: "@paged",
   kv_sequence_free: "@sequence",
@@ -82,7 +92,23 @@ const ROLES: Record<Name, string> = {
   kv_sequence_layer_device: "@sequence layer",
   kv_sequence_block_table: "@sequence layer copy:4 count",
   kv_sequence_block_references: "@sequence layer copy:4 count",
+  kv_sequence_block_tiers: "@sequence layer copy:4 count",
   kv_sequence_attend: `@sequence layer q:4 count ${ATTEND}`,
+
+  kv_buffer_pool_create: "buffer_pool_record:1 count",
+  kv_buffer_pool_free: "@buffer_pool",
+  kv_buffer_pool_prewarm: "@buffer_pool class tokens",
+  kv_buffer_pool_prewarm_all: "@buffer_pool tokens",
+  kv_buffer_pool_clear: "@buffer_pool",
+  kv_buffer_pool_stats: "@buffer_pool record:1 count",
+
+  kv_buffer_acquire: "@buffer_pool bytes",
+  kv_buffer_free: "@buffer",
+  kv_buffer_clone: "@buffer",
+  kv_buffer_info: "@buffer record:1 count",
+  kv_buffer_length: "@buffer",
+  kv_buffer_extend: "@buffer row:4 count",
+  kv_buffer_clear: "@buffer",
 };
 
 /** The roles of an export's parameters. */
@@ -120,6 +146,14 @@ export function goodWords(name: Name, handle: number): Word[] {
     tokens: () => 0,
     dtype: () => 0,
     layout: () => 0,
+    format: () => 3, // q8_0
+    side: () => 1,
+    block_size: () => 64,
+    head_dim: () => 32,
+    record_rows: () => Float32Array.from({ length: 64 }, (_, i) => i / 64),
+    records: () => new Uint8Array(2 * 34).fill(1),
+    plane_rows: () => Float32Array.from({ length: 64 * 32 }, (_, i) => i % 64 - 31),
+    plane: () => new Uint8Array(64 * 34).fill(1),
     level: () => systemWords()[1]!,
     bytes: () => 4096,
     threads: () => 1,

@@ -30,32 +30,40 @@ function makeCache(): ContiguousCache {
 /** A paged cache as full as that one, on a pool, with handles of every kind. */
 interface Paged {
   readonly cache: PagedCache;
-  /** Handles: the cache, an empty sequence, one with 3 rows, the pool. */
+  /** Handles: the cache, an empty sequence, one with 3 rows, the pool; a pool of buffers, and one of 256 elements. */
   readonly paged: number;
   readonly empty: number;
   readonly full: number;
   readonly pool: number;
+  readonly bufferPool: number;
+  readonly buffer: number;
 }
 
 function makePaged(): Paged {
   const pool = call("kv_pool_create", [Uint32Array.of(36, 2, 2, 4, 4, 0, 0, 0, 0), 36]);
-  const layers = Uint32Array.of(2, 4, 0, 2, 4, 0);
-  const paged = call("kv_paged_create", [Uint32Array.of(48, 2, 4, 8, 0, 0, 0, 0, 0, 0, pool, 0), 48, layers, 6]);
+  const layers = Uint32Array.of(2, 4, 0, 0, 0, 2, 4, 0, 0, 0);
+  const record = Uint32Array.of(80, 2, 4, 8, 0, 0, 0, 0, 0, 0, pool, ...new Array(8).fill(0), 1); // measures fidelity
+  const paged = call("kv_paged_create", [record, 80, layers, 10]);
   const empty = call("kv_sequence_create", [paged]), full = call("kv_sequence_create", [paged]);
   assert.ok(pool > 0 && paged > 0 && empty > 0 && full > 0);
   const k = new Float32Array(24).fill(1), v = new Float32Array(24).fill(2);
   for (const layer of [0, 1]) assert.equal(call("kv_sequence_append", [full, layer, k, 24, v, 24, 0, 0]), 0);
   assert.equal(call("kv_sequence_commit", [full, 3]), 0);
-  return { cache: PagedCache.attach(paged), paged, empty, full, pool };
+  const bufferPool = call("kv_buffer_pool_create", [Uint32Array.of(16, 4, 2 ** 20, 0), 16]);
+  const buffer = call("kv_buffer_acquire", [bufferPool, 1000]);
+  assert.equal(call("kv_buffer_extend", [buffer, k, 24]), 24);
+  return { cache: PagedCache.attach(paged), paged, empty, full, pool, bufferPool, buffer };
 }
 
-function freePaged({ paged, pool }: Paged): void {
+function freePaged({ paged, pool, bufferPool, buffer }: Paged): void {
+  library().kv_buffer_free(buffer);
+  library().kv_buffer_pool_free(bufferPool);
   library().kv_paged_free(paged);
   library().kv_pool_free(pool);
 }
 
 /** All that a refused call must leave alone. */
-function snapshot(cache: ContiguousCache, { cache: paged, empty, full }: Paged): unknown {
+function snapshot(cache: ContiguousCache, { cache: paged, empty, full, bufferPool, buffer }: Paged): unknown {
   const gathered = [empty, full].flatMap((handle) =>
     [0, 1].map((layer) => {
       const k = new Float32Array(24), v = new Float32Array(24);
@@ -63,21 +71,27 @@ function snapshot(cache: ContiguousCache, { cache: paged, empty, full }: Paged):
     })
   );
   const rows = [0, 1].map((i) => [cache.getSeqLen(i), [0, 1].map((layer) => cache.sequence(i).gather(layer))]);
-  return [rows, gathered, paged.stats(), paged.poolStats()];
+  const kept = newRecord("bufferPoolStats"), info = newRecord("buffer");
+  assert.equal(call("kv_buffer_pool_stats", [bufferPool, kept, kept.byteLength]), 0);
+  assert.equal(call("kv_buffer_info", [buffer, info, info.byteLength]), 0);
+  return [rows, gathered, paged.stats(), paged.poolStats(), kept, info];
 }
 
 /** The handle each export takes, by the noun of its name. */
-function handlesOf(cache: ContiguousCache, { paged, full, pool }: Paged): Record<string, number> {
-  return { contiguous: cache.handle, paged, sequence: full, pool };
+function handlesOf(cache: ContiguousCache, { paged, full, pool, bufferPool, buffer }: Paged): Record<string, number> {
+  return { contiguous: cache.handle, paged, sequence: full, pool, buffer_pool: bufferPool, buffer };
 }
 
 /** Exports that take a handle; the noun says of which kind. */
-const takers = names.filter((name) => /^kv_(contiguous|paged|sequence|pool)_/.test(name) && !/_create$/.test(name))
+const takers = names.filter((name) =>
+  /^kv_(contiguous|paged|sequence|pool|buffer)_/.test(name) && !/_create$/.test(name)
+)
   .concat("kv_sequence_create");
 
 /** The kind of handle an export takes. */
 function nounOf(name: Name): string {
-  return name === "kv_sequence_create" ? "paged" : name.split("_")[1]!;
+  if (name === "kv_sequence_create") return "paged";
+  return name === "kv_buffer_acquire" || name.startsWith("kv_buffer_pool") ? "buffer_pool" : name.split("_")[1]!;
 }
 
 /** Arguments with which every export that takes a handle succeeds on a test cache. */
@@ -85,7 +99,7 @@ function goodArguments(
   handles: Record<string, number>,
   others: { empty: number; full: number },
 ): Record<Name, Argument[]> {
-  const { contiguous, paged, sequence, pool } = handles as Record<string, number>;
+  const { contiguous, paged, sequence, pool, buffer_pool: bufferPool, buffer } = handles as Record<string, number>;
   const row = () => new Float32Array(8).fill(0.5);
   const floats = (length: number) => new Float32Array(length);
   const view = () => newRecord("view"), rows = () => newRecord("rows");
@@ -111,18 +125,18 @@ function goodArguments(
     kv_contiguous_offset: [contiguous!, 1, 1, 2, 1, 3, new Float64Array(1), 1],
     kv_contiguous_keys: [contiguous!, 1, 1, rows(), 32],
     kv_contiguous_values: [contiguous!, 1, 1, rows(), 32],
-    kv_contiguous_views: [contiguous!, 1, 1, view(), 64],
-    kv_contiguous_contiguous_kv: [contiguous!, 1, 1, 2, view(), 64],
+    kv_contiguous_views: [contiguous!, 1, 1, view(), 72],
+    kv_contiguous_contiguous_kv: [contiguous!, 1, 1, 2, view(), 72],
     kv_contiguous_gather: [contiguous!, 1, 1, floats(24), 24, floats(24), 24, 0],
     kv_contiguous_layer_device: [contiguous!, 1],
     kv_contiguous_attend: [contiguous!, 1, 1, row(), 8, ...attention(), new Int32Array(0), 0, ...output()],
     kv_contiguous_free: [contiguous!],
 
-    kv_pool_prewarm: [pool!, 2],
-    kv_pool_stats: [pool!, newRecord("poolStats"), 88],
+    kv_pool_prewarm: [pool!, 2, 0, 0],
+    kv_pool_stats: [pool!, 0, 0, newRecord("poolStats"), 88],
     kv_pool_free: [pool!],
 
-    kv_paged_config: [paged!, newRecord("paged"), 48, new Uint32Array(6), 6],
+    kv_paged_config: [paged!, newRecord("paged"), 80, new Uint32Array(10), 10],
     kv_paged_append: [paged!, 0, both(), Uint32Array.of(1, 1), 2, floats(16), 16, floats(16), 16, 0, 0],
     kv_paged_attend: [
       ...[paged!, 1, both(), Uint32Array.of(0, 1), 2, row(), 8],
@@ -130,8 +144,10 @@ function goodArguments(
       ...output(),
     ],
     kv_paged_reorder: [paged!, both(), Uint32Array.of(1, 1), 2],
-    kv_paged_stats: [paged!, newRecord("pagedStats"), 64],
-    kv_paged_pool_stats: [paged!, 0, newRecord("poolStats"), 88],
+    kv_paged_update_policy: [paged!, newRecord("policy"), 32],
+    kv_paged_fidelity: [paged!, 1, new Float64Array(20), 20],
+    kv_paged_stats: [paged!, newRecord("pagedStats"), 104],
+    kv_paged_pool_stats: [paged!, 0, 0, 0, newRecord("poolStats"), 88],
     kv_paged_free: [paged!],
 
     kv_sequence_create: [paged!],
@@ -144,14 +160,28 @@ function goodArguments(
     kv_sequence_row_count: [sequence!, 1],
     kv_sequence_resident_count: [sequence!, 1],
     kv_sequence_generation: [sequence!, 1],
-    kv_sequence_views: [sequence!, 1, 0, 0, view(), 64],
-    kv_sequence_contiguous_kv: [sequence!, 1, 2, view(), 64],
+    kv_sequence_views: [sequence!, 1, 0, 0, view(), 72],
+    kv_sequence_contiguous_kv: [sequence!, 1, 2, view(), 72],
     kv_sequence_gather: [sequence!, 1, floats(24), 24, floats(24), 24, 0],
     kv_sequence_layer_device: [sequence!, 1],
     kv_sequence_block_table: [sequence!, 1, new Int32Array(1), 1],
     kv_sequence_block_references: [sequence!, 1, new Int32Array(1), 1],
+    kv_sequence_block_tiers: [sequence!, 1, new Int32Array(1), 1],
     kv_sequence_attend: [sequence!, 1, row(), 8, ...attention(), new Int32Array(0), 0, ...output()],
     kv_sequence_free: [sequence!],
+
+    kv_buffer_pool_prewarm: [bufferPool!, 1024, 2],
+    kv_buffer_pool_prewarm_all: [bufferPool!, 0],
+    kv_buffer_pool_clear: [bufferPool!],
+    kv_buffer_pool_stats: [bufferPool!, newRecord("bufferPoolStats"), 84],
+    kv_buffer_pool_free: [bufferPool!],
+    kv_buffer_acquire: [bufferPool!, 5000],
+    kv_buffer_clone: [buffer!],
+    kv_buffer_info: [buffer!, newRecord("buffer"), 20],
+    kv_buffer_length: [buffer!],
+    kv_buffer_extend: [buffer!, row(), 8],
+    kv_buffer_clear: [buffer!],
+    kv_buffer_free: [buffer!],
   };
   return good as Record<Name, Argument[]>;
 }
@@ -200,11 +230,13 @@ test("the library writes records of the sizes this module knows, and no more tha
     ["rows", (record, bytes) => library().kv_contiguous_values(cache.handle, 0, 1, record, bytes)],
     ["view", (record, bytes) => library().kv_contiguous_views(cache.handle, 0, 1, record, bytes)],
     ["view", (record, bytes) => library().kv_contiguous_contiguous_kv(cache.handle, 0, 1, 2, record, bytes)],
-    ["poolStats", (record, bytes) => library().kv_pool_stats(paged.pool, record, bytes)],
-    ["poolStats", (record, bytes) => library().kv_paged_pool_stats(paged.paged, 0, record, bytes)],
+    ["poolStats", (record, bytes) => library().kv_pool_stats(paged.pool, 0, 0, record, bytes)],
+    ["poolStats", (record, bytes) => library().kv_paged_pool_stats(paged.paged, 0, 0, 0, record, bytes)],
     ["paged", (record, bytes) => library().kv_paged_config(paged.paged, record, bytes, new Uint32Array(0), 0)],
     ["pagedStats", (record, bytes) => library().kv_paged_stats(paged.paged, record, bytes)],
     ["view", (record, bytes) => library().kv_sequence_contiguous_kv(paged.full, 0, 2, record, bytes)],
+    ["bufferPoolStats", (record, bytes) => library().kv_buffer_pool_stats(paged.bufferPool, record, bytes)],
+    ["buffer", (record, bytes) => library().kv_buffer_info(paged.buffer, record, bytes)],
   ];
   for (const [kind, write] of writers) {
     const words = RECORD_WORDS[kind];
@@ -288,8 +320,8 @@ test("records that are read may be shorter or longer, but may not ask for what i
 
 test("paged caches and pools refuse what they cannot be, and hold nothing then", () => {
   const live = systemInfo();
-  const layers = Uint32Array.of(2, 4, 0);
-  const paged = [48, 1, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+  const layers = Uint32Array.of(2, 4, 0, 0, 0);
+  const paged = [80, 1, 4, 8, ...new Array(16).fill(0)];
   const create = (words: number[], list: Uint32Array = layers, count = list.length) =>
     call("kv_paged_create", [Uint32Array.from(words), words.length * 4, list, count]);
   const changes: [number, number, keyof typeof STATUS][] = [
@@ -312,21 +344,33 @@ test("paged caches and pools refuse what they cannot be, and hold nothing then",
   for (const [word, value, status] of changes) {
     assert.equal(create(paged.with(word, value)), STATUS[status], `word ${word} = ${value}`);
   }
-  assert.equal(create([...paged.slice(0, 6), 4, 4, 0, 0, 0, 0]), STATUS.invalid_config); // all of the rows are sinks
-  assert.equal(create([...paged, 7].with(0, 52)), STATUS.unsupported);
-  assert.equal(create(paged, Uint32Array.of(0, 4, 0)), STATUS.invalid_config);
-  assert.equal(create(paged, Uint32Array.of(2, 0, 0)), STATUS.invalid_config);
-  assert.equal(create(paged, Uint32Array.of(2, 257, 0)), STATUS.invalid_config);
-  assert.ok(create(paged, Uint32Array.of(0xffffffff, 256, 0)) < 0);
+  assert.equal(create(paged.with(6, 4).with(7, 4)), STATUS.invalid_config); // all of the rows are sinks
+  assert.equal(create([...paged, 7].with(0, 84)), STATUS.unsupported);
+  assert.equal(create(paged, Uint32Array.of(0, 4, 0, 0, 0)), STATUS.invalid_config);
+  assert.equal(create(paged, Uint32Array.of(2, 0, 0, 0, 0)), STATUS.invalid_config);
+  assert.equal(create(paged, Uint32Array.of(2, 257, 0, 0, 0)), STATUS.invalid_config);
+  assert.equal(create(paged, Uint32Array.of(2, 4, 0, 1, 0)), STATUS.invalid_config); // a store of keys alone
+  assert.equal(create(paged, Uint32Array.of(2, 4, 0, 9, 9)), STATUS.invalid_config);
+  assert.ok(create(paged, Uint32Array.of(0xffffffff, 256, 0, 0, 0)) < 0);
+  const tiered = paged.with(12, 1).with(13, 2).with(14, 3); // f32 rows become f16 and bf16
+  const fine = create(tiered.with(15, 4));
+  assert.ok(fine > 0);
+  library().kv_paged_free(fine);
+  for (
+    const [word, value] of [[12, 2], [13, 0], [13, 9], [14, 0], [14, 0xffffffff], [15, 2], [13, 5], [14, 8]] as const
+  ) {
+    assert.equal(create(tiered.with(word, value)), STATUS.invalid_config, `word ${word} = ${value}`);
+  }
+  assert.equal(create(tiered.with(6, 2).with(15, 4)), STATUS.invalid_config); // more tail than rows
   assert.equal(create(paged, new Uint32Array(0)), STATUS.invalid_size);
   const pool = [36, 2, 2, 4, 4, 0, 0, 0, 0];
   for (const [word, value] of [[1, 0], [2, 0], [3, 257], [4, 3], [5, 3], [6, 0xffffffff], [7, 8]] as const) {
     assert.ok(call("kv_pool_create", [Uint32Array.from(pool.with(word, value)), 36]) < 0, `word ${word} = ${value}`);
   }
   const kept = call("kv_pool_create", [Uint32Array.from(pool), 36]);
-  const on = (words: number[], list = Uint32Array.of(2, 4, 0, 2, 4, 0)) =>
+  const on = (words: number[], list = Uint32Array.of(2, 4, 0, 0, 0, 2, 4, 0, 0, 0)) =>
     create(words.with(1, 2).with(10, kept), list);
-  assert.equal(on(paged, Uint32Array.of(2, 4, 0, 2, 4, 1)), STATUS.invalid_config); // two groups
+  assert.equal(on(paged, Uint32Array.of(2, 4, 0, 0, 0, 2, 4, 1, 0, 0)), STATUS.invalid_config); // two groups
   assert.equal(on(paged.with(2, 8)), STATUS.invalid_config); // other blocks
   assert.equal(on(paged.with(8, 1e6)), STATUS.invalid_config); // its own limit
   const good = on(paged);
@@ -351,7 +395,7 @@ test("zero, stale, invented and other kinds' handles are stale_handle at every e
     const noun = nounOf(name);
     const own = live[noun]!;
     const kinds = Object.values(live).filter((handle) => handle !== own);
-    const inventions = [own ^ 0x00010000, own ^ 0x00008000, (own & 0x0fffffff) | 0x50000000];
+    const inventions = [own ^ 0x00010000, own ^ 0x00008000, (own & 0x0fffffff) | 0x70000000];
     for (const wrong of [0, stale[noun]!, ...kinds, ...inventions, 0x7fffffff, 0x80000000, 0xffffffff]) {
       const args = goodArguments({ ...live, [noun]: wrong }, paged)[name];
       const copies = copiesOf(args);
@@ -397,7 +441,9 @@ test("every export that takes a handle works with the arguments the other tests 
     if (name === "kv_contiguous_advance") {
       for (const layer of [0, 1]) cache.store(layer, 0, new Float32Array(8), new Float32Array(8));
     }
-    assert.ok(call(name, goodArguments(handlesOf(cache, paged), paged)[name]) >= 0, name);
+    const result = call(name, goodArguments(handlesOf(cache, paged), paged)[name]);
+    assert.ok(result >= 0, name);
+    if (/_(acquire|clone)$/.test(name)) assert.equal(library().kv_buffer_free(result), 0); // it would outlive its pool
     cache.free();
     freePaged(paged);
   }
@@ -427,7 +473,9 @@ test("absurd numbers at every place give a status, change nothing and write noth
     kv_contiguous_attend: [1, 2],
     kv_paged_append: [1, 9, 10],
     kv_paged_attend: [1],
-    kv_paged_pool_stats: [1],
+    kv_pool_prewarm: [2, 3],
+    kv_pool_stats: [1, 2],
+    kv_paged_pool_stats: [1, 2, 3],
     kv_sequence_append: [1, 6, 7],
     kv_sequence_commit: [1],
     kv_sequence_truncate: [1],
@@ -440,7 +488,10 @@ test("absurd numbers at every place give a status, change nothing and write noth
     kv_sequence_layer_device: [1],
     kv_sequence_block_table: [1],
     kv_sequence_block_references: [1],
+    kv_sequence_block_tiers: [1],
     kv_sequence_attend: [1],
+    kv_buffer_pool_prewarm: [1, 2],
+    kv_buffer_pool_prewarm_all: [1],
   };
   for (const [name, indices] of Object.entries(places) as [Name, number[]][]) {
     for (const index of indices) {
@@ -500,16 +551,18 @@ test("a count shorter than the need is refused untouched, an empty one is no mem
     kv_contiguous_contiguous_kv: [5],
     kv_contiguous_gather: [4, 6],
     kv_contiguous_attend: [4, 6, 8, 10, 14, 16],
-    kv_pool_stats: [2],
+    kv_pool_stats: [4],
     kv_paged_config: [2, 4],
     kv_paged_append: [6, 8],
     kv_paged_attend: [6, 8, 10, 12, 14, 16],
     kv_paged_stats: [2],
-    kv_paged_pool_stats: [3],
+    kv_paged_pool_stats: [5],
     kv_sequence_append: [3, 5],
     kv_sequence_contiguous_kv: [4],
     kv_sequence_gather: [3, 5],
     kv_sequence_attend: [3, 5, 7, 9, 13, 15],
+    kv_buffer_pool_stats: [2],
+    kv_buffer_info: [2],
   };
   for (const [name, indices] of Object.entries(counts) as [Name, number[]][]) {
     const optional = new Set(indices.slice(2));
@@ -531,13 +584,45 @@ test("a count shorter than the need is refused untouched, an empty one is no mem
       }
     }
   }
-  for (const name of ["kv_contiguous_create", "kv_memory_bytes", "kv_system_info", "kv_pool_create"] as const) {
+  for (
+    const name of [
+      "kv_contiguous_create",
+      "kv_memory_bytes",
+      "kv_system_info",
+      "kv_pool_create",
+      "kv_buffer_pool_create",
+    ] as const
+  ) {
     const args = name === "kv_memory_bytes" ? [new Uint8Array(0), 0, new Float64Array(1), 1] : [new Uint8Array(0), 0];
     assert.equal(call(name, args), STATUS.invalid_size, name);
   }
   assert.deepEqual(snapshot(cache, paged), before);
   cache.free();
   freePaged(paged);
+});
+
+test("a buffer is 64-byte aligned whatever its size, and refuses absurd sizes and counts", () => {
+  const pool = call("kv_buffer_pool_create", [Uint32Array.of(16, 2, 2 ** 26, 0), 16]);
+  const info = newRecord("buffer");
+  for (const [bytes, capacity] of [[0, 256], [1025, 1024], [2 ** 18, 2 ** 16], [2 ** 24 + 1, 2 ** 22 + 1]] as const) {
+    const buffer = call("kv_buffer_acquire", [pool, bytes]);
+    assert.equal(call("kv_buffer_info", [buffer, info, 20]), 0);
+    assert.deepEqual([info[1]! % 64, info[3], info[4]], [0, capacity, 0], `${bytes} bytes`);
+    assert.ok(info[1]! + info[2]! > 0);
+    const values = new Float32Array(1);
+    for (const count of [capacity + 1, 0x7fffffff, 0xffffffff]) {
+      assert.equal(call("kv_buffer_extend", [buffer, values, count]), STATUS.invalid_size); // nothing is read
+    }
+    assert.equal(call("kv_buffer_length", [buffer]), 0);
+    assert.equal(call("kv_buffer_free", [buffer]), 0);
+  }
+  for (const bytes of [NaN, -1, -Infinity, Infinity, 2 ** 33, Number.MAX_VALUE]) {
+    assert.equal(call("kv_buffer_acquire", [pool, bytes]), STATUS.invalid_size, `${bytes} bytes`);
+  }
+  for (const bytes of [2 ** 26 + 1, 2 ** 33 - 4]) {
+    assert.equal(call("kv_buffer_acquire", [pool, bytes]), STATUS.out_of_memory, `${bytes} bytes`);
+  }
+  assert.equal(call("kv_buffer_pool_free", [pool]), 0);
 });
 
 test("kv_read_rate refuses absurd sizes and thread counts untouched", () => {

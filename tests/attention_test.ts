@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type AttendOptions, ContiguousCache, type DType, type KvCache, KvError } from "../mod.ts";
+import { type AttendOptions, ContiguousCache, type FloatDType, type KvCache, KvError } from "../mod.ts";
 import { attention, type AttentionCase, Random, relativeError, storedRows } from "./oracle.ts";
 
 /** A cache with one sequence of random rows, and what the oracle needs to know of them. */
@@ -17,7 +17,7 @@ interface Geometry {
   readonly qHeadCount?: number;
   readonly kvHeadCount?: number;
   readonly headDim?: number;
-  readonly dtype?: DType;
+  readonly dtype?: FloatDType;
   readonly queryCount?: number;
   /** Size of the elements of q and k; scores grow with it. */
   readonly scale?: number;

@@ -124,7 +124,7 @@ test("a cache keeps the blocks of a pool that was freed", () => {
 test("a cache must fit its pool", () => {
   using pool = new BlockPool(SHAPE);
   const make = (options: object) => new PagedCache({ ...SHAPE, maxSeqLen: 64, pool, ...options });
-  const text = /blocks of the pool's 512 bytes: a block of the cache has \d+$/;
+  const text = /must be the pool's: 1 layer, 2 KV heads of 4, blocks of 16, keys in f16 and values in f16$/;
   assertCode("invalid_config", () => make({ blockSize: 32 }), text);
   assertCode("invalid_config", () => make({ dtype: "f32" }), text);
   assertCode("invalid_config", () => make({ layerCount: 2 }), text);

@@ -4,7 +4,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { DType, KvCache, KvErrorCode, Rows } from "../mod.ts";
+import type { FloatDType, KvCache, KvErrorCode, Rows } from "../mod.ts";
 import { KvError } from "../mod.ts";
 import { attention, bf16Bits, f16Bits, Random, relativeError, storedRows } from "./oracle.ts";
 
@@ -14,7 +14,7 @@ export interface CaseOptions {
   readonly kvHeadCount: number;
   readonly headDim: number;
   readonly maxSeqLen: number;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
 }
 
 /** A cache to run the cases over. */
@@ -226,7 +226,7 @@ export function cacheCases({ name, create, skip }: CacheCasesOptions): void {
       }
     }
     assertRefused(cache, "invalid_config", () => cache.append(0, rows, rows, { dtype: "f16" }));
-    assertRefused(cache, "invalid_config", () => cache.append(0, rows, rows, { dtype: "f64" as DType }));
+    assertRefused(cache, "invalid_config", () => cache.append(0, rows, rows, { dtype: "f64" as FloatDType }));
     assertRefused(cache, "invalid_config", () => cache.append(0, rows, rows, { layout: "heads" as "head_major" }));
     cache.append(0, bad(3, 65504), bad(0, -65519));
     assert.equal(cache.gather(0).k.length, 3 * 8);
@@ -382,7 +382,7 @@ export function cacheCases({ name, create, skip }: CacheCasesOptions): void {
     assert.deepEqual(half, { k: new Float16Array(k), v: Uint16Array.from(v, f16Bits) });
     assert.deepEqual(cache.gather(0, { dtype: "bf16" }).k, Uint16Array.from(k, bf16Bits));
     assertRefused(cache, "layer_out_of_range", () => cache.gather(2));
-    assertRefused(cache, "invalid_config", () => cache.gather(0, { dtype: "q8_0" as DType }));
+    assertRefused(cache, "invalid_config", () => cache.gather(0, { dtype: "q8_0" as FloatDType }));
     assert.deepEqual(cache.gather(1), { k: new Float32Array(0), v: new Float32Array(0) });
   });
 

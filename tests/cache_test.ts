@@ -27,3 +27,15 @@ for (const blockSize of [1, 4, 64]) {
     skip: [],
   });
 }
+
+// Rows that left the tail for wider floats, which hold what f16 and bf16 say: whatever the tier, what is read is the same.
+for (const blockSize of [1, 4]) {
+  cacheCases({
+    name: `paged, blocks of ${blockSize}, older rows in f32`,
+    create: (options) => {
+      const cache = new PagedCache({ ...options, blockSize, store: "f32" });
+      return { cache: cache.sequence() satisfies KvCache, free: () => cache.free() };
+    },
+    skip: [],
+  });
+}

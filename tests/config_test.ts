@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ContiguousCache, type ContiguousCacheOptions, type DType, memoryBytes } from "../mod.ts";
+import { ContiguousCache, type ContiguousCacheOptions, type FloatDType, memoryBytes } from "../mod.ts";
 import { assertCode } from "./cache_cases.ts";
 
 const good: ContiguousCacheOptions = { layerCount: 2, kvHeadCount: 2, headDim: 8, maxSeqLen: 16 };
@@ -89,14 +89,18 @@ for (
       assert.throws(() => call(options as unknown as ContiguousCacheOptions), TypeError);
     }
     for (const dtype of [1, null, { k: "f32" }, ["f32", "f32"]]) {
-      assert.throws(() => call({ ...good, dtype: dtype as unknown as DType }), TypeError);
+      assert.throws(() => call({ ...good, dtype: dtype as unknown as FloatDType }), TypeError);
     }
   });
 
   test(`${name} refuses a dtype it does not store`, () => {
     for (const dtype of ["f64", "q8_0", "", "F16", "toString"]) {
-      assertCode("invalid_config", () => call({ ...good, dtype: dtype as DType }), /must be one of f32, f16, bf16$/);
-      assertCode("invalid_config", () => call({ ...good, dtype: { k: "f16", v: dtype as DType } }), /dtype\.v/);
+      assertCode(
+        "invalid_config",
+        () => call({ ...good, dtype: dtype as FloatDType }),
+        /must be one of f32, f16, bf16$/,
+      );
+      assertCode("invalid_config", () => call({ ...good, dtype: { k: "f16", v: dtype as FloatDType } }), /dtype\.v/);
     }
   });
 }

@@ -7,7 +7,7 @@
 import {
   type AttendOptions,
   ContiguousCache,
-  type DType,
+  type FloatDType,
   type KvCache,
   KvError,
   type Rows,
@@ -38,7 +38,7 @@ interface Subject {
 /** Something that was handed out and kept. `subject` is undefined once its cache was dropped: then it keeps the memory. */
 interface Held {
   readonly look: () => void;
-  readonly array: Float32Array | Uint16Array | undefined;
+  readonly array: Float32Array | Uint16Array | Uint8Array | undefined;
   subject: Subject | undefined;
 }
 
@@ -191,7 +191,9 @@ export class CacheFuzzer {
     if (this.#dice.oneIn(40)) v = this.rows(n * kvDim, this.#dice.below(3));
     const options = {
       ...(kind === 2 && !this.#dice.oneIn(20) ? { dtype: this.#dice.pick(["f16", "bf16"] as const) } : {}),
-      ...(this.#dice.oneIn(20) ? { dtype: this.#dice.pick(["f16", "bf16", "f32", "q8_0" as DType] as const) } : {}),
+      ...(this.#dice.oneIn(20)
+        ? { dtype: this.#dice.pick(["f16", "bf16", "f32", "q8_0" as FloatDType] as const) }
+        : {}),
       ...(this.#dice.oneIn(3) ? { layout: this.#dice.pick(["token_major", "head_major"] as const) } : {}),
     };
     const codes = "layer_out_of_range sequence_out_of_range cache_full invalid_size not_finite invalid_config " +
@@ -465,7 +467,7 @@ export class CacheFuzzer {
     }
   }
 
-  keepArray(subject: Subject, array: Float32Array | Uint16Array): void {
+  keepArray(subject: Subject, array: Float32Array | Uint16Array | Uint8Array): void {
     this.keep({
       subject,
       array,

@@ -5,10 +5,21 @@
  * @module
  */
 
-import { BlockPool, type KvErrorCode, PagedCache, type Sequence } from "../mod.ts";
+import {
+  BlockPool,
+  type DType,
+  type KvErrorCode,
+  type KvFormat,
+  type LogitErrorOptions,
+  PagedCache,
+  type PagedCacheOptions,
+  type Policy,
+  type Sequence,
+} from "../mod.ts";
 import { ABSURD, type Dice, NO_COUNTS } from "./fuzz_dice.ts";
 
 const DTYPES = ["f32", "f16", "bf16"] as const;
+const FORMATS: readonly DType[] = [...DTYPES, "q8_0", "q4_0", "i8", "i4", "i2"];
 
 /** A sequence and what it should say of itself. */
 interface Stream {
@@ -24,12 +35,14 @@ interface Subject {
   readonly layerCount: number;
   readonly maxSeqLen: number;
   readonly evicts: boolean;
+  /** Rows are appended in multiples of it: blocks that can be quantized are large. */
+  readonly stride: number;
   readonly streams: Stream[];
 }
 
 /** An array that was handed out. Its subject is undefined once that was dropped. */
 interface Held {
-  readonly array: Float32Array | Uint16Array;
+  readonly array: Float32Array | Uint16Array | Uint8Array;
   subject: Subject | undefined;
 }
 
@@ -73,7 +86,7 @@ export class PagedFuzzer {
     else if (choice < 26) this.#commit(subject, stream);
     else if (choice < 30) this.#truncate(subject, stream);
     else if (choice < 34) this.#attend(subject, stream);
-    else if (choice < 36) this.#reorder(subject);
+    else if (choice < 36) dice.oneIn(2) ? this.#reorder(subject) : this.#updatePolicy(subject);
     else if (choice < 46) this.#hold(subject, stream);
     else if (choice < 52) this.#look();
     else if (choice < 55) this.#facts(subject, stream);
@@ -86,31 +99,38 @@ export class PagedFuzzer {
     const dice = this.#dice;
     if (dice.oneIn(8)) {
       const pool = this.#pool;
-      dice.attempt("pool.prewarm", "pool_empty stale_handle RangeError", () => pool.prewarm(dice.index(40)));
+      const codes = "pool_empty stale_handle invalid_config block_too_large RangeError";
+      dice.attempt("pool.prewarm", codes, () => pool.prewarm(dice.index(40), dice.oneIn(2) ? this.#format() : "f32"));
       if (dice.oneIn(4)) {
         dice.attempt("pool.free", "", () => pool.free());
         dice.check(dice.attempt("pool after free", "stale_handle", () => pool.stats()) === undefined, "a freed pool");
         this.#pool = this.#makePool();
       }
     }
-    const onPool = dice.oneIn(3);
+    const onPool = dice.oneIn(3), isQuantized = !onPool && dice.oneIn(2), isTiered = isQuantized || dice.oneIn(2);
+    const blockSize = onPool ? 4 : isQuantized ? 64 : 1 << dice.below(4);
     const shape = onPool
-      ? { layerCount: 2, kvHeadCount: 2, headDim: 4, blockSize: 4, dtype: "f32" as const, pool: this.#pool }
+      ? { layerCount: 2, kvHeadCount: 2, headDim: 4, blockSize, dtype: "f32" as const, pool: this.#pool }
       : {
-        layerCount: 1 + dice.below(3),
-        kvHeadCount: 1 + dice.below(3),
-        headDim: 1 + dice.below(12),
-        blockSize: 1 << dice.below(4),
+        layerCount: 1 + dice.below(isQuantized ? 2 : 3),
+        kvHeadCount: 1 + dice.below(isQuantized ? 2 : 3),
+        headDim: isQuantized ? 32 : 1 + dice.below(12),
+        blockSize,
         dtype: dice.pick(DTYPES),
-        maxBytes: dice.oneIn(4) ? 4096 : 2 ** 20,
+        maxBytes: dice.oneIn(4) ? 4096 * (isQuantized ? 256 : 1) : dice.pick([2 ** 20, 2 ** 24]),
       };
+    const stride = isQuantized ? 48 : 1;
+    const tail = { tokens: blockSize * dice.below(3), sinkTokens: dice.oneIn(3) ? dice.below(2 * blockSize) : 0 };
+    const store = isQuantized ? this.#format() : dice.pick(DTYPES);
     const options = {
       ...shape,
-      maxSeqLen: 1 + dice.below(60),
+      ...(isTiered ? { tail, store } : {}),
+      ...this.#measures(isTiered),
+      maxSeqLen: (1 + dice.below(60)) * stride,
       ...(dice.oneIn(3)
-        ? { retention: { keep: "newest" as const, tokens: 3 + dice.below(9), sinkTokens: dice.below(3) } }
+        ? { retention: { keep: "newest" as const, tokens: (3 + dice.below(9)) * stride, sinkTokens: dice.below(3) } }
         : {}),
-      ...(dice.oneIn(4) ? { windowTokens: 1 + dice.below(12) } : {}),
+      ...(dice.oneIn(4) ? { windowTokens: 1 + dice.below(12 * stride) } : {}),
     };
     if (dice.oneIn(10)) options[dice.pick(["layerCount", "headDim", "maxSeqLen"] as const)] = dice.pick(ABSURD);
     else if (dice.oneIn(20)) options[dice.pick(["kvHeadCount", "blockSize"] as const)] = dice.pick(NO_COUNTS);
@@ -120,7 +140,40 @@ export class PagedFuzzer {
     if (cache.layerCount > 8 || cache.kvDim > 512) return cache.free(); // slow to keep books on
     const evicts = options.retention !== undefined || options.windowTokens !== undefined;
     const { layerCount, maxSeqLen } = cache;
-    this.#subjects.push({ cache, layerCount, maxSeqLen, evicts, streams: [] });
+    const subject: Subject = { cache, layerCount, maxSeqLen, evicts, stride, streams: [] };
+    this.#subjects.push(subject);
+    if (isTiered) this.#fill(subject);
+  }
+
+  /** Options of a cache that compares rows, or that should have. */
+  #measures(isTiered: boolean): Partial<PagedCacheOptions> {
+    const dice = this.#dice;
+    if (dice.oneIn(2)) return dice.oneIn(20) ? { maxLogitError: 1 } : {};
+    return { measureFidelity: true, ...(isTiered || dice.oneIn(20) ? this.#limits() : {}) };
+  }
+
+  /** Limits of a policy, some of which are none. */
+  #limits(): LogitErrorOptions {
+    const dice = this.#dice;
+    if (dice.oneIn(2)) return dice.oneIn(20) ? { queryNorm: 1 } : {};
+    const limit = () => dice.oneIn(20) ? dice.pick(ABSURD) : 10 ** (dice.below(9) - 5);
+    return { maxLogitError: limit(), ...(dice.oneIn(2) ? { queryNorm: limit() } : {}) };
+  }
+
+  /** A sequence with rows enough for some of them to have left the tail. */
+  #fill(subject: Subject): void {
+    const { cache, layerCount, maxSeqLen, streams, stride } = subject;
+    this.#branch(subject, undefined);
+    const [stream] = streams;
+    if (stream === undefined) return;
+    const n = Math.min(maxSeqLen, 8 * stride), rows = this.#rows(n * cache.kvDim);
+    for (let layer = 0; layer < layerCount; layer++) {
+      const codes = "pool_empty out_of_memory";
+      const done = this.#dice.attempt("paged append", codes, () => stream.sequence.append(layer, rows, rows));
+      if (done === undefined) return;
+      stream.pending[layer] = n;
+    }
+    this.#commit(subject, stream);
   }
 
   /** A new sequence, or a fork of one. */
@@ -155,7 +208,7 @@ export class PagedFuzzer {
     if (dice.oneIn(4)) {
       const batch = subject.streams.filter(() => dice.oneIn(2));
       if (dice.oneIn(16) && batch.length > 0) batch.push(batch[0]!); // one of them twice
-      const tokenCounts = batch.map(() => dice.below(5));
+      const tokenCounts = batch.map(() => dice.below(5) * subject.stride);
       const n = tokenCounts.reduce((sum, count) => sum + count, 0);
       const k = this.#rows(n * cache.kvDim), v = this.#rows(n * cache.kvDim);
       const sequences = batch.map(({ sequence }) => sequence);
@@ -167,7 +220,7 @@ export class PagedFuzzer {
       if (done) batch.forEach(({ pending }, i) => pending[layer]! += tokenCounts[i]!);
       return;
     }
-    const n = dice.below(dice.oneIn(6) ? 16 : 4);
+    const n = dice.below(dice.oneIn(6) ? 16 : 4) * subject.stride;
     const length = n * cache.kvDim + (dice.oneIn(30) ? 1 : 0);
     const layout = dice.pick(["token_major", "head_major"] as const);
     const result = dice.attempt(
@@ -276,6 +329,32 @@ export class PagedFuzzer {
     beams.forEach((beam, i) => beam.seqLen = lengths[parents[i]!]!);
   }
 
+  #format(): KvFormat {
+    const dice = this.#dice;
+    return dice.oneIn(2) ? dice.pick(FORMATS) : { k: dice.pick(FORMATS), v: dice.pick(FORMATS) };
+  }
+
+  #updatePolicy({ cache }: Subject): void {
+    const dice = this.#dice;
+    const store = cache.blockSize < 64 && dice.oneIn(2) ? dice.pick(DTYPES) : this.#format();
+    const sinkTokens = dice.oneIn(2) ? 0 : dice.index(100);
+    const policy = dice.pick<Policy>([
+      { kind: "tail-only" },
+      { kind: "store-only", store, sinkTokens, ...this.#limits() },
+      {
+        kind: "hybrid",
+        tail: { tokens: dice.oneIn(8) ? dice.index(200) : cache.blockSize * dice.below(4), sinkTokens },
+        store,
+        ...this.#limits(),
+      },
+      { kind: "store-only" },
+    ]);
+    dice.attempt("updatePolicy", "invalid_config block_too_large out_of_memory RangeError", () => {
+      cache.updatePolicy(policy);
+      dice.check(cache.policy.kind === policy.kind || policy.kind === "hybrid", "a policy is what it was set to");
+    });
+  }
+
   #hold(subject: Subject, stream: Stream): void {
     const dice = this.#dice;
     const layer = this.#layer(subject);
@@ -324,13 +403,13 @@ export class PagedFuzzer {
     }
   }
 
-  #keep(subject: Subject, array: Float32Array | Uint16Array): void {
+  #keep(subject: Subject, array: Float32Array | Uint16Array | Uint8Array): void {
     this.#held.push({ array, subject });
     if (this.#held.length > 48) this.#held.splice(this.#dice.below(48), 1);
   }
 
   /** Every element: one that is in memory that was given back ends the process. */
-  #read(array: Float32Array | Uint16Array): void {
+  #read(array: Float32Array | Uint16Array | Uint8Array): void {
     let sum = 0;
     for (let i = 0; i < array.length; i++) sum += array[i]!;
     this.#dice.check(typeof sum === "number", "an array has numbers");
@@ -350,8 +429,11 @@ export class PagedFuzzer {
     const dice = this.#dice;
     const { cache } = subject;
     dice.attempt("paged facts", "", () => {
-      const { totalTokens, sequenceCount, usedBytes, reservedBytes } = cache.stats();
+      const { totalTokens, sequenceCount, usedBytes, reservedBytes, slackBytes, warmTokens, storeTokens } = cache
+        .stats();
       dice.check(usedBytes <= reservedBytes && sequenceCount >= subject.streams.length, "stats add up");
+      dice.check(slackBytes >= 0 && warmTokens <= storeTokens, "rows are in blocks");
+      dice.check(cache.stats().compressionRatio > 0, "a ratio is a number");
       const tokens = subject.streams.reduce((sum, { seqLen }) => sum + seqLen, 0);
       if (!subject.evicts && sequenceCount === subject.streams.length) dice.check(totalTokens === tokens, "all tokens");
     });
@@ -361,8 +443,20 @@ export class PagedFuzzer {
     if (table !== undefined) {
       const references = sequence.blockReferences(layer);
       dice.check(references.every((count, i) => (count === 0) === (table[i] === -1)), "a block has references");
+      const tiers = sequence.blockTiers(layer);
+      dice.check(tiers.every((tier, i) => (tier === null) === (table[i] === -1)), "a block has a tier");
     }
-    dice.attempt("poolStats", CODES, () => cache.poolStats(layer));
+    const format = dice.oneIn(2) ? this.#format() : undefined;
+    const heads = dice.attempt("fidelity", `${CODES} unsupported`, () => cache.fidelity(layer));
+    for (const { k, v, logitErrorBound, scaledQueryNormMax } of heads ?? []) {
+      // NaN that was written through an array makes the mean NaN, too.
+      dice.check(k.rows === v.rows && k.rows % cache.blockSize === 0, "blocks are compared whole");
+      const isCosine = [k, v].every(({ cosineMin }) => Math.abs(cosineMin) <= 1 + 1e-9);
+      const isError = [k.errorMax, v.errorMax, logitErrorBound, scaledQueryNormMax].every((error) => error >= 0);
+      dice.check(isCosine && isError, "cosines and errors are in range");
+    }
+    if (heads !== undefined) dice.check(heads.length === cache.layerShape(layer).kvHeadCount, "every head is told of");
+    dice.attempt("poolStats", `${CODES} invalid_config block_too_large`, () => cache.poolStats(layer, format));
     if (!dice.oneIn(4)) return;
     const attached = dice.attempt("attach paged", "", () => PagedCache.attach(cache.handle))!;
     const own = attached.sequence();
@@ -435,7 +529,12 @@ export class PagedFuzzer {
     this.#subjects.splice(this.#subjects.indexOf(subject), 1);
     for (const { sequence } of subject.streams) this.#checkStale(sequence);
     const done = this.#dice.attempt("paged after free", "stale_handle", () => {
-      this.#dice.pick([() => subject.cache.sequence(), () => subject.cache.stats(), () => subject.cache.reset()])();
+      this.#dice.pick([
+        () => subject.cache.sequence(),
+        () => subject.cache.stats(),
+        () => subject.cache.fidelity(0),
+        () => subject.cache.reset(),
+      ])();
       return true;
     });
     this.#dice.check(done === undefined, "a freed cache does nothing");

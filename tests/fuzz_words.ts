@@ -66,10 +66,10 @@ export class WordFuzzer {
     const result = call(name, words);
     this.#dice.check(Number.isInteger(result) && result >= -19 && result < 2 ** 31, `${name} gave ${result}`);
     this.#dice.note(name, result < 0 ? `${result}` : "ok");
-    if (result > 0 && /_(create|fork)$/.test(name)) {
+    if (result > 0 && /_(create|fork|acquire|clone)$/.test(name)) {
       this.#live.push({
         handle: result,
-        free: name.replace(/_\w+$/, (verb) => verb.replace(/(create|fork)$/, "free")) as Name,
+        free: name.replace(/_\w+$/, (verb) => verb.replace(/(create|fork|acquire|clone)$/, "free")) as Name,
       });
       if (this.#live.length > LIVE_MAX) this.#free(this.#dice.below(LIVE_MAX));
     }
@@ -99,6 +99,16 @@ export class WordFuzzer {
         return this.#dice.below(8);
       case "tokens":
         return this.#dice.below(4);
+      case "format":
+        return 3 + this.#dice.below(isGood ? 2 : 6);
+      case "block_size":
+        return isGood ? 64 : 64 * this.#dice.below(6);
+      case "head_dim":
+        return isGood ? 32 : 16 * this.#dice.below(20);
+      case "class":
+        return 1024 << 2 * this.#dice.below(5);
+      case "bytes":
+        return this.#dice.below(2 ** 17);
       default:
         return this.#dice.below(isGood ? 2 : 4);
     }
@@ -123,14 +133,18 @@ export class WordFuzzer {
       return words([layers, sequences, 1 + this.#dice.below(heads), dim, rows, ...dtypes, 2 ** 24, 0]);
     }
     if (isGood && role === "pool_record") return words([2, 2, 4, 4, this.#dice.below(3), 0, 2 ** 20, 0]);
+    if (isGood && role === "buffer_pool_record") return words([this.#dice.below(4), 2 ** 20, 0]);
     if (isGood && role === "paged_record") {
       const retention = this.#dice.oneIn(2) ? [0, 0] : [4, this.#dice.below(5)];
       const dtypes = [this.#dice.below(3), this.#dice.below(3)];
       const pool = this.#dice.oneIn(2) ? this.#handle("pool", sure) : 0;
-      return words([2, 4, 40, ...dtypes, ...retention, pool === 0 ? 2 ** 20 : 0, 0, pool, 0]);
+      const limit = pool === 0 ? 2 ** 20 : 0, measures = this.#dice.below(2);
+      return words([2, 4, 40, ...dtypes, ...retention, limit, 0, pool, 0, ...this.#policy(), measures]);
     }
+    if (isGood && role === "policy") return words(this.#policy());
     if (isGood && role === "layers") {
-      return Uint32Array.of(2, 4, this.#dice.oneIn(4) ? 5 : 0, 2, 4, this.#dice.oneIn(4) ? 5 : 0);
+      const layer = () => [2, 4, this.#dice.oneIn(4) ? 5 : 0, ...(this.#dice.oneIn(4) ? this.#store() : [0, 0])];
+      return Uint32Array.from([...layer(), ...layer()]);
     }
     if (role === "handles") {
       return Uint32Array.from({ length: this.#dice.below(4) }, () => this.#handle("sequence", isGood));
@@ -149,6 +163,14 @@ export class WordFuzzer {
     }
     if (isGood && role === "record") return words(new Array(this.#dice.below(40)).fill(0));
     if (isGood && /^(slopes|logits|parents)$/.test(role)) return new Uint8Array(this.#dice.oneIn(4) ? goodBytes : 0);
+    if (isGood && role === "plane_rows") {
+      return new Float32Array(this.#floats.buffer, 4 * this.#dice.below(8192), 2048).slice();
+    }
+    if (isGood && role === "plane") return new Uint8Array(64 * this.#dice.pick([18, 34])).fill(this.#dice.below(0x7c));
+    if (isGood && role === "record_rows") {
+      return new Float32Array(this.#floats.buffer, 4 * this.#dice.below(8192), 64).slice();
+    }
+    if (isGood && role === "records") return new Uint8Array(2 * this.#dice.pick([18, 34])).fill(this.#dice.below(0x7c));
     const bytes = goodBytes ?? (this.#dice.oneIn(8) ? 0 : this.#dice.below(257));
     const shift = this.#dice.oneIn(2) ? this.#dice.below(8) : 0;
     const buffer = this.#dice.oneIn(8) ? new SharedArrayBuffer(bytes + shift) : new ArrayBuffer(bytes + shift);
@@ -159,7 +181,7 @@ export class WordFuzzer {
         array[i] = this.#dice.oneIn(3) ? this.#dice.below(256) : i % 4 === 0 ? this.#dice.below(48) : 0;
       }
       if (bytes >= 4 && this.#dice.oneIn(2)) array.set([bytes & 252, 0, 0, 0]);
-      const limitAt = role === "pool_record" ? 28 : 32;
+      const limitAt = role === "pool_record" ? 28 : role === "buffer_pool_record" ? 8 : 32;
       if (bytes > limitAt) array.set([0, 0, 0, 1, 0, 0, 0, 0].slice(0, bytes - limitAt), limitAt);
     } else if (isGood) {
       array.set(new Uint8Array(this.#floats.buffer, 4 * this.#dice.below(8192), bytes));
@@ -168,6 +190,15 @@ export class WordFuzzer {
       if (bytes >= 4 && this.#dice.oneIn(2)) array.set([bytes & 252, 0, 0, 0]); // a record of any words
     }
     return this.#dice.oneIn(4) ? new DataView(buffer, shift) : array;
+  }
+
+  /** The words of a policy for blocks of 4: floats in the store. */
+  #policy(): number[] {
+    return [this.#dice.below(2), ...this.#store(), 4 * this.#dice.below(3), this.#dice.below(9), 0, 0];
+  }
+
+  #store(): number[] {
+    return [1 + this.#dice.below(3), 1 + this.#dice.below(3)];
   }
 
   #free(index: number): boolean {

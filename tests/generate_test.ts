@@ -90,7 +90,9 @@ test("generate.ts --help lists the options", TIMEOUT, async () => {
   for (const name of ["window N", "bytes N", "compare", "json", "model DIR", "help", "samples N", "beams N"]) {
     assert.ok(text.includes(`--${name} `), name);
   }
-  for (const name of ["block-size N", "all-beams", "show-blocks"]) assert.ok(text.includes(`--${name} `), name);
+  for (const name of ["block-size N", "all-beams", "show-blocks", "kv-k DTYPE", "kv-v DTYPE", "tail N", "sinks N"]) {
+    assert.ok(text.includes(`--${name} `), name);
+  }
 });
 
 const REPORT_FIELDS = [
@@ -124,7 +126,8 @@ test("generate.ts --json prints one object", TIMEOUT, async () => {
 
 test("generate.ts --json --score prints one object", TIMEOUT, async () => {
   const report = JSON.parse(await output("--score", HELDOUT, "--window", "100", "--bytes", "150", "--json"));
-  assert.deepEqual(Object.keys(report), [...REPORT_FIELDS, ...BLOCK_FIELDS]);
+  assert.deepEqual(Object.keys(report), [...REPORT_FIELDS, ...BLOCK_FIELDS, "attendedShare"]);
+  assert.deepEqual(report.attendedShare, { tail: 1, store: 0 });
   assert.equal(report.tokens, 150);
   assert.ok(report.bitsPerByte > 0 && report.bitsPerByte < 8);
   assert.ok(report.tokensPerSecond > 0);
@@ -220,7 +223,16 @@ const WRONG_ARGUMENTS: [string[], RegExp][] = [
   [["--compare", "--beams", "2"], /--beams and --compare exclude each other/],
   [["--score", HELDOUT, "--show-blocks"], /--show-blocks and --score exclude each other/],
   [["--samples", "2", "--prompt", "a".repeat(1024)], /has 1024 bytes.* room for 1023/],
-  [["--kv", "f64"], /--kv must be one of f32, f16, bf16/],
+  [["--kv", "f64"], /--kv must be one of f32, f16, bf16, q8_0, q4_0, i8, i4, i2, not "f64"/],
+  [["--kv-k", "q5_0"], /--kv-k must be one of/],
+  [["--kv-v", ""], /--kv-v needs a value/],
+  [["--kv", "q8_0", "--cache", "contiguous"], /--kv needs --cache paged/],
+  [["--kv-v", "i4", "--cache", "contiguous"], /--kv-v needs --cache paged/],
+  [["--tail", "64"], /--tail needs --kv with codes/],
+  [["--sinks", "4", "--kv", "f16"], /--sinks needs --kv with codes/],
+  [["--kv", "i4", "--tail", "100"], /tail.tokens must be a multiple of blockSize 64: tail.tokens is 100/],
+  [["--kv", "i4", "--tail", "-1"], /--tail must be an integer from 0/],
+  [["--kv", "i4", "--block-size", "32"], /blockSize/],
   [["--score", HELDOUT, "--compare"], /--compare and --score exclude each other/],
   [["--score", HELDOUT, "--tokens", "3"], /--tokens and --score exclude each other/],
   [["--compare", "--prompt", "a"], /--prompt and --compare exclude each other/],

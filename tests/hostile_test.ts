@@ -15,6 +15,7 @@ import {
   KvError,
   type KvErrorCode,
   PagedCache,
+  type Policy,
   readRate,
   type Rows,
   systemInfo,
@@ -91,7 +92,7 @@ test("every export is described word by word", () => {
 });
 
 /** The exports that take no handle but that of a contiguous cache; the others share their bodies' checks of buffers. */
-const callable = names.filter((name) => /^kv_(contiguous|abi|system|level|read|memory)_/.test(name));
+const callable = names.filter((name) => /^kv_(contiguous|abi|system|level|read|memory|rows|block)_/.test(name));
 
 test("a buffer may begin at any address", () => {
   for (const name of callable) {
@@ -454,8 +455,9 @@ function contiguousScene(): Scene {
   };
 }
 
-function pagedScene(): Scene {
-  const cache = new PagedCache({ layerCount, kvHeadCount, headDim, maxSeqLen, blockSize: 2, dtype: "f32" });
+function pagedScene(options: { readonly blockSize?: number; readonly store?: "f16" } = {}): Scene {
+  const shape = { layerCount, kvHeadCount, headDim, maxSeqLen, blockSize: 2, dtype: "f32" } as const;
+  const cache = new PagedCache({ ...shape, ...options });
   const sequence = cache.sequence(), random = new Random(1);
   for (const layer of [0, 1]) sequence.append(layer, random.floats(3 * KV_DIM), random.floats(3 * KV_DIM));
   sequence.commit(3);
@@ -467,6 +469,11 @@ function pagedScene(): Scene {
   };
   batches.set(scene, cache);
   return scene;
+}
+
+/** All rows but pending ones have left the tail. */
+function tieredScene(): Scene {
+  return pagedScene({ blockSize: 1, store: "f16" });
 }
 
 /** Good options of a method, of which reading `acting` does `act` first; counts how often each is read. */
@@ -504,7 +511,8 @@ const inners: Record<string, (scene: Scene) => void> = {
 for (
   const [kind, makeScene, methods] of [
     ["contiguous", contiguousScene, [append, gather, gatherInto, attend, commit, store]],
-    ["paged", pagedScene, [append, gather, gatherInto, attend, commit, keep, batchAppend, batchAttend]],
+    ["paged", () => pagedScene(), [append, gather, gatherInto, attend, commit, keep, batchAppend, batchAttend]],
+    ["tiered", tieredScene, [append, gather, gatherInto, attend, commit, keep, batchAppend, batchAttend]],
   ] as const
 ) {
   for (const method of methods) {
@@ -645,8 +653,54 @@ test("options of a new cache are read once, whatever they do meanwhile", () => {
   }
 });
 
+test("limits of scores are read once, whatever they do meanwhile", () => {
+  const shape = { layerCount: 1, kvHeadCount: 1, headDim: 32, maxSeqLen: 64 } as const;
+  const good = { store: "q4_0", measureFidelity: true, maxLogitError: 0.5, queryNorm: 2 } as const;
+  const policy: Policy = {
+    kind: "store-only",
+    store: { k: "q4_0", v: "q4_0" },
+    sinkTokens: 0,
+    maxLogitError: 0.5,
+    queryNorm: 2,
+  };
+  const before = systemInfo().liveCaches;
+  for (const acting of Object.keys(good)) {
+    const reads = new Map<string, number>();
+    const spy = <T extends object>(target: T, act: () => void): T =>
+      new Proxy(target, {
+        get(from, name) {
+          reads.set(String(name), (reads.get(String(name)) ?? 0) + 1);
+          if (name === acting) act();
+          return Reflect.get(from, name);
+        },
+      });
+    const other = new PagedCache({ ...shape, ...good });
+    using cache = new PagedCache(spy({ ...shape, ...good }, () => other.free()));
+    for (const name of Object.keys(good)) assert.equal(reads.get(name), 1, name);
+    assert.deepEqual(cache.policy, policy);
+    assertCode("stale_handle", () => other.fidelity(0));
+    if (acting === "measureFidelity") continue; // no property of a policy
+    reads.clear();
+    cache.updatePolicy(spy(policy, () => cache.updatePolicy({ kind: "tail-only" })));
+    assert.deepEqual([cache.policy, [...new Set(reads.values())]], [policy, [1]]);
+    const thrown = new Error("thrown by a getter");
+    const throws = () => {
+      throw thrown;
+    };
+    for (
+      const body of [
+        () => new PagedCache(spy({ ...shape, ...good }, throws)),
+        () => cache.updatePolicy(spy(policy, throws)),
+      ]
+    ) assert.throws(body, (error: unknown) => error === thrown);
+    assertCode("stale_handle", () => cache.updatePolicy(spy(policy, () => cache.free())));
+  }
+  assert.equal(systemInfo().liveCaches, before);
+});
+
 test("a number that is no count is refused everywhere, -0 too", () => {
   using cache = makeCache();
+  using paged = new PagedCache({ layerCount, kvHeadCount, headDim, maxSeqLen, measureFidelity: true });
   const sequence = cache.sequence(1);
   const row = new Float32Array(KV_DIM);
   const before = snapshot(cache);
@@ -677,6 +731,7 @@ test("a number that is no count is refused everywhere, -0 too", () => {
     (value) => sequence.attend(0, row, { windowTokens: value }),
     (value) => sequence.attend(0, row, { sinkTokens: value }),
     (value) => readRate({ bytes: 4096, threads: value }),
+    (value) => paged.fidelity(value),
   ];
   const counter = { valueOf: () => assert.fail("asked") };
   for (const body of calls) {
@@ -724,7 +779,7 @@ test("freeing in the middle of looking at views ends the looking", () => {
   for (const end of ["cache", "sequence"] as const) {
     const cache = makeCache();
     const sequence = cache.sequence(1);
-    const held: (Float32Array | Uint16Array)[] = [];
+    const held: (Float32Array | Uint16Array | Uint8Array)[] = [];
     let seen = 0;
     for (const view of [...sequence.views(0), ...sequence.views(1)]) {
       if (seen === 0) {

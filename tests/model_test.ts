@@ -8,7 +8,7 @@
 import assert from "node:assert/strict";
 import process from "node:process";
 import { test } from "node:test";
-import { ContiguousCache, type DType, KvError } from "../mod.ts";
+import { ContiguousCache, type FloatDType, KvError } from "../mod.ts";
 import { attention, Random, relativeError, SequenceModel, stored } from "./oracle.ts";
 import { shrink } from "./shrink.ts";
 
@@ -92,9 +92,9 @@ function simplerSteps(step: Step): Step[] {
 /** A cache of plain arrays: what it answers, and what it holds. Tests of the harness make it wrong on purpose. */
 class CacheModel {
   readonly sequences: SequenceModel[];
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
 
-  constructor(dtype: DType) {
+  constructor(dtype: FloatDType) {
     this.dtype = dtype;
     this.sequences = Array.from({ length: SEQUENCES }, () => this.empty());
   }

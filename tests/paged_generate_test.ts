@@ -183,13 +183,12 @@ test("generate.ts --show-blocks draws the blocks in plain symbols into a pipe", 
 /** Four texts: three have the first block in common, and the second block is one of two that two share each. */
 const SURVEY: BlockSurvey = {
   blockSize: 4,
-  blockBytes: 1024,
   tables: [
     [[7, 3], [2, 2], [4, 1]],
     [[7, 3], [2, 2], [5, 1]],
     [[7, 3], [3, 2], [6, 1], [9, 1]],
     [[8, 1], [3, 2]],
-  ].map((cells) => cells.map(([block, references]) => ({ block: block!, references: references! }))),
+  ].map((cells) => cells.map(([block, references]) => ({ block: block!, tier: "tail", references: references! }))),
   blocksUsed: 8,
   blocksShared: 3,
   tableEntries: 12,

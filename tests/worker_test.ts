@@ -3,13 +3,16 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Worker } from "node:worker_threads";
-import { ContiguousCache } from "../mod.ts";
+import { ContiguousCache, PagedCache, type Policy } from "../mod.ts";
 import type { Answer, Task } from "./attach_worker.ts";
 import { Random } from "./oracle.ts";
+import type { TiersAnswer, TiersTask } from "./tiers_worker.ts";
 
-function runWorker(data: Task): Promise<Answer> {
-  const { promise, resolve, reject } = Promise.withResolvers<Answer>();
-  const worker = new Worker(new URL("./attach_worker.ts", import.meta.url), { workerData: data });
+function runWorker(data: Task): Promise<Answer>;
+function runWorker(data: TiersTask, file: "./tiers_worker.ts"): Promise<TiersAnswer>;
+function runWorker(data: unknown, file = "./attach_worker.ts"): Promise<unknown> {
+  const { promise, resolve, reject } = Promise.withResolvers<unknown>();
+  const worker = new Worker(new URL(file, import.meta.url), { workerData: data });
   worker.once("message", resolve);
   worker.once("error", reject);
   return promise.finally(() => worker.terminate());
@@ -46,4 +49,50 @@ test("an attached cache is stale once its owner has freed it", { timeout: 60_000
   cache.free();
   const answer = await runWorker({ handle, sequence: 0, q: new Float32Array(1), repeats: 1 });
   assert.deepEqual(answer, { refused: "stale_handle" });
+});
+
+test("threads that append, migrate and change policies in one cache lose no row", { timeout: 60_000 }, async () => {
+  using cache = new PagedCache({
+    layerCount: 1,
+    kvHeadCount: 2,
+    headDim: 32,
+    maxSeqLen: 4096,
+    dtype: "f32",
+    store: "i8",
+  });
+  const policies: Policy[] = [
+    { kind: "store-only", store: "q8_0" },
+    { kind: "hybrid", tail: { tokens: 64 }, store: "i8" },
+    { kind: "tail-only" },
+  ];
+  const task = { handle: cache.handle, steps: 150, policies };
+  const workers = [0, 1].map(() => runWorker(task, "./tiers_worker.ts"));
+  let done = false;
+  const answers = Promise.all(workers).finally(() => done = true);
+  const random = new Random(4);
+  const sequence = cache.sequence(), given: number[] = [];
+  for (let step = 0; !done; step++) {
+    if (sequence.seqLen > 2000) {
+      sequence.truncate(0);
+      given.length = 0;
+    }
+    const rows = random.floats((1 + step % 30) * 64);
+    sequence.append(0, rows, rows);
+    sequence.commit(rows.length / 64);
+    given.push(...rows);
+    if (step % 8 === 0) {
+      const { k } = sequence.gather(0);
+      assert.equal(k.length, given.length);
+      assert.ok(k.every((value, i) => Math.abs(value - given[i]!) <= 0.01), `step ${step}`);
+      await new Promise((resolve) => setTimeout(resolve, 0));
+    }
+  }
+  for (const { worst, seqLen, tiers } of await answers) {
+    // 150 steps of 1 to 40 rows, 15 of which take 5 back; each row rounded a few times, by half a step of 2 / 255.
+    const appended = Array.from({ length: 150 }, (_, i) => 1 + i % 40).reduce((sum, n) => sum + n, 0);
+    assert.deepEqual([seqLen, tiers.length], [appended - 75, Math.ceil((appended - 75) / 64)]);
+    assert.ok(worst > 0 && worst <= 0.03, `${worst}`);
+    assert.ok(tiers.filter((tier) => tier !== "tail").length > 30, `${tiers}`);
+  }
+  assert.equal(cache.stats().sequenceCount, 1);
 });

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { ContiguousCache, type DType, PagedCache, type Sequence } from "../mod.ts";
+import { ContiguousCache, type FloatDType, PagedCache, type Sequence } from "../mod.ts";
 import { searchBeams } from "../examples/beams.ts";
 import { type Sample, writeSamples } from "../examples/samples.ts";
 import { argmax, logSumExp } from "../examples/sampling.ts";
@@ -24,12 +24,12 @@ interface Golden {
 const golden: Golden = JSON.parse(readFileSync(join(ZIGLET, "golden.json"), "utf8"));
 const ziglet = loadZiglet(ZIGLET);
 
-function newCache(model: Ziglet, dtype: DType = "f32", maxSeqLen = model.config.maxSeqLen): ContiguousCache {
+function newCache(model: Ziglet, dtype: FloatDType = "f32", maxSeqLen = model.config.maxSeqLen): ContiguousCache {
   const { layerCount, kvHeadCount, headDim } = model.config;
   return new ContiguousCache({ layerCount, kvHeadCount, headDim, maxSeqLen, dtype });
 }
 
-function newPagedCache(dtype: DType, blockSize: number): PagedCache {
+function newPagedCache(dtype: FloatDType, blockSize: number): PagedCache {
   const { layerCount, kvHeadCount, headDim, maxSeqLen } = ziglet.config;
   return new PagedCache({ layerCount, kvHeadCount, headDim, maxSeqLen, dtype, blockSize });
 }

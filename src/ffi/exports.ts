@@ -16,7 +16,7 @@
 export type Word = "u32" | "i32" | "f32" | "f64" | "buffer";
 
 /** The version of the ABI below; the library answers `kv_abi_version` with the same number. */
-export const ABI_VERSION = 1;
+export const ABI_VERSION = 2;
 
 /** Every symbol of the library, in the order of `zig/src/abi.zig`. */
 export const EXPORTS = {
@@ -28,10 +28,37 @@ export const EXPORTS = {
   kv_system_info: { parameters: ["buffer", "u32"], result: "i32" },
   // (level)
   kv_level_set: { parameters: ["u32"], result: "i32" },
+  // (count)
+  kv_thread_count_set: { parameters: ["u32"], result: "i32" },
   // (bytes, thread_count, bytes a second out, count)
   kv_read_rate: { parameters: ["f64", "u32", "buffer", "u32"], result: "i32" },
   // (ContiguousRecord, bytes, bytes out, count)
   kv_memory_bytes: { parameters: ["buffer", "u32", "buffer", "u32"], result: "i32" },
+
+  // (dtype, f32 rows, count, records out, bytes)
+  kv_rows_quantize: { parameters: ["u32", "buffer", "u32", "buffer", "u32"], result: "i32" },
+  // (dtype, records, bytes, f32 rows out, count)
+  kv_rows_dequantize: { parameters: ["u32", "buffer", "u32", "buffer", "u32"], result: "i32" },
+  // (dtype, side, block_size, head_dim, f32 rows, count, plane out, bytes)
+  kv_block_quantize: {
+    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32", "buffer", "u32"],
+    result: "i32",
+  },
+  // (dtype, side, block_size, head_dim, plane, bytes, f32 rows out, count)
+  kv_block_dequantize: {
+    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32", "buffer", "u32"],
+    result: "i32",
+  },
+  // (dtype, side, block_size, head_dim, records, bytes, plane out, bytes)
+  kv_block_pack: {
+    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32", "buffer", "u32"],
+    result: "i32",
+  },
+  // (dtype, side, block_size, head_dim, plane, bytes, records out, bytes)
+  kv_block_unpack: {
+    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32", "buffer", "u32"],
+    result: "i32",
+  },
 
   // (ContiguousRecord, bytes) -> handle
   kv_contiguous_create: { parameters: ["buffer", "u32"], result: "i32" },
@@ -119,10 +146,10 @@ export const EXPORTS = {
   kv_pool_create: { parameters: ["buffer", "u32"], result: "i32" },
   // (handle)
   kv_pool_free: { parameters: ["u32"], result: "i32" },
-  // (handle, block_count)
-  kv_pool_prewarm: { parameters: ["u32", "u32"], result: "i32" },
-  // (handle, PoolStatsRecord out, bytes)
-  kv_pool_stats: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // (handle, block_count, dtype_k, dtype_v): blocks of one format
+  kv_pool_prewarm: { parameters: ["u32", "u32", "u32", "u32"], result: "i32" },
+  // (handle, dtype_k, dtype_v, PoolStatsRecord out, bytes): the blocks of one format
+  kv_pool_stats: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
 
   // (PagedRecord, bytes, layers, word_count) -> handle
   kv_paged_create: { parameters: ["buffer", "u32", "buffer", "u32"], result: "i32" },
@@ -161,10 +188,14 @@ export const EXPORTS = {
   },
   // (handle, beams, parents, count)
   kv_paged_reorder: { parameters: ["u32", "buffer", "buffer", "u32"], result: "i32" },
+  // (handle, PolicyRecord, bytes)
+  kv_paged_update_policy: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, f64[] out, count) -> KV heads: 10 numbers of each
+  kv_paged_fidelity: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
   // (handle, PagedStatsRecord out, bytes)
   kv_paged_stats: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle, group, PoolStatsRecord out, bytes)
-  kv_paged_pool_stats: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, group, dtype_k, dtype_v, PoolStatsRecord out, bytes): the blocks of one format
+  kv_paged_pool_stats: { parameters: ["u32", "u32", "u32", "u32", "buffer", "u32"], result: "i32" },
 
   // (cache) -> handle
   kv_sequence_create: { parameters: ["u32"], result: "i32" },
@@ -200,6 +231,8 @@ export const EXPORTS = {
   kv_sequence_block_table: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
   // (handle, layer, i32[] out, count) -> entries: the references of each block
   kv_sequence_block_references: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
+  // (handle, layer, i32[] out, count) -> entries: the tier of each block, -1 for an evicted one
+  kv_sequence_block_tiers: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
   // (handle, layer, q, q_count, AttendRecord, bytes, alibi_slopes, count, sink_logits, count, tree_parents, count,
   //  output out, output_count, lse out, lse_count)
   kv_sequence_attend: {
@@ -223,6 +256,34 @@ export const EXPORTS = {
     ],
     result: "i32",
   },
+
+  // (BufferPoolRecord, bytes) -> handle
+  kv_buffer_pool_create: { parameters: ["buffer", "u32"], result: "i32" },
+  // (pool)
+  kv_buffer_pool_free: { parameters: ["u32"], result: "i32" },
+  // (pool, class_bytes, buffer_count)
+  kv_buffer_pool_prewarm: { parameters: ["u32", "u32", "u32"], result: "i32" },
+  // (pool, buffer_count)
+  kv_buffer_pool_prewarm_all: { parameters: ["u32", "u32"], result: "i32" },
+  // (pool)
+  kv_buffer_pool_clear: { parameters: ["u32"], result: "i32" },
+  // (pool, BufferPoolStatsRecord out, bytes)
+  kv_buffer_pool_stats: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+
+  // (pool, bytes) -> handle
+  kv_buffer_acquire: { parameters: ["u32", "f64"], result: "i32" },
+  // (handle)
+  kv_buffer_free: { parameters: ["u32"], result: "i32" },
+  // (handle) -> handle of the copy
+  kv_buffer_clone: { parameters: ["u32"], result: "i32" },
+  // (handle, BufferRecord out, bytes)
+  kv_buffer_info: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // (handle) -> elements that were appended
+  kv_buffer_length: { parameters: ["u32"], result: "i32" },
+  // (handle, values, count) -> elements that were appended
+  kv_buffer_extend: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // (handle)
+  kv_buffer_clear: { parameters: ["u32"], result: "i32" },
 } as const;
 
 /** What JavaScript passes for the words of a row; every row of `EXPORTS` must pass the check this makes. */

@@ -142,12 +142,18 @@ function checkWhole(path: string): void {
   }
 }
 
-/** Checks the version, then sets the level `KVERN_LEVEL` names: native getenv would not see Bun's changes to it. */
+/** Checks the version, then does what the environment says: native getenv would not see Bun's changes to it. */
 function prepare(library: Library): Library {
   const version = library.kv_abi_version();
   if (version !== ABI_VERSION) throw new Error(`its ABI version is ${version}, this module speaks ${ABI_VERSION}`);
-  const level = adapter.env("KVERN_LEVEL");
-  if (!level) return library;
+  setLevel(library, adapter.env("KVERN_LEVEL"));
+  setThreads(library, adapter.env("KVERN_THREADS"));
+  return library;
+}
+
+/** The level that `KVERN_LEVEL` names. */
+function setLevel(library: Library, level: string | undefined): void {
+  if (!level) return;
   const system = new Uint32Array(new ArrayBuffer(SYSTEM_WORDS * 4));
   system[0] = system.byteLength;
   library.kv_system_info(system, system.byteLength);
@@ -159,5 +165,12 @@ function prepare(library: Library): Library {
       `Cannot use the level KVERN_LEVEL names as this CPU has ${available.join(", ")}: KVERN_LEVEL is ${level}`,
     );
   }
-  return library;
+}
+
+/** As many threads as `KVERN_THREADS` says. */
+function setThreads(library: Library, threads: string | undefined): void {
+  if (!threads) return;
+  if (!/^[0-9]{1,9}$/.test(threads) || library.kv_thread_count_set(Number(threads)) < 0) {
+    throw new KvError("invalid_config", `Cannot use KVERN_THREADS as it must be 1 to 256: KVERN_THREADS is ${threads}`);
+  }
 }

@@ -14,12 +14,16 @@ export const RECORD_WORDS = {
   system: 10,
   stats: 12,
   rows: 8,
-  view: 16,
+  view: 18,
   attend: 7,
   pool: 9,
   poolStats: 22,
-  paged: 12,
-  pagedStats: 16,
+  paged: 20,
+  policy: 8,
+  pagedStats: 26,
+  bufferPool: 4,
+  bufferPoolStats: 21,
+  buffer: 5,
 } as const;
 
 /** Flags of the AttendRecord: which of its fields count. */
@@ -40,6 +44,8 @@ export const VIEW = {
   generation: 13,
   blockSize: 14,
   reason: 15,
+  bytesK: 16,
+  bytesV: 17,
 } as const;
 
 /** The numbers of a ContiguousRecord. */
@@ -84,6 +90,16 @@ function uint64Words(value: number): [low: number, high: number] {
   return [value % 2 ** 32, Math.floor(value / 2 ** 32)];
 }
 
+/** The f32 at `word`. */
+function f32At(record: Uint32Array, word: number): number {
+  return new Float32Array(record.buffer, record.byteOffset, record.length)[word]!;
+}
+
+/** The words of numbers that cross as f32. */
+function f32Words(values: readonly number[]): Uint32Array {
+  return new Uint32Array(Float32Array.from(values).buffer);
+}
+
 /** The numbers of a PoolRecord. */
 export interface PoolWords {
   readonly layerCount: number;
@@ -110,6 +126,30 @@ export interface PagedWords {
   readonly maxBytes: number;
   /** Handle of a pool; 0 for pools of its own. */
   readonly pool: number;
+  readonly policy: PolicyWords;
+  readonly measuresFidelity: boolean;
+}
+
+/** The numbers of a policy. */
+export interface PolicyWords {
+  /** 0 where nothing leaves the tail, 1 where old rows do. */
+  readonly kind: number;
+  /** One more than the number of a dtype; 0 for both where layers say their own. */
+  readonly storeK: number;
+  readonly storeV: number;
+  readonly tailTokens: number;
+  readonly sinkTokens: number;
+  /** An f32; 0 for none. */
+  readonly maxLogitError: number;
+  /** An f32; 0 for the largest seen. */
+  readonly queryNorm: number;
+}
+
+/** The BufferPoolRecord that says these; a limit of 0 is the default one. */
+export function bufferPoolRecord(buffersPerClass: number, maxBytes: number): Uint32Array {
+  const record = newRecord("bufferPool");
+  record.set([buffersPerClass, ...uint64Words(maxBytes)], 1);
+  return record;
 }
 
 /** The PoolRecord that says `pool`. */
@@ -125,8 +165,21 @@ export function pagedRecord(cache: PagedWords): Uint32Array {
   const record = newRecord("paged");
   const { layerCount, blockSize, maxSeqLen, dtypeK, dtypeV, retentionTokens, retentionSinkTokens } = cache;
   const words = [layerCount, blockSize, maxSeqLen, dtypeK, dtypeV, retentionTokens, retentionSinkTokens];
-  record.set([...words, ...uint64Words(cache.maxBytes), cache.pool], 1);
+  const rest = [cache.pool, 0, ...policyList(cache.policy), Number(cache.measuresFidelity)];
+  record.set([...words, ...uint64Words(cache.maxBytes), ...rest], 1);
   return record;
+}
+
+/** The PolicyRecord that says `policy`. */
+export function policyRecord(policy: PolicyWords): Uint32Array {
+  const record = newRecord("policy");
+  record.set(policyList(policy), 1);
+  return record;
+}
+
+function policyList(policy: PolicyWords): number[] {
+  const { kind, storeK, storeV, tailTokens, sinkTokens, maxLogitError, queryNorm } = policy;
+  return [kind, storeK, storeV, tailTokens, sinkTokens, ...f32Words([maxLogitError, queryNorm])];
 }
 
 /** What a PagedRecord says. */
@@ -141,6 +194,16 @@ export function pagedWords(record: Uint32Array): PagedWords {
     retentionSinkTokens: record[7]!,
     maxBytes: uint64At(record, 8),
     pool: record[10]!,
+    policy: {
+      kind: record[12]!,
+      storeK: record[13]!,
+      storeV: record[14]!,
+      tailTokens: record[15]!,
+      sinkTokens: record[16]!,
+      maxLogitError: f32At(record, 17),
+      queryNorm: f32At(record, 18),
+    },
+    measuresFidelity: record[19] !== 0,
   };
 }
 

@@ -79,6 +79,9 @@ export function refusal(
 }
 
 /** A number of things in words. */
-export function countText(n: number, thing: "token" | "layer" | "sequence" | "block" | "row"): string {
+export function countText(
+  n: number,
+  thing: "token" | "layer" | "sequence" | "block" | "row" | "element" | "buffer",
+): string {
   return n === 1 ? `1 ${thing}` : `${n} ${thing}s`;
 }

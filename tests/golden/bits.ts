@@ -6,7 +6,7 @@
  */
 
 import { createHash } from "node:crypto";
-import { ContiguousCache, systemInfo } from "../../mod.ts";
+import { ContiguousCache, PagedCache, systemInfo } from "../../mod.ts";
 import { Random } from "../oracle.ts";
 
 const attended = createHash("sha256");
@@ -34,6 +34,22 @@ for (const dtype of ["f32", "f16", "bf16"] as const) {
         attended.update(new Uint8Array(rich.buffer)).update(new Uint8Array(lse.buffer));
       }
     }
+  }
+}
+
+// Codes behind a tail of 64, of every format, keys and values apart; and more positions than one chunk of the work has.
+const formats = ["q8_0", "q4_0", "i8", "i4", "i2"] as const;
+for (const [i, k] of formats.entries()) {
+  const n = i === 0 ? 3000 : 500, headDim = i % 2 === 0 ? 64 : 96;
+  const shape = { layerCount: 1, kvHeadCount: 2, headDim, maxSeqLen: n };
+  using cache = new PagedCache({ ...shape, tail: { tokens: 64 }, store: { k, v: formats[(i + 2) % 5]! } });
+  const sequence = cache.sequence();
+  sequence.append(0, random.floats(n * 2 * headDim), random.floats(n * 2 * headDim));
+  sequence.commit(n);
+  for (const queryCount of [1, 5]) {
+    const lse = new Float32Array(queryCount * 6);
+    const output = sequence.attend(0, random.floats(queryCount * 6 * headDim, 3), { queryCount, lse });
+    attended.update(new Uint8Array(output.buffer)).update(new Uint8Array(lse.buffer));
   }
 }
 

@@ -1,0 +1,77 @@
+/**
+ * Several sequences in one call: which they are, and how many rows or queries each of them has.
+ *
+ * @module
+ */
+
+import type { AttendOptions } from "./attention.ts";
+import type { AppendOptions } from "./cache.ts";
+import { checkCount } from "./config.ts";
+import { KvError } from "./error.ts";
+import { countText } from "./ffi/status.ts";
+import { memoryOf, type Sequence } from "./sequence.ts";
+import type { SequenceMemory } from "./sequence_memory.ts";
+
+/** Which sequences an append is for, and how the rows are stored in their arrays. */
+export interface BatchAppendOptions extends AppendOptions {
+  /** The sequences, each at most once; their rows stand one after the other. */
+  readonly sequences: readonly Sequence[];
+  /** Rows of each sequence; one each by default. */
+  readonly tokenCounts?: ArrayLike<number>;
+}
+
+/** Which sequences attend, and how. */
+export interface BatchAttendOptions extends Omit<AttendOptions, "queryCount" | "treeParents"> {
+  /** The sequences; their queries stand one after the other. */
+  readonly sequences: readonly Sequence[];
+  /** Queries of each sequence; one each by default. */
+  readonly queryCounts?: ArrayLike<number>;
+}
+
+/** The rules about a batch. */
+export const BATCH_RULES = {
+  invalid_config: () => "a sequence may stand there once",
+  stale_handle: () => "the cache or one of the sequences was freed",
+};
+
+/** The native sequences of a batch. */
+export function batchOf(sequences: readonly Sequence[]): SequenceMemory[] {
+  if (!Array.isArray(sequences)) throw new TypeError(`sequences must be an array: ${typeof sequences}`);
+  return Array.from(sequences, memoryOf);
+}
+
+/** One count for each sequence; 1 where none are given. */
+export function countsOf(
+  name: string,
+  given: ArrayLike<number> | undefined,
+  length: number,
+  action: string,
+): Uint32Array {
+  const counts = new Uint32Array(length).fill(1);
+  if (given === undefined && name !== "parents") return counts;
+  if (typeof given !== "object" || given === null) throw new TypeError(`${name} must be an array: ${typeof given}`);
+  // Its length before its elements: `{ length: 1e9 }` is a small object and would be a large array.
+  const valueCount = given.length;
+  if (valueCount !== length) {
+    throw new KvError(
+      "invalid_size",
+      `Cannot ${action} as ${name} must have one for each of ${countText(length, "sequence")}: it has ${
+        typeof valueCount === "number" ? valueCount : typeof valueCount
+      }`,
+    );
+  }
+  for (let i = 0; i < length; i++) {
+    const value = given[i]!;
+    checkCount(`${name}[${i}]`, value);
+    counts[i] = value;
+  }
+  return counts;
+}
+
+/** The sequences that would grow past the end, the first few of them. */
+export function lengthsText(batch: readonly SequenceMemory[], counts: Uint32Array, layer: number): string {
+  const texts = batch.map((sequence, i) => ({ length: sequence.rowCount(layer), count: counts[i]!, i }))
+    .filter(({ length, count }) => length + count > batch[0]!.cache.maxSeqLen)
+    .map(({ length, count, i }) => `sequence ${i} has ${length} and would get ${count}`);
+  return texts.slice(0, 4).join(", ");
+}

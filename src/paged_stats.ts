@@ -1,0 +1,74 @@
+/**
+ * What a paged cache holds, tier by tier.
+ *
+ * Rows are counted where they are seen: two sequences that share a block have its rows twice. Bytes are counted where they
+ * are: a shared block once.
+ *
+ * @module
+ */
+
+import { uint64At } from "./ffi/record.ts";
+
+/** What a paged cache holds, and where the bytes are; plain data. */
+export interface PagedStats {
+  /** Committed rows that are there, of all sequences; rows that several share count in each. */
+  readonly totalTokens: number;
+  /** Those of them that are in the tail, in layer 0. */
+  readonly tailTokens: number;
+  /** Those that have left it, in layer 0. */
+  readonly storeTokens: number;
+  /** Those of the store that an earlier policy put there, in another format than the present one's. */
+  readonly warmTokens: number;
+  /** Bytes of the rows in the tail, in all layers; rows that several sequences share count once. */
+  readonly tailBytes: number;
+  /** Bytes of the rows that have left it, scales included; a block with scales for all its rows counts whole. */
+  readonly storeBytes: number;
+  /**
+   * Bytes of blocks in use that are no committed rows: pending rows, the ends of blocks, and on a shared pool the blocks
+   * of the other caches.
+   */
+  readonly slackBytes: number;
+  /** Bytes the committed rows would have as f32 over `tailBytes + storeBytes`; 1 when there are none. */
+  readonly compressionRatio: number;
+  /** Blocks in use in the pools of the cache, each counted once; of a shared pool all of them. */
+  readonly blockCount: number;
+  /** Blocks in the tables of all sequences; a block that several share counts in each. */
+  readonly tableEntries: number;
+  /** Positions a block holds. */
+  readonly tokensPerBlock: number;
+  /** Sequences that were not freed. */
+  readonly sequenceCount: number;
+  /** Rows that retention and windows let go. */
+  readonly evictions: number;
+  /** Bytes of the blocks in use. */
+  readonly usedBytes: number;
+  /** Bytes reserved for blocks. */
+  readonly reservedBytes: number;
+  /** Bytes of tables and bookkeeping. */
+  readonly metadataBytes: number;
+}
+
+/** What a PagedStatsRecord says. */
+export function pagedStatsOf(record: Uint32Array, tokensPerBlock: number): PagedStats {
+  const tailTokens = uint64At(record, 2), storeTokens = uint64At(record, 4);
+  const tailBytes = uint64At(record, 8), storeBytes = uint64At(record, 10), f32Bytes = uint64At(record, 12);
+  const usedBytes = uint64At(record, 22);
+  return {
+    totalTokens: tailTokens + storeTokens,
+    tailTokens,
+    storeTokens,
+    warmTokens: uint64At(record, 6),
+    tailBytes,
+    storeBytes,
+    slackBytes: usedBytes - tailBytes - storeBytes,
+    compressionRatio: tailBytes + storeBytes === 0 ? 1 : f32Bytes / (tailBytes + storeBytes),
+    blockCount: record[20]!,
+    tableEntries: uint64At(record, 14),
+    tokensPerBlock,
+    sequenceCount: record[1]!,
+    evictions: uint64At(record, 16),
+    usedBytes,
+    reservedBytes: uint64At(record, 24),
+    metadataBytes: uint64At(record, 18),
+  };
+}
