@@ -3,8 +3,9 @@ import type { PagedCache, Sequence } from "../mod.ts";
 
 /** One block in the table of one sequence. */
 export interface Cell {
-  /** Number of the block in its pool. */
+  /** Number of the block in its pool; each tier has one. */
   block: number;
+  tier: "tail" | "warm" | "store" | null;
   /** Sequences that use it. */
   references: number;
 }
@@ -13,7 +14,6 @@ export interface Cell {
 export interface BlockSurvey {
   /** Positions a block holds. */
   blockSize: number;
-  blockBytes: number;
   /** The blocks of each sequence by ascending position, `[sequence][block]`. */
   tables: Cell[][];
   /** Blocks in use, each counted once. */
@@ -22,7 +22,7 @@ export interface BlockSurvey {
   blocksShared: number;
   /** Blocks in all tables: what would be in use if nothing were shared. */
   tableEntries: number;
-  /** Blocks there is memory for and nobody uses. */
+  /** Blocks of the tail there is memory for and nobody uses. */
   blocksFree: number;
   /** Bytes of the blocks in use. */
   usedBytes: number;
@@ -31,19 +31,26 @@ export interface BlockSurvey {
 /** Looks at the blocks of all sequences of a cache. */
 export function surveyBlocks(cache: PagedCache, sequences: readonly Sequence[]): BlockSurvey {
   const tables = sequences.map((sequence) => {
-    const references = sequence.blockReferences(0);
-    return Array.from(sequence.blockTable(0), (block, i): Cell => ({ block, references: references[i]! }));
+    const references = sequence.blockReferences(0), tiers = sequence.blockTiers(0);
+    return Array.from(
+      sequence.blockTable(0),
+      (block, i): Cell => ({ block, tier: tiers[i]!, references: references[i]! }),
+    );
   });
-  const shared = tables.flat().filter(({ references }) => references > 1).map(({ block }) => block);
-  const { blockBytes, usedBlocks, freeBlocks } = cache.poolStats();
+  const shared = tables.flat().filter(({ references }) => references > 1).map(cellName);
+  const { blockCount, usedBytes, tableEntries } = cache.stats();
   return {
     blockSize: cache.blockSize,
-    blockBytes,
     tables,
-    blocksUsed: usedBlocks,
+    blocksUsed: blockCount,
     blocksShared: new Set(shared).size,
-    tableEntries: cache.stats().tableEntries,
-    blocksFree: freeBlocks,
-    usedBytes: usedBlocks * blockBytes,
+    tableEntries,
+    blocksFree: cache.poolStats().freeBlocks,
+    usedBytes,
   };
+}
+
+/** Tells a block from all others of its cache. */
+export function cellName({ tier, block }: Cell): string {
+  return `${tier} ${block}`;
 }

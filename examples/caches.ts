@@ -1,18 +1,31 @@
 /** The caches a run can choose from, each with its sequences, its cost in bytes and the end of its life. */
-import { ContiguousCache, type KvCache, memoryBytes, PagedCache, type Sequence } from "../mod.ts";
+import {
+  ContiguousCache,
+  type DType,
+  type FloatDType,
+  type KvCache,
+  memoryBytes,
+  PagedCache,
+  type Sequence,
+} from "../mod.ts";
 import { type BlockSurvey, surveyBlocks } from "./blocks.ts";
-import type { Options } from "./options.ts";
+import { isFloat, type Options } from "./options.ts";
 import type { ZigletConfig } from "./weights.ts";
 
 /** What the options say of a cache. */
-export type CacheOptions = Pick<Options, "cache" | "kv" | "blockSize">;
+export type CacheOptions = Pick<Options, "cache" | "kv" | "blockSize" | "tail" | "sinks">;
 
 /** A cache with one sequence, what it costs, and the end of its life. */
 export interface HeldCache extends Disposable {
   readonly cache: KvCache;
+  /** The paged cache it is a sequence of, if it is one. */
+  readonly paged?: PagedCache;
   /** What it costs now. */
   cost(): CacheCost;
 }
+
+/** What the floats are in which rows wait to become codes. */
+const TAIL_DTYPE: FloatDType = "f16";
 
 /** A paged cache, whose sequence may be forked into several. */
 export interface HeldPagedCache extends HeldCache {
@@ -41,12 +54,16 @@ export function newCache(options: CacheOptions, config: ZigletConfig, maxSeqLen:
 
 /** Makes a paged cache with one sequence. */
 export function newPagedCache(
-  { kv: dtype, blockSize }: CacheOptions,
+  { kv, blockSize, tail, sinks }: CacheOptions,
   { layerCount, kvHeadCount, headDim }: ZigletConfig,
   maxSeqLen: number,
 ): HeldPagedCache {
-  const shape = { layerCount, kvHeadCount, headDim, maxSeqLen, dtype };
-  const paged = new PagedCache({ ...shape, blockSize });
+  const shape = { layerCount, kvHeadCount, headDim, maxSeqLen };
+  const dtype = floatsOf(kv);
+  const tiers = isFloat(kv.k) && isFloat(kv.v)
+    ? { dtype }
+    : { tail: { dtype: TAIL_DTYPE, tokens: tail, sinkTokens: sinks }, store: kv };
+  const paged = new PagedCache({ ...shape, ...tiers, blockSize });
   const cache = paged.sequence();
   const sequences = [cache];
   return {
@@ -61,19 +78,24 @@ export function newPagedCache(
       return {
         cacheBytes: reservedBytes + metadataBytes,
         survey: surveyBlocks(paged, sequences),
-        contiguousBytes: memoryBytes({ ...shape, sequenceCount: sequences.length }),
+        contiguousBytes: memoryBytes({ ...shape, dtype, sequenceCount: sequences.length }),
       };
     },
     [Symbol.dispose]: () => paged.free(),
   };
 }
 
+/** The floats of a cache without codes: those asked for, and f16 where codes were. */
+function floatsOf({ k, v }: { k: DType; v: DType }): { k: FloatDType; v: FloatDType } {
+  return { k: isFloat(k) ? k : TAIL_DTYPE, v: isFloat(v) ? v : TAIL_DTYPE };
+}
+
 function newContiguousCache(
-  { kv: dtype }: CacheOptions,
+  { kv }: CacheOptions,
   { layerCount, kvHeadCount, headDim }: ZigletConfig,
   maxSeqLen: number,
 ): HeldCache {
-  const contiguous = new ContiguousCache({ layerCount, kvHeadCount, headDim, maxSeqLen, dtype });
+  const contiguous = new ContiguousCache({ layerCount, kvHeadCount, headDim, maxSeqLen, dtype: floatsOf(kv) });
   return {
     cache: contiguous.sequence(0),
     cost: () => ({ cacheBytes: contiguous.memoryBytes, survey: null, contiguousBytes: null }),
@@ -84,12 +106,19 @@ function newContiguousCache(
 /**
  * For example "contiguous cache 6.0 MiB f32", or "paged cache 2.1 MiB f32, 22 blocks (1 shared), contiguous 18.0 MiB".
  */
-export function cacheLabel({ cache, kv }: CacheOptions, { cacheBytes, survey, contiguousBytes }: CacheCost): string {
+export function cacheLabel(options: CacheOptions, { cacheBytes, survey, contiguousBytes }: CacheCost): string {
+  const { cache } = options;
+  const kv = kvName(options.kv);
   if (survey === null || contiguousBytes === null) return `${cache} cache ${formatBytes(cacheBytes)} ${kv}`;
   const { usedBytes, blocksUsed, blocksShared } = survey;
   const shared = blocksShared === 0 ? "" : ` (${blocksShared} shared)`;
   return `${cache} cache ${formatBytes(usedBytes)} ${kv}, ${blocksUsed} blocks${shared}, ` +
     `contiguous ${formatBytes(contiguousBytes)}`;
+}
+
+/** For example "f16", or "i8/i4" where keys and values differ. */
+export function kvName({ k, v }: { k: DType; v: DType }): string {
+  return k === v ? k : `${k}/${v}`;
 }
 
 /** For example "384 KiB" or "6.0 MiB". */

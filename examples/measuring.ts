@@ -4,7 +4,7 @@ import { type CacheCost, cacheLabel, newCache } from "./caches.ts";
 import { compare, computeTotalSeconds, formatComparison, SHORTEST } from "./comparison.ts";
 import { type Options, UsageError } from "./options.ts";
 import type { Measured } from "./report.ts";
-import { bitsPerByte } from "./scoring.ts";
+import { scoreText } from "./scoring.ts";
 import type { Terminal } from "./terminal.ts";
 import type { Ziglet } from "./ziglet.ts";
 
@@ -17,20 +17,21 @@ export async function score(ziglet: Ziglet, options: Options, terminal: Terminal
   using held = newCache(options, ziglet.config, windowTokens);
 
   const start = performance.now();
-  const bits = await bitsPerByte(ziglet, held.cache, text, windowTokens, (bytes) => {
+  const { bitsPerByte, attendedShare } = await scoreText(ziglet, held, text, windowTokens, (bytes) => {
     return terminal.status(() => `[${bytes} of ${text.length} bytes, ${cacheLabel(options, held.cost())}]`);
   });
   const totalSeconds = (performance.now() - start) / 1000;
   const tokensPerSecond = text.length / totalSeconds;
-  terminal.text(`${bits.toFixed(5)} bits per byte: ${text.length} bytes in windows of ${windowTokens}\n`);
+  terminal.text(`${bitsPerByte.toFixed(5)} bits per byte: ${text.length} bytes in windows of ${windowTokens}\n`);
   terminal.finish(`[${totalSeconds.toFixed(1)} s, ${tokensPerSecond.toFixed(0)} tokens/s]`);
   return {
     tokens: text.length,
     tokensPerSecond,
-    bitsPerByte: bits,
+    bitsPerByte,
     attendSeconds: ziglet.attendSeconds,
     totalSeconds,
     cost: held.cost(),
+    attendedShare,
   };
 }
 

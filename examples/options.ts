@@ -1,15 +1,21 @@
 /** The command line: one table of options, read by the parser, by the checks and by the help text. */
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import type { DType } from "../mod.ts";
+import type { DType, FloatDType } from "../mod.ts";
 import { STEP_TOKENS } from "./ziglet.ts";
 
 /** The caches that `--cache` can choose. */
 export type CacheKind = "contiguous" | "paged";
 export const CACHE_KINDS: readonly CacheKind[] = ["contiguous", "paged"];
 
-/** The element types that `--kv` can choose. */
-export const KV_DTYPES: readonly DType[] = ["f32", "f16", "bf16"];
+/** The formats that `--kv` can choose: rows as they come, and codes for those that are a block old. */
+export const FLOAT_DTYPES: readonly FloatDType[] = ["f32", "f16", "bf16"];
+export const KV_DTYPES: readonly DType[] = [...FLOAT_DTYPES, "q8_0", "q4_0", "i8", "i4", "i2"];
+
+/** Is each value stored by itself? */
+export function isFloat(dtype: DType): dtype is FloatDType {
+  return (FLOAT_DTYPES as readonly DType[]).includes(dtype);
+}
 
 /** What the program does: write text, score a file, or time the next token with and without the cache. */
 export type Mode = "generate" | "score" | "compare";
@@ -30,7 +36,12 @@ export interface Options {
   cache: CacheKind;
   /** Positions a block of a paged cache holds. */
   blockSize: number;
-  kv: DType;
+  /** Formats of keys and of values. */
+  kv: { k: DType; v: DType };
+  /** Newest tokens that stay in floats where a format is codes. */
+  tail: number;
+  /** First tokens that stay in floats where a format is codes. */
+  sinks: number;
   json: boolean;
   // generate
   prompt: string;
@@ -71,6 +82,7 @@ const DEFAULTS = {
   seed: 1,
   cache: "contiguous",
   blockSize: 16, // small, so that the blocks of a short prompt can be seen
+  codesBlockSize: 64, // the smallest that can be codes
   kv: "f32",
 } as const;
 
@@ -114,9 +126,14 @@ const OPTIONS = {
     value: "N",
     mode: null,
     paged: true,
-    help: `positions a block of a paged cache holds, a power of two from 1 to 256 (${DEFAULTS.blockSize})`,
+    help: `positions a block of a paged cache holds, a power of two from 1 to 256 (${DEFAULTS.blockSize}; ` +
+      `${DEFAULTS.codesBlockSize} for codes)`,
   },
-  kv: { value: "DTYPE", mode: null, help: `element type of keys and values: ${KV_DTYPES.join(", ")} (${DEFAULTS.kv})` },
+  kv: { value: "DTYPE", mode: null, help: `format of keys and values: ${KV_DTYPES.join(", ")} (${DEFAULTS.kv})` },
+  "kv-k": { value: "DTYPE", mode: null, help: "format of keys alone" },
+  "kv-v": { value: "DTYPE", mode: null, help: "format of values alone" },
+  tail: { value: "N", mode: null, help: "newest tokens that stay in f16 beside codes, whole blocks (0)" },
+  sinks: { value: "N", mode: null, help: "first tokens that stay in f16 beside codes (0)" },
   model: { value: "DIR", mode: null, help: "directory of config.json and model.safetensors (examples/ziglet)" },
   json: { mode: null, help: "one JSON object on stdout, and no text" },
   help: { mode: null, help: "this text" },
@@ -153,15 +170,23 @@ export function parseOptions(args: string[]): Options | "help" {
   if (given.has("all-beams") && !given.has("beams")) throw new UsageError("--all-beams needs --beams");
 
   const text = (name: OptionName): string | undefined => given.get(name);
-  const needsPaged = [...given.keys()].find((name) => (OPTIONS[name] as OptionRow).paged);
+  const both = choice("kv", text("kv") ?? DEFAULTS.kv, KV_DTYPES);
+  const kv = { k: choice("kv-k", text("kv-k") ?? both, KV_DTYPES), v: choice("kv-v", text("kv-v") ?? both, KV_DTYPES) };
+  const codes = (["kv-k", "kv-v", "kv"] as const).find((name) => !isFloat((text(name) ?? DEFAULTS.kv) as DType));
+  for (const name of ["tail", "sinks"] as const) {
+    if (given.has(name) && isFloat(kv.k) && isFloat(kv.v)) throw new UsageError(`--${name} needs --kv with codes`);
+  }
+  const needsPaged = codes ?? [...given.keys()].find((name) => (OPTIONS[name] as OptionRow).paged);
   const cache = choice("cache", text("cache") ?? (needsPaged ? "paged" : DEFAULTS.cache), CACHE_KINDS);
   if (cache !== "paged" && needsPaged !== undefined) throw new UsageError(`--${needsPaged} needs --cache paged`);
   return {
     mode,
     modelDirectory: text("model") ?? fileURLToPath(new URL("./ziglet", import.meta.url)),
     cache,
-    blockSize: blockSize(text("block-size")) ?? DEFAULTS.blockSize,
-    kv: choice("kv", text("kv") ?? DEFAULTS.kv, KV_DTYPES),
+    blockSize: blockSize(text("block-size")) ?? (codes ? DEFAULTS.codesBlockSize : DEFAULTS.blockSize),
+    kv,
+    tail: integer("tail", text("tail"), 0) ?? 0,
+    sinks: integer("sinks", text("sinks"), 0) ?? 0,
     json: given.has("json"),
     prompt: text("prompt") ?? DEFAULTS.prompt,
     tokens: integer("tokens", text("tokens"), 1) ?? DEFAULTS.tokens,

@@ -7,7 +7,7 @@
  * A letter and a number are a block that so many sequences share, the same letter in one column the same block; `o` is
  * a block of one sequence, `.` a free one. Colours say the same once more.
  */
-import type { BlockSurvey, Cell } from "./blocks.ts";
+import { type BlockSurvey, type Cell, cellName } from "./blocks.ts";
 import { formatBytes } from "./caches.ts";
 
 /** Where the picture is drawn. */
@@ -39,10 +39,10 @@ export function drawBlocks(survey: BlockSurvey, options: PictureOptions): string
   const most = Math.max(1, ...tables.flat().map(({ references }) => references));
   const cellSize = most === 1 ? 1 : 1 + `${most}`.length;
   const paint = (text: string, code: string) => colors ? `\x1b[${code}m${text}\x1b[0m` : text;
-  const draw = ({ block, references }: Cell) => {
-    const letter = letters.get(block);
+  const draw = (cell: Cell) => {
+    const letter = letters.get(cellName(cell));
     if (letter === undefined) return paint(OWN.padEnd(cellSize), OWN_CODE);
-    return paint(`${LETTERS[letter % LETTERS.length]}${references}`.padEnd(cellSize), colorOf(letter));
+    return paint(`${LETTERS[letter % LETTERS.length]}${cell.references}`.padEnd(cellSize), colorOf(letter));
   };
 
   const labels = tables.map((_, i) => tables.length === 1 ? rowName : `${rowName} ${i + 1}`);
@@ -75,7 +75,9 @@ function legend(
   { columns, contiguousBytes }: PictureOptions,
   paint: (text: string, code: string) => string,
 ): string[] {
-  const { blockSize, blockBytes, tables, blocksUsed, blocksShared, blocksFree, tableEntries, usedBytes } = survey;
+  const { blockSize, tables, blocksUsed, blocksShared, blocksFree, tableEntries, usedBytes } = survey;
+  // Where blocks have left the tail they are of two sizes: a line then says what its blocks take on average.
+  const blockBytes = blocksUsed === 0 ? 0 : usedBytes / blocksUsed;
   const line = (symbol: string, code: string, meaning: string, blocks: number) => {
     const count = `${blocks}`.padStart(5), bytes = formatBytes(blocks * blockBytes).padStart(9);
     return `${MARGIN}${paint(symbol.padEnd(2), code)}${count}  ${bytes}  ${meaning}`;
@@ -106,14 +108,15 @@ function fill(pieces: string[], width: number): string[] {
 }
 
 /** A letter for each shared block, by the order of rows, and other ones for the blocks in the same column. */
-function lettersOf(tables: Cell[][]): Map<number, number> {
-  const letters = new Map<number, number>();
+function lettersOf(tables: Cell[][]): Map<string, number> {
+  const letters = new Map<string, number>();
   const length = Math.max(0, ...tables.map((cells) => cells.length));
   for (let column = 0; column < length; column++) {
     let next = 0;
     for (const cells of tables) {
       const cell = cells[column];
-      if (cell !== undefined && cell.references > 1 && !letters.has(cell.block)) letters.set(cell.block, next++);
+      if (cell === undefined || cell.references === 1 || letters.has(cellName(cell))) continue;
+      letters.set(cellName(cell), next++);
     }
   }
   return letters;

@@ -1,6 +1,6 @@
 /** What a run came to, with the names of `systemInfo` and of the options: what --json prints. */
 import { systemInfo } from "../mod.ts";
-import type { CacheCost } from "./caches.ts";
+import { type CacheCost, kvName } from "./caches.ts";
 import type { ComparisonRow } from "./comparison.ts";
 import type { CacheKind, Options } from "./options.ts";
 
@@ -19,6 +19,8 @@ export interface Measured {
   cost: CacheCost;
   /** Only with --compare. */
   comparison?: { rows: ComparisonRow[]; computedTotals: { withCacheSeconds: number; withoutCacheSeconds: number } };
+  /** Only with --score: of the rows that were attended, how many were in the tail and how many in the store, of 1. */
+  attendedShare?: { tail: number; store: number };
   /** Only with --beams: the texts behind the prompt, best first. */
   beams?: { score: number; text: string }[];
 }
@@ -57,7 +59,7 @@ export function reportOf(options: Options, measured: Measured): Report {
   return {
     runtime,
     level,
-    kv: options.kv,
+    kv: kvName(options.kv),
     tokens,
     tokensPerSecond,
     bitsPerByte,
