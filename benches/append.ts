@@ -10,14 +10,14 @@
  *
  * Not a goal: cold sources. A step's keys come from a multiplication that has just written them.
  */
-import { ContiguousCache, type DType } from "../mod.ts";
+import { ContiguousCache, type FloatDType } from "../mod.ts";
 import { storedRows } from "../tests/oracle.ts";
 import { checkClose, hashOf } from "./checking.ts";
-import { DTYPE_BYTES, numbers, rotatedBytes, SHAPE } from "./inputs.ts";
+import { DTYPE_BYTES, FLOATS, numbers, rotatedBytes, SHAPE } from "./inputs.ts";
 import { printRows, readOptions, type Row, tell, tellMachine, timeOf } from "./rows.ts";
 
 const options = readOptions(["kv", "tokens"]);
-const dtypes = options.dtypes();
+const dtypes = options.names("kv", FLOATS);
 const tokenCounts = options.numbers("tokens", options.smoke ? [1, 4] : [1, 64, 4096]);
 const { kvHeadCount, headDim } = SHAPE;
 const kvDim = kvHeadCount * headDim;
@@ -27,7 +27,7 @@ const keys = numbers(1, most * kvDim), values = numbers(2, most * kvDim);
 tellMachine(options);
 
 /** Rows of K and V that `bytes` bytes hold. */
-const capacityOf = (dtype: DType) => Math.floor(bytes / (2 * kvDim * DTYPE_BYTES[dtype]));
+const capacityOf = (dtype: FloatDType) => Math.floor(bytes / (2 * kvDim * DTYPE_BYTES[dtype]));
 
 /** Nanoseconds to copy each number of tokens. */
 async function timeCopies(): Promise<Map<number, number>> {
@@ -50,7 +50,7 @@ async function timeCopies(): Promise<Map<number, number>> {
 }
 
 /** Nanoseconds to append each number of tokens. */
-async function timeAppends(dtype: DType): Promise<Map<number, number>> {
+async function timeAppends(dtype: FloatDType): Promise<Map<number, number>> {
   const capacity = capacityOf(dtype);
   using cache = new ContiguousCache({ layerCount: 1, kvHeadCount, headDim, maxSeqLen: capacity, dtype });
   const sequence = cache.sequence(0);

@@ -5,13 +5,24 @@
  * Everything is made before timing, and is the same in every runtime.
  */
 import { readFileSync } from "node:fs";
-import type { DType } from "../mod.ts";
+import type { FloatDType, QuantizedDType } from "../mod.ts";
 
 /** The attention of models from 7 to 70 billion parameters: 8 KV heads of 128, each read by 4 query heads. */
 export const SHAPE = { kvHeadCount: 8, headDim: 128, gqa: 4 } as const;
 
-/** The dtypes of a cache, and bytes of an element. */
-export const DTYPE_BYTES: Readonly<Record<DType, number>> = { f32: 4, f16: 2, bf16: 2 };
+/** The dtypes of floats, and bytes of an element. */
+export const DTYPE_BYTES: Readonly<Record<FloatDType, number>> = { f32: 4, f16: 2, bf16: 2 };
+export const FLOATS: readonly FloatDType[] = ["f32", "f16", "bf16"];
+
+/** The dtypes of codes, and how far values move: mean|difference| / mean|value| is below that. */
+export const CODE_ERRORS: Readonly<Record<QuantizedDType, number>> = {
+  q8_0: 0.01,
+  i8: 0.01,
+  i4: 0.12,
+  q4_0: 0.12,
+  i2: 0.5,
+};
+export const CODES: readonly QuantizedDType[] = ["q8_0", "i8", "i4", "q4_0", "i2"];
 
 /** Bytes of the last cache level: what Linux says, else 64 MiB. */
 function lastLevelBytes(): number {
@@ -49,4 +60,17 @@ export function numbers(seed: number, length: number): Float32Array {
     rows[i] = ((bits & 0xffff) + (bits >>> 16) - 0xffff) * (Math.sqrt(6) / 2 ** 16);
   }
   return rows;
+}
+
+/** Rows `[token][kv_head][head_dim]` as `[kv_head][token][head_dim]`. */
+export function headMajor(rows: Float32Array, kvHeadCount: number, headDim: number): Float32Array {
+  const tokens = rows.length / (kvHeadCount * headDim);
+  const moved = new Float32Array(rows.length);
+  for (let token = 0; token < tokens; token++) {
+    for (let head = 0; head < kvHeadCount; head++) {
+      const start = (token * kvHeadCount + head) * headDim;
+      moved.set(rows.subarray(start, start + headDim), (head * tokens + token) * headDim);
+    }
+  }
+  return moved;
 }

@@ -9,8 +9,7 @@ import { cpus } from "node:os";
 import { basename } from "node:path";
 import process from "node:process";
 import { parseArgs, type ParseArgsConfig } from "node:util";
-import { type DType, systemInfo } from "../mod.ts";
-import { DTYPE_BYTES } from "./inputs.ts";
+import { systemInfo } from "../mod.ts";
 
 /** The command line of a bench: comma lists by option. */
 export interface Options {
@@ -20,18 +19,17 @@ export interface Options {
   readonly smoke: boolean;
   /** The values of `--name a,b`, whole numbers from 1 up, or those of the bench. */
   numbers(name: string, fallback: readonly number[]): number[];
-  /** The values of `--kv a,b`, or all dtypes. */
-  dtypes(): DType[];
+  /** The values of `--name a,b`, each one of those known, or those of the bench. */
+  names<Name extends string>(name: string, known: readonly Name[], fallback?: readonly Name[]): Name[];
 }
 
-/** Reads the command line; `names` are options with values. A wrong one ends the process with code 2. */
-export function readOptions(names: readonly string[]): Options {
+/** Reads the command line; `lists` are options with values. A wrong one ends the process with code 2. */
+export function readOptions(lists: readonly string[]): Options {
   try {
-    const lists = names.map((name) => [name, { type: "string", multiple: true }] as const);
     const config: ParseArgsConfig["options"] = {
       json: { type: "boolean" },
       smoke: { type: "boolean" },
-      ...Object.fromEntries(lists),
+      ...Object.fromEntries(lists.map((name) => [name, { type: "string", multiple: true }] as const)),
     };
     const { values } = parseArgs({ options: config });
     const listOf = (name: string): string[] | undefined => {
@@ -43,12 +41,12 @@ export function readOptions(names: readonly string[]): Options {
         if (!/^[1-9]\d{0,8}$/.test(text)) usage(`--${name} takes whole numbers from 1 up, not ${JSON.stringify(text)}`);
         return Number(text);
       }) ?? [...fallback];
-    const dtypes = () =>
-      (listOf("kv") ?? Object.keys(DTYPE_BYTES)).map((text) => {
-        if (!Object.hasOwn(DTYPE_BYTES, text)) usage(`--kv takes ${Object.keys(DTYPE_BYTES)}, not ${text}`);
-        return text as DType;
-      });
-    return { json: values.json === true, smoke: values.smoke === true, numbers, dtypes };
+    const names = <Name extends string>(name: string, known: readonly Name[], fallback = known) =>
+      listOf(name)?.map((text) => {
+        const found = known.find((one) => one === text);
+        return found ?? usage(`--${name} takes ${known}, not ${text}`);
+      }) ?? [...fallback];
+    return { json: values.json === true, smoke: values.smoke === true, numbers, names };
   } catch (error) {
     usage(error instanceof Error ? error.message : String(error));
   }
@@ -62,7 +60,7 @@ export function usage(problem: string): never {
 
 /** What is used of mitata. */
 interface Mitata {
-  measure(call: () => void, options: { min_samples: number }): Promise<{ p50: number }>;
+  measure(call: () => unknown, options: { min_samples: number }): Promise<{ p50: number }>;
 }
 
 /** Bun installs the bare name by itself; Deno wants to be told where from. */
@@ -74,10 +72,10 @@ async function fetchMitata(): Promise<Mitata> {
 let mitata: Promise<Mitata> | undefined;
 
 /** Median time of one call, in nanoseconds: at least 0.6 s of calls, and 5 calls if they are slow. */
-export async function timeOf(call: () => void, smoke: boolean): Promise<number> {
+export async function timeOf(call: () => unknown, smoke: boolean): Promise<number> {
   if (smoke) {
     const started = performance.now();
-    for (let i = 0; i < 2; i++) call();
+    for (let i = 0; i < 2; i++) await call();
     return Math.max(1, (performance.now() - started) / 2 * 1e6);
   }
   const { measure } = await (mitata ??= fetchMitata());
@@ -95,8 +93,13 @@ export function keep(value: unknown): void {
 
 /** A row as it is printed: JSON fields, or the cells of a line. */
 export interface Row {
-  readonly json?: Readonly<Record<string, string | number>>;
+  readonly json?: Readonly<Record<string, string | number | null>>;
   readonly cells: readonly (string | number)[];
+}
+
+/** A cell with a number, or with a dash where there is none. */
+export function cell(value: number | null, digits: number): string {
+  return value === null ? "-" : value.toFixed(digits);
 }
 
 /** Prints what happens before the rows are there: which result was checked, and its hash. */
@@ -108,7 +111,10 @@ export function tell(options: Options, line: string): void {
 export function tellMachine(options: Options): void {
   const { level, runtime, cpuCount } = systemInfo();
   const version = process.versions[runtime];
-  tell(options, `${cpus()[0]?.model ?? "unknown CPU"}, ${cpuCount} cores, level ${level}, ${runtime} ${version}`);
+  tell(
+    options,
+    `${cpus()[0]?.model.trim() ?? "unknown CPU"}, ${cpuCount} cores, level ${level}, ${runtime} ${version}`,
+  );
 }
 
 /** Prints a table, or the JSON of the rows that have some. */

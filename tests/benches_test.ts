@@ -4,7 +4,9 @@
  */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -14,7 +16,8 @@ import { systemInfo } from "../mod.ts";
 import { attention, Random, relativeError } from "./oracle.ts";
 
 const TIMEOUT = { timeout: 120_000 };
-const DTYPES = ["f32", "f16", "bf16"];
+const FLOATS = ["f32", "f16", "bf16"];
+const CODES = ["q8_0", "i8", "i4", "q4_0", "i2"];
 
 const { level, runtime } = systemInfo();
 
@@ -63,7 +66,7 @@ test("bench append prints a row for each dtype and number of tokens", TIMEOUT, (
   const rows = rowsOf("append", "kv tokens us gbps vsCopy");
   assert.deepEqual(
     rows.map(({ kv, tokens }) => [kv, tokens]),
-    DTYPES.flatMap((kv) => [1, 4].map((tokens) => [kv, tokens])),
+    FLOATS.flatMap((kv) => [1, 4].map((tokens) => [kv, tokens])),
   );
 });
 
@@ -73,23 +76,56 @@ test("bench append stores the same bits in every runtime", TIMEOUT, () => {
   assert.deepEqual(hashes, ["c901a8ec 7f42f8cd", "6729216c 070a462e"]);
 });
 
-const ATTEND = "kv tokens threads gqa headDim queries ms gbps shareOfRead vsLoop";
+const ATTEND = "kv tokens threads gqa headDim queries ms gbps shareOfRead vsGgml vsOrt";
 
-test("bench attend prints a row for each number of tokens and dtype", TIMEOUT, () => {
+/** Rivals have figures where they are installed and have the format, and are null elsewhere. */
+function assertRivals(rows: Fields[]): void {
+  const formats = { vsGgml: [...FLOATS, "q8_0", "q4_0"], vsOrt: ["f32", "f16"] };
+  for (const [rival, its] of Object.entries(formats)) {
+    const isMissing = rows.every((row) => row[rival] === null);
+    for (const row of rows) {
+      assert.equal(row[rival] === null, isMissing || !its.includes(`${row.kv}`), `${rival} ${row.kv}`);
+    }
+  }
+}
+
+test("bench attend prints a row for each number of tokens and threads and each format", TIMEOUT, () => {
   const rows = rowsOf("attend", ATTEND);
   assert.deepEqual(
-    rows.map(({ tokens, kv, threads, gqa, headDim, queries }) => [tokens, kv, threads, gqa, headDim, queries]),
-    [64, 100].flatMap((tokens) => DTYPES.map((kv) => [tokens, kv, 1, 4, 128, 1])),
+    rows.map(({ tokens, threads, kv, gqa, headDim, queries }) => [tokens, threads, kv, gqa, headDim, queries]),
+    [64, 100].flatMap((tokens) =>
+      [1, 2].flatMap((threads) => [...FLOATS, ...CODES].map((kv) => [tokens, threads, kv, 4, 128, 1]))
+    ),
   );
+  assertRivals(rows);
 });
 
 test("bench attend prints the rows its options choose", TIMEOUT, () => {
-  const chosen = ["--kv", "bf16", "--tokens", "33", "--gqa", "3,5", "--head-dim", "7", "--queries", "2"];
+  const chosen = [
+    "--kv",
+    "bf16",
+    "--tokens",
+    "33",
+    "--threads",
+    "3",
+    "--gqa",
+    "3,5",
+    "--head-dim",
+    "7",
+    "--queries",
+    "2",
+  ];
   const rows = rowsOf("attend", ATTEND, ...chosen);
   assert.deepEqual(
-    rows.map(({ kv, tokens, gqa, headDim, queries }) => [kv, tokens, gqa, headDim, queries]),
-    [3, 5].map((gqa) => ["bf16", 33, gqa, 7, 2]),
+    rows.map(({ kv, tokens, threads, gqa, headDim, queries }) => [kv, tokens, threads, gqa, headDim, queries]),
+    [3, 5].map((gqa) => ["bf16", 33, 3, gqa, 7, 2]),
   );
+});
+
+test("bench attend has prefills, too, in every format and with every rival", TIMEOUT, () => {
+  const rows = rowsOf("attend", ATTEND, "--tokens", "150", "--threads", "1", "--head-dim", "64", "--queries", "40");
+  assert.deepEqual(rows.map(({ kv, queries }) => [kv, queries]), [...FLOATS, ...CODES].map((kv) => [kv, 40]));
+  assertRivals(rows);
 });
 
 test("bench paged prints a row for each call, length and number of sequences", TIMEOUT, () => {
@@ -117,13 +153,83 @@ test("bench paged prints the rows its options choose", TIMEOUT, () => {
   ]);
 });
 
+test("bench quantize prints a row for each format and step", TIMEOUT, () => {
+  const rows = rowsOf("quantize", "kv step ms gbps vsCopy vsGgml");
+  assert.deepEqual(
+    rows.map(({ kv, step }) => [kv, step]),
+    CODES.flatMap((kv) => [64, 100].map((step) => [kv, step])),
+  );
+  for (const { kv, vsGgml } of rows) assert.ok(vsGgml === null || kv === "q8_0" || kv === "q4_0", `${kv}`);
+});
+
+const TIERS = "store tokens layers steps medianMs p99Ms maxMs maxOverMedian movedMs";
+
+test("bench tiers prints a row for each store", TIMEOUT, () => {
+  const rows = rowsOf("tiers", TIERS);
+  assert.deepEqual(
+    rows.map(({ store, tokens, layers, steps }) => [store, tokens, layers, steps]),
+    ["none", "q4_0", "i4"].map((store) => [store, 500, 2, 70]),
+  );
+  for (const { medianMs, p99Ms, maxMs } of rows as Record<string, number>[]) {
+    assert.ok(medianMs! <= p99Ms! && p99Ms! <= maxMs!);
+  }
+  assert.deepEqual(rows.map(({ movedMs }) => movedMs !== null), [false, true, true]);
+});
+
+test("bench tiers prints the rows its options choose", TIMEOUT, () => {
+  const rows = rowsOf("tiers", TIERS, "--store", "i2", "--tokens", "1,600", "--layers", "3", "--steps", "5");
+  assert.deepEqual(
+    rows.map(({ store, tokens, layers, steps }) => [store, tokens, layers, steps]),
+    [1, 600].map((tokens) => ["i2", tokens, 3, 5]),
+  );
+});
+
+test("the chart shows every format, context and rival of the rows", TIMEOUT, () => {
+  const row = { bench: "attend", runtime: "bun", level: "v3", gqa: 4, headDim: 128, queries: 1, ms: 1, gbps: 9 };
+  const rows = [4096, 32768].flatMap((tokens) => [
+    { ...row, tokens, threads: 1, kv: "f16", shareOfRead: 0.9, vsGgml: 3, vsOrt: 15 },
+    { ...row, tokens, threads: 1, kv: "i4", shareOfRead: 0.71, vsGgml: null, vsOrt: null },
+    { ...row, tokens, threads: 1, kv: "i8", queries: 7, shareOfRead: 0.33, vsGgml: null, vsOrt: null },
+  ]);
+  const path = join(mkdtempSync(join(tmpdir(), "kvern-chart-")), "rows.jsonl");
+  writeFileSync(path, rows.map((row) => JSON.stringify(row)).join("\n") + "\n");
+  const { code, stdout, stderr } = run("chart", [path]);
+  rmSync(dirname(path), { recursive: true });
+  assert.equal(code, 0, stderr);
+  assert.match(stdout, /^<svg [^]*<\/svg>\n$/);
+  const count = (what: RegExp) => [...stdout.matchAll(what)].length;
+  assert.deepEqual(["4096 tokens, 1 thread", "32768 tokens, 1 thread"].filter((title) => !stdout.includes(title)), []);
+  assert.deepEqual([count(/>f16</g), count(/>i4</g), count(/>i8</g), count(/>0\.90</g), count(/>0\.71</g)], [
+    2,
+    2,
+    0,
+    2,
+    2,
+  ]);
+  // One rectangle each is of the legend.
+  const bars = ["ours", "ggml", "ort"].map((color) => count(new RegExp(`<rect class="${color}"`, "g")) - 1);
+  assert.deepEqual(bars, [4, 2, 2]);
+  assert.equal(
+    count(/<(rect|text|line|title|style|g)\b/g),
+    count(/<\/(text|title|style|g)>/g) + count(/<(rect|line)[^>]*\/>/g),
+  );
+  assert.doesNotMatch(stdout, /NaN|Infinity|undefined/);
+});
+
 test("benches print a table with their rival in it where no JSON is wanted", TIMEOUT, () => {
-  const rivals = { boundary: "plain function", append: "f32 copy", attend: "f32 loop", paged: "fork" };
+  const rivals = {
+    boundary: "plain function",
+    append: "f32 copy",
+    attend: "f32 loop",
+    paged: "fork",
+    quantize: "f32 copy",
+    tiers: "none",
+  };
   for (const [bench, rival] of Object.entries(rivals)) {
     const { code, stdout, stderr } = run(bench, ["--smoke"]);
     assert.equal(code, 0, stderr);
     assert.equal(stderr, "");
-    assert.match(stdout, new RegExp(`^${rival} +[\\d. ]+$`, "m"));
+    assert.match(stdout, new RegExp(`^${rival} +[\\d. -]+$`, "m"));
     assert.match(stdout, /hash [0-9a-f]{8}/);
   }
 });
@@ -134,8 +240,15 @@ test("benches refuse what they do not know", TIMEOUT, () => {
     ["append", ["--kv", "f8"], /--kv takes f32,f16,bf16, not f8\n$/],
     ["append", ["--tokens", "0"], /--tokens takes whole numbers from 1 up, not "0"\n$/],
     ["paged", ["--sequences", "many"], /--sequences takes whole numbers from 1 up, not "many"\n$/],
+    ["attend", ["--kv", "q4_1"], /--kv takes f32,f16,bf16,q8_0,i8,i4,q4_0,i2, not q4_1\n$/],
     ["attend", ["--head-dim", "257"], /--head-dim is 256 at most, not 257\n$/],
+    ["attend", ["--head-dim", "40"], /--head-dim is a multiple of 32 for q8_0, not 40\n$/],
+    ["attend", ["--threads", "257"], /--threads is 256 at most, not 257\n$/],
     ["attend", ["--tokens", "8", "--queries", "9"], /8 tokens have no 9\n$/],
+    ["quantize", ["--kv", "f16"], /--kv takes q8_0,i8,i4,q4_0,i2, not f16\n$/],
+    ["quantize", ["--step", "8193"], /--step is 8192 at most, not 8193\n$/],
+    ["tiers", ["--store", "f16"], /--store takes none,q8_0,i8,i4,q4_0,i2, not f16\n$/],
+    ["chart", [], /takes the file of rows/],
   ];
   for (const [bench, args, problem] of refused) {
     const { code, stdout, stderr } = run(bench, args);
@@ -170,7 +283,11 @@ test("the loop that attend is compared with is right for any shape", () => {
 });
 
 test("deno task bench runs every bench, and each has a task of its own", () => {
-  const { tasks } = JSON.parse(readFileSync(new URL("../deno.json", import.meta.url), "utf8"));
-  const commands = ["boundary", "append", "attend", "paged"].map((bench) => tasks[`bench:${bench}`].command);
+  const { tasks, imports } = JSON.parse(readFileSync(new URL("../deno.json", import.meta.url), "utf8"));
+  const benches = ["boundary", "append", "attend", "paged", "quantize", "tiers"];
+  const commands = benches.map((bench) => tasks[`bench:${bench}`].command);
   assert.equal(tasks.bench.command, commands.join(" && "));
+  // What stands in imports is downloaded by everybody who builds kvern; the rivals have a task of their own.
+  assert.equal(imports, undefined);
+  assert.match(tasks["bench:rivals"].command, / benches\/rivals\/install\.ts$/);
 });

@@ -28,7 +28,10 @@ const files: Files = (() => {
     for (const entry of readdirSync(join(ROOT, folder), { withFileTypes: true })) {
       const path = posix.join(folder, entry.name);
       if (entry.isDirectory()) {
-        if (!/^(\.git|lib|zig\/(\.toolchain|\.zig-cache|zig-out|zig-pkg))$/.test(path)) walk(path);
+        if (
+          !/^(\.git|lib|zig\/(\.toolchain|\.zig-cache|zig-out|zig-pkg)|benches\/rivals\/(node_modules|install-\w+))$/
+            .test(path)
+        ) walk(path);
       } else if (TEXT.test(path) && path !== "examples/ziglet/heldout.txt") {
         found.set(path, readFileSync(join(ROOT, path), "utf8").replaceAll("\r\n", "\n"));
       }
@@ -215,7 +218,9 @@ function typeScriptDoorComplaints(graph: Map<string, string[]>): string[] {
       const isInside = graph.has(imported) || /^(src|zig|tests|benches|examples)\/|^mod\.ts$/.test(imported);
       const isUser = /^(tests|benches|examples)\//.test(path);
       const looksAtFfi = /^tests\/((abi|hostile|tidy|record|status|library|ffi)_test|abi_calls)\.ts$/.test(path);
-      const runsTools = /^tests\/(all\.ts|(all|tidy|package|toolchain)_test\.ts)$/.test(path);
+      // The rivals come as packages of npm, like the tools.
+      const runsTools = /^tests\/(all\.ts|(all|tidy|package|toolchain)_test\.ts)$|^benches\/rivals\/install\.ts$/
+        .test(path);
       const mayImport = isInside
         ? !isUser || imported === "mod.ts" || /^(tests|benches|examples)\//.test(imported) ||
           (looksAtFfi && imported.startsWith("src/ffi/")) || (runsTools && imported === "zig/toolchain.ts")

@@ -10,6 +10,22 @@
 //! were read at; R is measured in the same run (`device/bandwidth.zig`). Storing is compared with a copy of the same
 //! f32 bytes into memory that was touched before.
 //!
+//! What was tried for the speed of decode, and what it gave (f16 rows side by side, 8 heads of 128, GQA 4, one thread, Zen 5,
+//! GB/s of stored bytes; R is 43):
+//!
+//!     head by head over all positions                                8
+//!     tile by tile, in a tile head by head                          16
+//!     prefetching the next head's rows, in a burst                  18
+//!     the same into the second cache level                          24
+//!     spread evenly over the work, a line at a time                 23
+//!     asking for the next tile's rows whole, all heads at once      26
+//!     into the first cache level, spread and whole                  32
+//!     cheaper sums across vectors                                   no change
+//!     no prefetching at all, with all of the above                  10
+//!
+//! Codes: a tile of 64 tokens takes 2048 dot-product instructions whatever the bits, 280 ns; making digits of queries and
+//! weights and the softmax take 190 to 300 ns more, so i8 is near what memory gives and i4 is held by computing.
+//!
 //! Every row checks its result against the reference before it is timed. Not a goal: absolute numbers, as machines are
 //! shared; the ratios within one run are what counts.
 
@@ -85,11 +101,8 @@ pub fn main(init: std.process.Init) !void {
     }
     for (std.enums.values(kvern.Dtype)) |dtype| {
         for ([_]u32{ 4096, 32_768 }) |tokens| {
-            if (dtype.isFloat()) {
-                try decodeContiguous(init.gpa, init.io, out, dtype, tokens, read_rate);
-            } else {
-                try decodePaged(init.gpa, init.io, out, dtype, tokens, read_rate);
-            }
+            if (dtype.isFloat()) try decodeContiguous(init.gpa, init.io, out, dtype, tokens, read_rate);
+            try decodePaged(init.gpa, init.io, out, dtype, tokens, read_rate);
         }
     }
     for (float_dtypes) |dtype| try store(init.gpa, init.io, out, dtype);
@@ -137,23 +150,30 @@ fn decodeContiguous(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kver
     defer gpa.free(stored);
     const k, const v = outputs(stored);
     _ = try cache.gather(0, 0, k, v);
-    try decode(gpa, io, out, .{ .layers = layers, .stored = stored, .bytes = layer_bytes, .kv = dtype, .tolerance = 1e-5 }, read_rate);
+    try decode(gpa, io, out, .{ .layers = layers, .stored = stored, .bytes = layer_bytes, .kv = dtype, .name = "decode", .tolerance = 1e-5 }, read_rate);
 }
 
-/// A store and no tail: each layer in its own format group of one, so that its blocks follow one another.
+/// Floats in a tail and nothing else, codes in a store without a tail.
 fn decodePaged(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype, tokens: u32, read_rate: f64) !void {
-    var cache: kvern.PagedCache = try .init(gpa, .{
+    var options: kvern.PagedOptions = .{
         .layers = &.{.{ .kv_head_count = kv_head_count, .head_dim = head_dim }},
         .max_seq_len = tokens,
-        .policy = .{ .kind = .tiered, .store = .{ .dtype_k = dtype, .dtype_v = dtype } },
-    });
+    };
+    if (dtype.isFloat()) {
+        options.dtype_k = dtype;
+        options.dtype_v = dtype;
+    } else {
+        options.policy = .{ .kind = .tiered, .store = .{ .dtype_k = dtype, .dtype_v = dtype } };
+    }
+    var cache: kvern.PagedCache = try .init(gpa, options);
     defer cache.deinit();
     const rows = try randomRows(gpa, tokens * kv_head_count * head_dim);
     defer gpa.free(rows);
     const first = try cache.createSequence();
     try cache.append(0, &.{first}, &.{tokens}, .fromF32(rows), .fromF32(rows));
     try cache.commit(first, tokens);
-    const layer_bytes = (try cache.stats()).store_bytes;
+    const facts = try cache.stats();
+    const layer_bytes = facts.tail_bytes + facts.store_bytes;
     // Layers to rotate through are sequences here: their rows are in blocks of their own.
     const layer_count: u32 = @intCast(try std.math.divCeil(u64, rotated_bytes, layer_bytes));
     const layers = try gpa.alloc(kvern.Rows, layer_count);
@@ -169,7 +189,7 @@ fn decodePaged(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dty
     defer gpa.free(stored);
     const k, const v = outputs(stored);
     _ = try cache.gather(first, 0, k, v);
-    try decode(gpa, io, out, .{ .layers = layers, .stored = stored, .bytes = layer_bytes, .kv = dtype, .tolerance = 1e-3 }, read_rate);
+    try decode(gpa, io, out, .{ .layers = layers, .stored = stored, .bytes = layer_bytes, .kv = dtype, .name = "paged", .tolerance = 1e-3 }, read_rate);
 }
 
 fn randomRows(gpa: std.mem.Allocator, count: usize) ![]f32 {
@@ -197,6 +217,7 @@ const Decode = struct {
     /// Of a layer.
     bytes: u64,
     kv: kvern.Dtype,
+    name: []const u8,
     tolerance: f64,
 };
 
@@ -216,7 +237,7 @@ fn decode(gpa: std.mem.Allocator, io: std.Io, out: Output, case: Decode, read_ra
     const time = median(&times);
     const rate = @as(f64, @floatFromInt(case.bytes)) / time;
     try out.row(.{
-        .name = "decode",
+        .name = case.name,
         .kv = @tagName(case.kv),
         .tokens = case.layers[0].row_count,
         .milliseconds = time * 1e3,

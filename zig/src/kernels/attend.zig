@@ -39,8 +39,8 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
     var tile: Tile = undefined;
     tile.rows.fill(&task.tile);
     if (tile.rows.token_count == 0) return;
-    tile.keys_ahead = .init(&task.ahead, .keys, task.head_dim);
-    tile.values_ahead = .init(&task.ahead, .values, task.head_dim);
+    tile.keys_ahead = .init(&task.ahead, .keys, task.ahead_dim);
+    tile.values_ahead = .init(&task.ahead, .values, task.ahead_dim);
     attendTile(task, &tile);
 }
 

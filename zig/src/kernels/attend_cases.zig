@@ -242,6 +242,7 @@ pub fn attendRows(table: *const Table, stored: Stored, queries: []const f32, see
             .softcap = 0,
             .tile = stored.tile(&runs, tile_first, all),
             .ahead = stored.tile(&runs_ahead, tile_first + tile_tokens, all),
+            .ahead_dim = head_dim,
         });
     }
     var results: Results = undefined;

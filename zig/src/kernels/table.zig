@@ -96,8 +96,10 @@ pub const AttendTask = extern struct {
     /// Scores become softcap * tanh(score / softcap); 0 for none.
     softcap: f32,
     tile: TileRuns,
-    /// What the next task will read: asked for while this one computes. Perhaps no runs.
+    /// What will be read soon: asked for while this one computes. Perhaps no runs.
     ahead: TileRuns,
+    /// Elements of each row of `ahead` to ask for where they are floats: head_dim, or that of several heads.
+    ahead_dim: u32,
 };
 
 /// Turns the sums of one row into its output.
