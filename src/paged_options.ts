@@ -81,7 +81,10 @@ export interface PagedCacheOptions extends LogitErrorOptions {
   readonly measureFidelity?: boolean;
   /** Which rows stay; `{ keep: "all" }` by default. */
   readonly retention?: Retention;
-  /** Most bytes the cache may reserve; by default what this machine or its cgroup has. Not with `pool`. */
+  /**
+   * Most bytes the blocks of the cache may take; by default what this machine or its cgroup has. The system rounds each
+   * piece of memory up to whole pages. Not with `pool`.
+   */
   readonly maxBytes?: number;
   /** Blocks shared with other caches; needs layers of one shape, which with `blockSize` and `dtype` is the pool's. */
   readonly pool?: BlockPool;

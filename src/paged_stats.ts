@@ -11,7 +11,7 @@ import { uint64At } from "./ffi/record.ts";
 
 /** What a paged cache holds, and where the bytes are; plain data. */
 export interface PagedStats {
-  /** Committed rows that are there, of all sequences; rows that several share count in each. */
+  /** Committed rows that are there in layer 0, of all sequences; rows that several share count in each. */
   readonly totalTokens: number;
   /** Those of them that are in the tail, in layer 0. */
   readonly tailTokens: number;
@@ -38,7 +38,7 @@ export interface PagedStats {
   readonly tokensPerBlock: number;
   /** Sequences that were not freed. */
   readonly sequenceCount: number;
-  /** Rows that retention and windows let go. */
+  /** Rows that retention and windows let go, in each group of layers of one shape. */
   readonly evictions: number;
   /** Bytes of the blocks in use. */
   readonly usedBytes: number;

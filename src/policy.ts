@@ -11,7 +11,7 @@
  * @module
  */
 
-import { checkCount, dtypeCode, dtypeOf } from "./config.ts";
+import { checkCount, dtypeCode, dtypeOf, SEQ_LEN_MAX } from "./config.ts";
 import { KvError } from "./error.ts";
 import type { PolicyWords } from "./ffi/record.ts";
 import { checkFits, type KvFormat, type Sides, sidesOf } from "./format.ts";
@@ -151,6 +151,9 @@ function tieredWords(
   const { blockSize, retentionTokens, layers } = rules;
   checkCount("tail.tokens", tokens as number);
   checkCount("sinkTokens", sinkTokens as number);
+  if ((sinkTokens as number) > SEQ_LEN_MAX) {
+    throw refuse(rules, `sinkTokens must be at most ${SEQ_LEN_MAX}: sinkTokens is ${sinkTokens}`);
+  }
   const tailTokens = tokens as number;
   if (tailTokens % blockSize !== 0) {
     throw refuse(rules, `tail.tokens must be a multiple of blockSize ${blockSize}: tail.tokens is ${tailTokens}`);

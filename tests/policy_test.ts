@@ -134,13 +134,16 @@ test("tails and stores that are none are refused", () => {
     assert.throws(() => make({ store, tail: { tokens: wrong } }), RangeError);
     assert.throws(() => make({ store, tail: { sinkTokens: wrong } }), RangeError);
   }
+  for (const wrong of [2 ** 31, 2 ** 32 - 1]) {
+    assertCode("invalid_config", () => make({ store, tail: { sinkTokens: wrong } }));
+  }
   // What is at the edge of that is fine.
   const fine: object[] = [
     { store, blockSize: 256, headDim: 256 },
     { store, tail: { tokens: 128 }, ...newest(128) },
     { store: "f16", blockSize: 1, headDim: 5, tail: { tokens: 3 } },
     { store: "f32", tail: { tokens: 64 } },
-    { store, tail: { sinkTokens: 2 ** 32 - 1 } },
+    { store, tail: { sinkTokens: 2 ** 31 - 1 } },
   ];
   for (const options of fine) make(options).free();
 });

@@ -353,8 +353,8 @@ fn attendBatch(
         made += 1;
         first += count;
     }
-    attention.run(queries[0..made]);
     for (queries[0..made]) |query| use.target.observe(layer, query.q, query.q_head_count, query.softmax_scale);
+    attention.run(queries[0..made]);
 }
 
 /// (cache, beams, parents, count)

@@ -256,8 +256,9 @@ fn runShared(session: workers.Session, queries: []const Query) void {
             while (waiting) |part| : (waiting = each.next()) attendPart(part);
             return;
         };
-        var memory: std.heap.FixedBufferAllocator = .init(bytes);
-        const wave = memory.allocator().create(Wave) catch unreachable; // fits by its size
+        // Not by `create`, which in safe builds writes a pattern over it.
+        const wave: *Wave = @ptrCast(@alignCast(bytes.ptr));
+        var memory: std.heap.FixedBufferAllocator = .init(bytes[@sizeOf(Wave)..]);
         wave.reset();
         while (waiting) |part| : (waiting = each.next()) {
             if (!wave.add(&memory, part, plan.splits(part))) break;
@@ -295,7 +296,7 @@ const Plan = struct {
         // Short sequences, and few of them: their heads are shared out, too.
         var head_limit: u32 = parts.head_count_max;
         while (head_limit > 1 and pieces * (parts.head_count_max / head_limit) < 2 * thread_count) head_limit /= 2;
-        const heads = queries[0].rows.kv_head_count;
+        const heads = @min(queries[0].rows.kv_head_count, parts.head_count_max);
         if (head_limit < parts.head_count_max) head_limit = @max(1, heads * head_limit / parts.head_count_max);
         return .{ .head_limit = head_limit, .cost_max = total / (thread_count * pieces_a_thread) };
     }

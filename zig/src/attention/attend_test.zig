@@ -7,6 +7,7 @@ const contiguous = @import("../cache/contiguous.zig");
 const ContiguousCache = contiguous.ContiguousCache;
 const dispatch = @import("../kernels/dispatch.zig");
 const Dtype = @import("../dtype.zig").Dtype;
+const memcheck = @import("build_options").memcheck;
 const reference = @import("../kernels/reference.zig");
 const workers = @import("../device/workers.zig");
 
@@ -349,6 +350,7 @@ fn batchBits(gpa: std.mem.Allocator, lengths: []const u32, query_count: u32, out
 }
 
 test "the same bits by any number of threads: one sequence, a batch of unequal ones, many queries" {
+    if (memcheck) return error.SkipZigTest; // one thread at a time runs there
     const gpa = testing.allocator;
     const before = workers.threadCount();
     defer workers.setThreadCount(before) catch unreachable;
@@ -390,6 +392,7 @@ fn attendOften(failures: *std.atomic.Value(u32)) void {
 }
 
 test "several callers attend at once" {
+    if (memcheck) return error.SkipZigTest; // one thread at a time runs there
     const before = workers.threadCount();
     defer workers.setThreadCount(before) catch unreachable;
     try workers.setThreadCount(3);

@@ -52,7 +52,7 @@ pub const Part = struct {
         return part.row_first + @as(u32, @intCast(row % part.row_count));
     }
 
-    /// What any of its rows may see.
+    /// What any of its rows may see. For the calling thread alone, as it reads the caller's options.
     pub fn visible(part: Part) Visible {
         const query = part.query;
         var result: Visible = .{ .rows = &query.rows, .first = std.math.maxInt(u32), .end = 0, .sink_end = 0 };
@@ -66,7 +66,7 @@ pub const Part = struct {
         return result;
     }
 
-    /// Writes its rows as they are before the first key, [head][row].
+    /// Writes its rows as they are before the first key, [head][row]. For the calling thread alone, too.
     pub fn beginRows(part: Part, fresh: []dispatch.Row) void {
         assert(fresh.len == part.rows());
         for (fresh, 0..) |*row, i| row.* = part.query.visibility(part.kvHead(i), part.rowOf(i));

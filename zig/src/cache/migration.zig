@@ -27,6 +27,9 @@ const workers = @import("../device/workers.zig");
 /// Blocks that leave at once.
 const batch_max = 32;
 
+/// Values below which waking a thread takes longer than what it could do: a million are about 100 us of work.
+const shared_values_min = 1 << 21;
+
 /// A block on its way.
 const Move = struct {
     entry: u32,
@@ -137,7 +140,8 @@ pub const Migration = struct {
     fn storeAll(self: Migration, moves: []const Move) void {
         const planes: Planes = .{ .migration = &self, .moves = moves };
         const item_count: u32 = @as(u32, @intCast(moves.len)) * planes.perBlock();
-        if (item_count > 1) if (workers.begin()) |session| {
+        const shape = self.group.shape;
+        if (@as(u64, item_count) * shape.block_size * shape.kvDim() >= shared_values_min) if (workers.begin()) |session| {
             defer session.end();
             return session.run(Planes, &planes, item_count, Planes.store);
         };
@@ -205,7 +209,7 @@ fn isNearEnough(group: *const Group, measured: []const Head, policy: Policy) boo
     const head_dim = group.shape.head_dim;
     for (measured, group.fidelity) |head, so_far| {
         const query_norm = if (policy.query_norm) |norm| norm / @sqrt(@as(f64, @floatFromInt(head_dim))) else so_far.query_norm_max;
-        if (fidelity.boundOf(head.keys.error_max, head.range_max, head_dim, query_norm) > limit) return false;
+        if (!(fidelity.boundOf(head.keys.error_max, head.range_max, head_dim, query_norm) <= limit)) return false;
     }
     return true;
 }

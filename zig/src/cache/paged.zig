@@ -369,13 +369,13 @@ pub const PagedCache = struct {
         @memset(sequence.pending, 0);
         sequence.seq_len = seq_len;
         self.dropBlocks(sequence);
-        for (sequence.tables, self.groups) |*table, group| {
+        for (sequence.tables) |*table| {
             if (seq_len <= table.sink_end) {
                 table.sink_end = 0;
                 table.first = 0;
             }
-            // A block that is kept in part and has migrated is turned back into floats by the next append.
-            table.tail_first = @min(table.tail_first, group.shape.blockCount(seq_len) * self.block_size);
+            // The block that is kept in part is of the tail once more rows are written to it, whatever it was.
+            table.tail_first = @min(table.tail_first, seq_len / self.block_size * self.block_size);
         }
         for (sequence.generations) |*generation| generation.* +%= 1;
     }
@@ -393,10 +393,11 @@ pub const PagedCache = struct {
             const kept = self.retention.kept(group.window_tokens, sequence.seq_len);
             if (kept.first <= kept.sink_end or kept.first <= table.first) continue;
             self.evictions += kept.first - @max(table.first, kept.sink_end);
+            // Blocks all of whose rows are gone: after the last sink's and before the first retained row's; those before
+            // the row that was the first are gone already.
+            const from = @max(group.shape.blockCount(kept.sink_end), table.first / self.block_size);
             table.sink_end = kept.sink_end;
             table.first = kept.first;
-            // Blocks all of whose rows are gone: after the last sink's and before the first retained row's.
-            const from = group.shape.blockCount(kept.sink_end);
             const to = kept.first / self.block_size;
             if (from >= to) continue;
             table.evict(group.formats.items, from, to);

@@ -13,6 +13,7 @@ const block_table = @import("block_table.zig");
 const layer_group = @import("layer_group.zig");
 const Group = layer_group.Group;
 const Retention = @import("retention.zig").Retention;
+const shapes = @import("../shape.zig");
 
 /// Where a block is. The numbers cross the ABI and are never changed.
 pub const Tier = enum(u32) {
@@ -43,6 +44,8 @@ pub const Policy = struct {
     pub fn validate(policy: Policy, block_size: u32, retention: Retention) error{InvalidConfig}!void {
         if (policy.kind == .tail_only) return;
         if (policy.tail_tokens % block_size != 0) return error.InvalidConfig;
+        // Whole blocks of them must be countable.
+        if (policy.sink_tokens > shapes.max_seq_len_max) return error.InvalidConfig;
         for ([_]?f32{ policy.max_logit_error, policy.query_norm }) |limit| if (limit) |value| {
             if (!(value > 0 and std.math.isFinite(value))) return error.InvalidConfig;
         };
@@ -72,6 +75,8 @@ test "Policy.validate: whole blocks, and no more tail than there are rows" {
     try policy.validate(64, .{ .tokens = 128 });
     try testing.expectError(error.InvalidConfig, policy.validate(256, .{}));
     try testing.expectError(error.InvalidConfig, policy.validate(64, .{ .tokens = 127 }));
+    const sinks: Policy = .{ .kind = .tiered, .sink_tokens = std.math.maxInt(u32) };
+    try testing.expectError(error.InvalidConfig, sinks.validate(64, .{}));
     try (Policy{ .tail_tokens = 100 }).validate(64, .{ .tokens = 10 }); // tail-only: not read
 }
 
