@@ -7,8 +7,10 @@
 //!
 //! Layers of equal KV heads, head_dim, window and store formats form a layer group, with its own block shape, pools and
 //! table; most models have one. Rows are written in floats; blocks that leave the tail are quantized (`tiers.zig`), and the
-//! one in which the next row lands, should it be such a block, is turned back into floats first. A reference count in the pool is the number of table entries that name the block, so a fork is a
-//! copy of a table, and only the block in which the next row lands is ever copied: when it is shared, at that append.
+//! one in which the next row lands, should it be such a block, is turned back into floats first.
+//!
+//! A reference count in the pool is the number of table entries that name the block, so a fork is a copy of a table, and only
+//! the block in which the next row lands is ever copied: when it is shared, at that append.
 //!
 //! Writing has two phases, as in `contiguous.zig`: rows appended to a layer are pending, a commit makes them count.
 //! Several sequences take part in one `append`, all of them or none. Pending rows belong to their sequence alone.
@@ -337,7 +339,7 @@ pub const PagedCache = struct {
         for (kept, 0..) |index, i| {
             if (index >= pending or (i != 0 and index <= kept[i - 1])) return error.InvalidSize;
         }
-        // Pending rows are in blocks of this sequence alone: moving them touches nobody else's bytes.
+        // Nobody else sees what lies behind the committed rows, not even in a block that was shared in the middle of a step.
         for (kept, 0..) |index, i| {
             if (index != i) self.moveRow(sequence, sequence.seq_len + index, sequence.seq_len + @as(u32, @intCast(i)));
         }
