@@ -291,13 +291,14 @@ fn quantize(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype)
     defer gpa.free(copy);
     @memcpy(copy, rows);
     const sequence = try cache.createSequence();
+    try checkQuantized(gpa, &cache, sequence, rows);
     const step_tokens = 512; // as a prefill hands them over
     const step_elements = step_tokens * kv_head_count * head_dim;
     var times: [repeats]f64 = undefined;
     var copies: [repeats]f64 = undefined;
     for (&times, &copies) |*time, *copy_time| {
         try cache.truncate(sequence, 0);
-        var begin = start(io);
+        const begin = start(io);
         var at: usize = 0;
         while (at < rows.len) : (at += step_elements) {
             const part = rows[at..][0..step_elements];
@@ -305,20 +306,51 @@ fn quantize(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype)
             try cache.commit(sequence, step_tokens);
         }
         time.* = seconds(io, begin);
-        begin = start(io);
-        @memcpy(copy, rows);
-        @memcpy(copy, rows);
-        copy_time.* = seconds(io, begin);
+        copy_time.* = copySeconds(io, copy, rows);
     }
-    const bytes: f64 = @floatFromInt(2 * rows.len * @sizeOf(f32));
-    const time = median(&times);
+    try tellStored(out, "quantize", dtype, tokens, rows.len, &times, &copies);
+}
+
+/// The first block of rows comes back from the store as near as the coarsest format has it: with 2 bits, half of a third of
+/// what random rows span, which is less than 10.
+fn checkQuantized(gpa: std.mem.Allocator, cache: *kvern.PagedCache, sequence: *kvern.Sequence, rows: []const f32) !void {
+    const first = rows[0 .. 64 * kv_head_count * head_dim];
+    try cache.append(0, &.{sequence}, &.{64}, .fromF32(first), .fromF32(first));
+    try cache.commit(sequence, 64);
+    if ((try cache.stats()).store_token_count != 64) fail("nothing migrated");
+    const stored = try gpa.alloc(f32, 2 * first.len);
+    defer gpa.free(stored);
+    const k, const v = outputs(stored);
+    _ = try cache.gather(sequence, 0, k, v);
+    for (stored, 0..) |got, i| if (!(@abs(got - first[i % first.len]) <= 10.0 / 6.0)) fail("quantize is wrong");
+}
+
+/// Two copies: as many bytes as the keys and the values that a row is about.
+fn copySeconds(io: std.Io, copy: []f32, rows: []const f32) f64 {
+    const begin = start(io);
+    @memcpy(copy, rows);
+    @memcpy(copy, rows);
+    return seconds(io, begin);
+}
+
+fn tellStored(
+    out: Output,
+    name: []const u8,
+    dtype: kvern.Dtype,
+    tokens: u32,
+    side_elements: usize,
+    times: []f64,
+    copies: []f64,
+) !void {
+    const bytes: f64 = @floatFromInt(2 * side_elements * @sizeOf(f32));
+    const time = median(times);
     try out.row(.{
-        .name = "quantize",
+        .name = name,
         .kv = @tagName(dtype),
         .tokens = tokens,
         .milliseconds = time * 1e3,
         .gigabytes_per_second = bytes / time / 1e9,
-        .share = median(&copies) / time,
+        .share = median(copies) / time,
     });
 }
 
@@ -350,22 +382,10 @@ fn store(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype) !v
     var copies: [repeats]f64 = undefined;
     for (&times, &copies) |*time, *copy_time| {
         try cache.truncate(0, 0);
-        var begin = start(io);
+        const begin = start(io);
         _ = try cache.append(0, 0, .fromF32(rows), .fromF32(rows));
         time.* = seconds(io, begin);
-        begin = start(io);
-        @memcpy(copy, rows);
-        @memcpy(copy, rows);
-        copy_time.* = seconds(io, begin);
+        copy_time.* = copySeconds(io, copy, rows);
     }
-    const bytes: f64 = @floatFromInt(2 * rows.len * @sizeOf(f32));
-    const time = median(&times);
-    try out.row(.{
-        .name = "store",
-        .kv = @tagName(dtype),
-        .tokens = tokens,
-        .milliseconds = time * 1e3,
-        .gigabytes_per_second = bytes / time / 1e9,
-        .share = median(&copies) / time,
-    });
+    try tellStored(out, "store", dtype, tokens, rows.len, &times, &copies);
 }

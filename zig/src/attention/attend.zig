@@ -130,15 +130,13 @@ const Work = struct {
 
     /// All chunks, in order.
     fn attendAll(work: Work, total: Part.State, other: Part.State) void {
-        total.clear(work.fresh);
-        var chunk = work.see.chunkFrom(0);
-        var is_first = true;
+        const first = work.see.chunkFrom(0) orelse return total.clear(work.fresh);
+        var chunk = work.see.chunkAfter(first);
+        work.attendChunk(total, first, chunk != null);
         while (chunk) |now| {
-            const next = work.see.chunkAfter(now);
-            work.attendChunk(if (is_first) total else other, now, next != null);
-            if (!is_first) total.merge(work.part, other);
-            is_first = false;
-            chunk = next;
+            chunk = work.see.chunkAfter(now);
+            work.attendChunk(other, now, chunk != null);
+            total.merge(work.part, other);
         }
     }
 };
@@ -290,8 +288,9 @@ const Plan = struct {
         var pieces: u64 = 0;
         var each: PartIterator = .init(queries, parts.head_count_max);
         while (each.next()) |part| {
-            total += cost(part);
-            pieces += chunkCount(part);
+            const chunks = chunkCount(part);
+            total += cost(part, chunks);
+            pieces += chunks;
         }
         // Short sequences, and few of them: their heads are shared out, too.
         var head_limit: u32 = parts.head_count_max;
@@ -302,12 +301,13 @@ const Plan = struct {
     }
 
     fn splits(plan: Plan, part: Part) bool {
-        return cost(part) > plan.cost_max and chunkCount(part) > 1;
+        const chunks = chunkCount(part);
+        return chunks > 1 and cost(part, chunks) > plan.cost_max;
     }
 
     /// Proportional to time, about.
-    fn cost(part: Part) u64 {
-        return @as(u64, chunkCount(part)) * part.head_count * part.row_count;
+    fn cost(part: Part, chunks: u32) u64 {
+        return @as(u64, chunks) * part.head_count * part.row_count;
     }
 };
 
