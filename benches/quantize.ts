@@ -14,7 +14,7 @@
  *
  * Before timing, the codes are compared with the rows that went in, and ggml's records with ours.
  */
-import { PagedCache, type QuantizedDType, quantizeRows, type Sequence, setThreadCount } from "../mod.ts";
+import { BlockPool, PagedCache, type QuantizedDType, quantizeRows, type Sequence, setThreadCount } from "../mod.ts";
 import { checkClose, hashOf } from "./checking.ts";
 import { CODE_ERRORS, CODES, numbers, rotatedBytes, SHAPE } from "./inputs.ts";
 import { type GgmlQuantizer, ggmlQuantizers } from "./rivals/ggml.ts";
@@ -80,8 +80,12 @@ function appendPiece(sequence: Sequence, { k, v }: typeof first, step: number): 
 
 /** Nanoseconds to append and quantize a piece, for each step. */
 function timeAppends(kv: QuantizedDType): Map<number, number> {
-  const shape = { layerCount: 1, kvHeadCount, headDim, maxSeqLen: pieceCount * TOKENS };
-  using cache = new PagedCache({ ...shape, blockSize: 64, tail: { tokens: 0 }, store: kv });
+  const shape = { layerCount: 1, kvHeadCount, headDim, blockSize: 64 };
+  // Blocks stay mapped from round to round, as the copies do.
+  using pool = new BlockPool(shape);
+  pool.prewarm(Math.ceil(Math.max(...steps) / 64) + 1);
+  pool.prewarm(pieceCount * TOKENS / 64, kv);
+  using cache = new PagedCache({ ...shape, maxSeqLen: pieceCount * TOKENS, tail: { tokens: 0 }, store: kv, pool });
   const sequence = cache.sequence();
   appendPiece(sequence, first, steps[0]!);
   const { storeTokens } = cache.stats();

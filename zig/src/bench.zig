@@ -285,6 +285,8 @@ fn quantize(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype)
         .policy = .{ .kind = .tiered, .store = .{ .dtype_k = dtype, .dtype_v = dtype } },
     });
     defer cache.deinit();
+    // Blocks stay mapped from round to round, as the copy does.
+    for (cache.groups[0].formats.items) |format| try format.pool.prewarm(tokens / 64);
     const rows = try randomRows(gpa, tokens * kv_head_count * head_dim);
     defer gpa.free(rows);
     const copy = try gpa.alloc(f32, rows.len);

@@ -22,6 +22,7 @@ const kernels: table.Table = .{
     .level = @field(table.Level, level_name),
     .lanes = convert.lanes,
     .convert = convert.convert,
+    .convert_checked = convert.convertChecked,
     .storable = convert.storable,
     .quantize = quantize.quantize,
     .dequantize = dequantize.dequantize,

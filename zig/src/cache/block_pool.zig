@@ -180,17 +180,56 @@ pub const BlockPool = struct {
 
     /// Takes `blocks.len` blocks for a tenant (not 0), each with one reference: all of them or none.
     pub fn take(pool: *BlockPool, tenant: u32, blocks: []i32) TakeError!void {
-        assert(tenant != 0);
         if (blocks.len == 0) return;
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
-        const there = pool.free.items.len;
+        const there = @min(pool.free.items.len, blocks.len);
         if (!pool.canHave(blocks.len)) return error.PoolEmpty;
         errdefer pool.shrink();
         while (pool.free.items.len < blocks.len) try pool.grow();
-        for (blocks, 0..) |*entry, i| {
+        pool.hits += there;
+        pool.misses += blocks.len - there;
+        pool.takeFree(tenant, blocks);
+    }
+
+    /// Takes blocks as `take` does where all of them are mapped, else none. `untake` makes it undone.
+    pub fn tryTake(pool: *BlockPool, tenant: u32, blocks: []i32) ?Taken {
+        if (blocks.len == 0) return .{ .peak_before = 0 };
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        if (pool.free.items.len < blocks.len) return null;
+        const taken: Taken = .{ .peak_before = pool.peak_count };
+        pool.hits += blocks.len;
+        pool.takeFree(tenant, blocks);
+        return taken;
+    }
+
+    pub const Taken = struct { peak_before: u32 };
+
+    /// As if the blocks had not been taken, by the numbers of the pool too.
+    pub fn untake(pool: *BlockPool, blocks: []const i32, taken: Taken) void {
+        if (blocks.len == 0) return;
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        // Others may have taken blocks meanwhile.
+        const used_before = pool.used_count - @as(u32, @intCast(blocks.len));
+        if (pool.peak_count == pool.used_count) pool.peak_count = @max(taken.peak_before, used_before);
+        pool.hits -= blocks.len;
+        pool.returns -%= blocks.len; // which `releaseOne` counts
+        var i = blocks.len;
+        while (i > 0) {
+            i -= 1;
+            const block: u32 = @intCast(blocks[i]);
+            assert(pool.ref_counts.items[block] == 1);
+            pool.serials.items[block] -%= 1;
+            pool.releaseOne(block);
+        }
+    }
+
+    fn takeFree(pool: *BlockPool, tenant: u32, blocks: []i32) void {
+        assert(tenant != 0);
+        for (blocks) |*entry| {
             const block = pool.free.pop().?;
-            if (i < there) pool.hits += 1 else pool.misses += 1;
             assert(pool.ref_counts.items[block] == 0);
             pool.ref_counts.items[block] = 1;
             pool.serials.items[block] +%= 1;
@@ -240,7 +279,7 @@ pub const BlockPool = struct {
         }
         pool.free.appendAssumeCapacity(block);
         pool.used_count -= 1;
-        pool.returns += 1;
+        pool.returns +%= 1;
         const slab_index = block / pool.blocks_per_slab;
         pool.slab_free_counts[slab_index] += 1;
         if (pool.slab_free_counts[slab_index] == pool.slabBlocks(slab_index)) pool.shrink();

@@ -54,10 +54,17 @@ pub const Block = struct {
             .rows_dtype = dtype,
             .token_stride = token_stride,
         });
-        for (0..token_count) |i| {
-            const source = block.row(layer, side, kv_head, token_first + @as(u32, @intCast(i)));
-            kernels.convert(destination + i * token_stride, dtype, source, shape.dtype(side), shape.head_dim);
-        }
+        if (token_count == 0) return;
+        kernels.convert(&.{
+            .destination = destination,
+            .destination_dtype = dtype,
+            .destination_stride = token_stride,
+            .source = block.row(layer, side, kv_head, token_first),
+            .source_dtype = shape.dtype(side),
+            .source_stride = shape.tokenBytes(side),
+            .row_count = token_count,
+            .element_count = shape.head_dim,
+        });
     }
 
     /// Copies the first rows of a layer into a block of the same geometry whose sides are in floats.
@@ -72,6 +79,14 @@ pub const Block = struct {
             } else {
                 from.read(layer, side, kv_head, 0, row_count, destination, to.shape.dtype(side), to.shape.tokenBytes(side));
             }
+        };
+    }
+
+    /// Makes one row of a layer zeros; the sides are in floats.
+    pub fn clearRow(block: Block, layer: u32, token: u32) void {
+        for (sides) |side| for (0..block.shape.kv_head_count) |head| {
+            const bytes: usize = @intCast(block.shape.tokenBytes(side));
+            @memset(block.row(layer, side, @intCast(head), token)[0..bytes], 0);
         };
     }
 
@@ -94,8 +109,13 @@ pub const Block = struct {
             const rows = from.row(layer, side, kv_head, 0);
             const destination = to.plane(layer, side, kv_head);
             if (to.shape.dtype(side).isFloat()) {
-                const element_count = @as(usize, shape.block_size) * shape.head_dim;
-                kernels.convert(destination, to.shape.dtype(side), rows, shape.dtype(side), element_count);
+                kernels.convert(&.{
+                    .destination = destination,
+                    .destination_dtype = to.shape.dtype(side),
+                    .source = rows,
+                    .source_dtype = shape.dtype(side),
+                    .element_count = @as(u64, shape.block_size) * shape.head_dim,
+                });
             } else {
                 kernels.quantize(&.{
                     .plane = to.shape.plane(side),

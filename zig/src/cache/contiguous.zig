@@ -162,17 +162,23 @@ pub const ContiguousCache = struct {
         const kernels = dispatch.kernels();
         const destination = side.run(run) + shape.positionBytes(start, side.dtype);
         switch (input.layout) {
-            .token_major => kernels.convert(destination, side.dtype, input.bytes, input.dtype, input.element_count),
-            .head_major => for (0..shape.kv_head_count) |kv_head| for (0..token_count) |token| {
-                const kv_head_index: u32 = @intCast(kv_head);
-                kernels.convert(
-                    destination + shape.positionBytes(@intCast(token), side.dtype) + shape.headBytes(kv_head_index, side.dtype),
-                    side.dtype,
-                    input.headRow(shape, token_count, kv_head_index, token),
-                    input.dtype,
-                    shape.head_dim,
-                );
-            },
+            .token_major => kernels.convert(&.{
+                .destination = destination,
+                .destination_dtype = side.dtype,
+                .source = input.bytes,
+                .source_dtype = input.dtype,
+                .element_count = input.element_count,
+            }),
+            .head_major => for (0..shape.kv_head_count) |kv_head| kernels.convert(&.{
+                .destination = destination + shape.headBytes(@intCast(kv_head), side.dtype),
+                .destination_dtype = side.dtype,
+                .destination_stride = shape.rowBytes(side.dtype),
+                .source = input.headRow(shape, token_count, @intCast(kv_head), 0),
+                .source_dtype = input.dtype,
+                .source_stride = @as(u64, shape.head_dim) * input.dtype.elementBytes(),
+                .row_count = token_count,
+                .element_count = shape.head_dim,
+            }),
         }
     }
 
@@ -291,8 +297,20 @@ pub const ContiguousCache = struct {
         const element_count = shapes.rowElements(self.shape, source.row_count).?; // a part of a checked size
         if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
         const kernels = dispatch.kernels();
-        kernels.convert(k.bytes, k.dtype, source.place.contiguous.keys, self.dtype_k, element_count);
-        kernels.convert(v.bytes, v.dtype, source.place.contiguous.values, self.dtype_v, element_count);
+        kernels.convert(&.{
+            .destination = k.bytes,
+            .destination_dtype = k.dtype,
+            .source = source.place.contiguous.keys,
+            .source_dtype = self.dtype_k,
+            .element_count = element_count,
+        });
+        kernels.convert(&.{
+            .destination = v.bytes,
+            .destination_dtype = v.dtype,
+            .source = source.place.contiguous.values,
+            .source_dtype = self.dtype_v,
+            .element_count = element_count,
+        });
         return source.row_count;
     }
 

@@ -495,6 +495,8 @@ pub const Sequence = struct {
     marked: bool = false,
     /// What is about to happen to the block in which its next row lands.
     renewal: paged_append.Renewal = .none,
+    /// Blocks that an append under way has put into the table of the layer's group.
+    entries_added: u32 = 0,
 
     /// Appends n >= 0 rows of one layer and returns the position of the first.
     pub fn append(self: *Sequence, layer_index: u32, k: Input, v: Input) PagedCache.AppendError!u32 {

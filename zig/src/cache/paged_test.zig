@@ -363,6 +363,47 @@ test "a batch of ragged sequences is appended whole or not at all" {
     try checkInvariants(&cache);
 }
 
+test "rows that are refused while they are written leave no trace" {
+    // Blocks of 2 rows. The bad one is the last row of the last sequence, behind rows that were written to new blocks.
+    const nan = std.math.nan(f32);
+    var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 2));
+    defer cache.deinit();
+    const pool = cache.groups[0].pool();
+    var sequences: [2]*Sequence = undefined;
+    for (&sequences) |*sequence| {
+        sequence.* = try cache.createSequence();
+        try step(&cache, sequence.*, 1, ascending);
+    }
+    const before = pool.stats();
+    const next_block = pool.free.getLast();
+    const serial_before = pool.serial(next_block);
+    const good = input(&.{ 1, 2, 3, 4, 1, 2, 3 });
+    const bad = input(&.{ 1, 2, 3, 4, 1, 2, nan });
+    for ([_][2]Input{ .{ good, bad }, .{ bad, good } }) |pair| {
+        try testing.expectError(error.NotFinite, cache.append(0, &sequences, &.{ 4, 3 }, pair[0], pair[1]));
+        try testing.expectEqual(before, pool.stats());
+        try testing.expectEqual(next_block, pool.free.getLast());
+        try testing.expectEqual(serial_before, pool.serial(next_block));
+        for (sequences) |sequence| {
+            try expectRows(&cache, sequence, &.{0});
+            try testing.expectEqual(1, sequence.tables[0].len());
+            // Nothing that is not finite may stand behind the rows of a block.
+            const block = pool.bytes(@intCast(sequence.tables[0].blocks.items[0]));
+            try testing.expect(std.mem.allEqual(u8, block, 0));
+        }
+        try checkInvariants(&cache);
+    }
+    try cache.append(0, &sequences, &.{ 4, 3 }, good, good);
+    try expectRows(&cache, sequences[0], &.{ 0, 1, 2, 3, 4 });
+    try expectRows(&cache, sequences[1], &.{ 0, 1, 2, 3 });
+    // Where memory must be mapped first, rows are looked at before it is.
+    var fresh: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 2));
+    defer fresh.deinit();
+    const sequence = try fresh.createSequence();
+    try testing.expectError(error.NotFinite, fresh.append(0, &.{sequence}, &.{1}, input(&.{1}), input(&.{nan})));
+    try testing.expectEqual(0, fresh.groups[0].pool().stats().allocations);
+}
+
 test "sequences that share a block append in one batch: all but the last of them copy it" {
     // Blocks of 4 rows, 4 of them.
     var options = simple(.{ .kv_head_count = 1, .head_dim = 1 }, 4);

@@ -35,6 +35,12 @@ pub const Input = struct {
         assert(element + shape.head_dim <= input.element_count);
         return input.bytes + element * input.dtype.elementBytes();
     }
+
+    /// Bytes from a row of one head to that of the next head of the same token.
+    pub fn headStride(input: Input, shape: anytype, token_count: u64) u64 {
+        const rows: u64 = if (input.layout == .token_major) 1 else token_count;
+        return rows * shape.head_dim * input.dtype.elementBytes();
+    }
 };
 
 /// A copy's destination, [token][kv_head][head_dim]; unaligned.

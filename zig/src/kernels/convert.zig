@@ -7,6 +7,7 @@ const std = @import("std");
 const builtin = @import("builtin");
 const assert = std.debug.assert;
 const dtypes = @import("../dtype.zig");
+const table = @import("table.zig");
 const Dtype = dtypes.Dtype;
 
 /// f32 lanes of this level's vectors: 4, 8 or 16.
@@ -113,44 +114,70 @@ fn narrowF16(values: Vector) VectorU16 {
 }
 
 /// See `Table.convert`.
-pub fn convert(
-    destination: [*]u8,
-    destination_dtype: Dtype,
-    source: [*]const u8,
-    source_dtype: Dtype,
-    element_count: usize,
-) callconv(.c) void {
-    if (destination_dtype == source_dtype) {
-        const bytes = element_count * source_dtype.elementBytes();
-        @memcpy(destination[0..bytes], source[0..bytes]);
-        return;
-    }
-    switch (destination_dtype) {
-        inline .f32, .f16, .bf16 => |to| switch (source_dtype) {
-            inline .f32, .f16, .bf16 => |from| convertBetween(to, destination, from, source, element_count),
+pub fn convert(task: *const table.ConvertTask) callconv(.c) void {
+    switch (task.destination_dtype) {
+        inline .f32, .f16, .bf16 => |to| switch (task.source_dtype) {
+            inline .f32, .f16, .bf16 => |from| for (0..task.row_count) |row| {
+                const destination = task.destination + row * task.destination_stride;
+                const source = task.source + row * task.source_stride;
+                if (to == from) {
+                    const bytes = task.element_count * comptime to.elementBytes();
+                    @memcpy(destination[0..bytes], source[0..bytes]);
+                } else {
+                    convertRow(to, destination, from, source, task.element_count, null);
+                }
+            },
             else => unreachable,
         },
         else => unreachable,
     }
 }
 
-fn convertBetween(
+/// See `Table.convert_checked`.
+pub fn convertChecked(task: *const table.ConvertTask, narrowest: Dtype) callconv(.c) u32 {
+    var largest: VectorU32 = @splat(0);
+    switch (task.destination_dtype) {
+        inline .f32, .f16, .bf16 => |to| switch (task.source_dtype) {
+            inline .f32, .f16, .bf16 => |from| for (0..task.row_count) |row| convertRow(
+                to,
+                task.destination + row * task.destination_stride,
+                from,
+                task.source + row * task.source_stride,
+                task.element_count,
+                &largest,
+            ),
+            else => unreachable,
+        },
+        else => unreachable,
+    }
+    return @intFromBool(@reduce(.Max, largest) < dtypes.refusedF32Bits(narrowest));
+}
+
+/// Where a `largest` is given, it becomes the largest magnitude as f32 bits.
+inline fn convertRow(
     comptime to: Dtype,
     destination: [*]u8,
     comptime from: Dtype,
     source: [*]const u8,
     element_count: usize,
+    largest: ?*VectorU32,
 ) void {
     const to_bytes = comptime to.elementBytes();
     const from_bytes = comptime from.elementBytes();
+    const magnitude_mask: VectorU32 = @splat(0x7fff_ffff);
     var i: usize = 0;
     while (i + lanes <= element_count) : (i += lanes) {
-        store(to, destination + i * to_bytes, load(from, source + i * from_bytes));
+        @prefetch(source + i * from_bytes + prefetch_bytes, .{});
+        const values = load(from, source + i * from_bytes);
+        if (largest) |most| most.* = @max(most.*, @as(VectorU32, @bitCast(values)) & magnitude_mask);
+        store(to, destination + i * to_bytes, values);
     }
     const rest = element_count - i;
     if (rest == 0) return;
+    const values = loadPartial(from, source + i * from_bytes, rest);
+    if (largest) |most| most.* = @max(most.*, @as(VectorU32, @bitCast(values)) & magnitude_mask);
     var buffer: [lanes * to_bytes]u8 = undefined;
-    store(to, &buffer, loadPartial(from, source + i * from_bytes, rest));
+    store(to, &buffer, values);
     @memcpy(destination[i * to_bytes ..][0 .. rest * to_bytes], buffer[0 .. rest * to_bytes]);
 }
 
@@ -172,19 +199,30 @@ pub fn storable(
     });
 }
 
+const line_bytes = 64;
+
+/// How far ahead memory is asked for; past the end it is not read.
+const prefetch_bytes = 2048;
+
 /// Are all magnitudes (sign bit cleared) below `limit`?
 fn allBelow(comptime Bits: type, limit: Bits, source: [*]const u8, element_count: usize) bool {
     const magnitude_mask = std.math.maxInt(Bits) >> 1;
     const width = lanes * 4 / @sizeOf(Bits);
     const Wide = @Vector(width, Bits);
     const elements: [*]align(1) const Bits = @ptrCast(source);
-    var largest: Wide = @splat(0);
+    const in_line = line_bytes / @sizeOf(Bits);
+    var most: [in_line / width]Wide = @splat(@splat(0));
     var i: usize = 0;
-    while (i + width <= element_count) : (i += width) {
-        const bits: Wide = elements[i..][0..width].*;
-        largest = @max(largest, bits & @as(Wide, @splat(magnitude_mask)));
+    while (i + in_line <= element_count) : (i += in_line) {
+        // These rows come from the caller's memory and are often read here first.
+        @prefetch(source + i * @sizeOf(Bits) + prefetch_bytes, .{});
+        inline for (&most, 0..) |*largest, part| {
+            const bits: Wide = elements[i + part * width ..][0..width].*;
+            largest.* = @max(largest.*, bits & @as(Wide, @splat(magnitude_mask)));
+        }
     }
-    var below = @reduce(.Max, largest) < limit;
+    var below = true;
+    for (most) |largest| below = below and @reduce(.Max, largest) < limit;
     while (i < element_count) : (i += 1) below = below and (elements[i] & magnitude_mask) < limit;
     return below;
 }

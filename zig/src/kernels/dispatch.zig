@@ -6,6 +6,7 @@ const assert = std.debug.assert;
 const kernel_table = @import("table.zig");
 
 pub const AttendTask = kernel_table.AttendTask;
+pub const ConvertTask = kernel_table.ConvertTask;
 pub const DequantizeTask = kernel_table.DequantizeTask;
 pub const FinishTask = kernel_table.FinishTask;
 pub const Level = kernel_table.Level;
@@ -229,7 +230,13 @@ test "convert equals the reference bit for bit, at every length and alignment" {
         }
         @memset(&got, 0xaa);
         const out = got[shift..];
-        table.convert(out.ptr, to, in.ptr, from, length);
+        table.convert(&.{
+            .destination = out.ptr,
+            .destination_dtype = to,
+            .source = in.ptr,
+            .source_dtype = from,
+            .element_count = length,
+        });
         for (0..length) |index| {
             const value = reference.element(from, in, index);
             if (std.math.isInf(value)) continue;
@@ -258,9 +265,21 @@ test "every f16 and bf16 widens to its value and narrows back to itself" {
             var narrow: [16]u16 = undefined;
             for (&narrow, 0..) |*word, i| word.* = @intCast(bits + i);
             var wide: [16]f32 = undefined;
-            table.convert(@ptrCast(&wide), .f32, @ptrCast(&narrow), dtype, 16);
+            table.convert(&.{
+                .destination = @ptrCast(&wide),
+                .destination_dtype = .f32,
+                .source = @ptrCast(&narrow),
+                .source_dtype = dtype,
+                .element_count = 16,
+            });
             var back: [16]u16 = undefined;
-            table.convert(@ptrCast(&back), dtype, @ptrCast(&wide), .f32, 16);
+            table.convert(&.{
+                .destination = @ptrCast(&back),
+                .destination_dtype = dtype,
+                .source = @ptrCast(&wide),
+                .source_dtype = .f32,
+                .element_count = 16,
+            });
             for (narrow, wide, back, 0..) |word, value, again, i| {
                 const truth = reference.element(dtype, std.mem.asBytes(&narrow), i);
                 if (std.math.isNan(truth)) {
@@ -271,6 +290,60 @@ test "every f16 and bf16 widens to its value and narrows back to itself" {
                 }
             }
         }
+    };
+}
+
+test "convert_checked converts rows as convert does, and sees what storable refuses" {
+    var buffer: [linked_levels.len]*const Table = undefined;
+    var prng: std.Random.DefaultPrng = .init(testing.random_seed);
+    const random = prng.random();
+    const row_count = 3;
+    const gap = 5;
+    for (availableTables(&buffer)) |table| for (dtypes) |from| for (dtypes) |to| for ([_]usize{ 1, 7, 16, 40, 67 }) |length| {
+        var source: [row_count * (67 * 4 + gap)]u8 = @splat(0xff); // NaN between the rows must not be looked at
+        const source_stride = length * from.elementBytes() + gap;
+        for (0..row_count) |row| {
+            var values: [67]f32 = undefined;
+            for (values[0..length]) |*value| value.* = random.floatNorm(f32);
+            table.convert(&.{
+                .destination = source[row * source_stride ..].ptr,
+                .destination_dtype = from,
+                .source = @ptrCast(&values),
+                .source_dtype = .f32,
+                .element_count = length,
+            });
+        }
+        const destination_stride = length * to.elementBytes() + 2 * gap;
+        var expected: [row_count * (67 * 4 + 2 * gap)]u8 = @splat(0xaa);
+        var got = expected;
+        var task: kernel_table.ConvertTask = .{
+            .destination = &expected,
+            .destination_dtype = to,
+            .destination_stride = destination_stride,
+            .source = &source,
+            .source_dtype = from,
+            .source_stride = source_stride,
+            .row_count = row_count,
+            .element_count = length,
+        };
+        table.convert(&task);
+        task.destination = &got;
+        try testing.expectEqual(1, table.convert_checked(&task, .f16));
+        try testing.expectEqualSlices(u8, &expected, &got);
+        // One bad element, in any row, at any place of it.
+        const row = random.uintLessThan(usize, row_count);
+        const element = random.uintLessThan(usize, length);
+        const place = source[row * source_stride + element * from.elementBytes() ..];
+        const good = place[0..4].*;
+        switch (from) {
+            .f32 => std.mem.writeInt(u32, place[0..4], @bitCast(@as(f32, -65520)), .little),
+            .f16 => std.mem.writeInt(u16, place[0..2], 0xfc00, .little),
+            else => std.mem.writeInt(u16, place[0..2], 0x4780, .little), // 65536
+        }
+        try testing.expectEqual(0, table.convert_checked(&task, .f16));
+        try testing.expectEqual(@intFromBool(from != .f16), table.convert_checked(&task, .f32));
+        @memcpy(place[0..from.elementBytes()], good[0..from.elementBytes()]);
+        try testing.expectEqual(1, table.convert_checked(&task, .f16));
     };
 }
 

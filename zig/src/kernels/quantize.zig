@@ -8,10 +8,13 @@
 //! after it was clamped, so that no input, NaN and Inf included, is undefined behaviour.
 
 const std = @import("std");
+const builtin = @import("builtin");
 const assert = std.debug.assert;
 const convert = @import("convert.zig");
 const group = @import("../group.zig");
+const packed_integers = @import("pack.zig");
 const scales = @import("scale.zig");
+const softmax = @import("softmax.zig");
 const table = @import("table.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const Plane = group.Plane;
@@ -120,26 +123,49 @@ const Rows = struct {
     }
 };
 
+/// What the codes of `lanes` values are rounded from.
+inline fn exactCodes(comptime dtype: Dtype, x: Vector, inverse: Vector, min: Vector) Vector {
+    return switch (dtype) {
+        .q8_0 => x * inverse,
+        .q4_0 => x * inverse + @as(Vector, @splat(8.5)), // which is rounded down
+        .i8, .i4, .i2 => (x - min) * inverse,
+        else => comptime unreachable,
+    };
+}
+
 /// The codes of `lanes` values, in the low bits that they have in a plane, zeros above them.
-inline fn codes(comptime dtype: Dtype, x: Vector, inverse: Vector, min: Vector) VectorU32 {
-    if (dtype == .q4_0) {
-        const shifted = x * inverse + @as(Vector, @splat(8.5));
-        const clamped = smaller(larger(shifted, zero), @as(Vector, @splat(15)));
-        return @intFromFloat(clamped);
-    }
+inline fn codes(comptime dtype: Dtype, exact: Vector) VectorU32 {
     const range: [2]f32 = switch (dtype) {
-        .q8_0 => .{ -127, 127 },
-        .i8 => .{ -128, 127 },
-        .i4 => .{ 0, 15 },
+        .q8_0, .i8 => .{ -128, 127 },
+        .q4_0, .i4 => .{ 0, 15 },
         .i2 => .{ 0, 3 },
         else => comptime unreachable,
     };
-    const exact = if (dtype == .q8_0) x * inverse else (x - min) * inverse;
     const clamped = smaller(larger(exact, @splat(range[0])), @splat(range[1]));
+    if (dtype == .q4_0) return @intFromFloat(clamped);
     // Rounds to an integer, half to even, and leaves it in the low bits, in two's complement.
     const rounded: VectorU32 = @bitCast(clamped + @as(Vector, @splat(0x1.8p23)));
     return rounded & @as(VectorU32, @splat(scales.codeMask(dtype)));
 }
+
+/// The codes of four vectors of values as bytes: of each four lanes those of the first vector, then those of the second,
+/// and so on.
+inline fn codesOfFour(comptime dtype: Dtype, exact: [group.quad]Vector) Bytes {
+    if (builtin.cpu.arch == .x86_64) {
+        const bytes = packed_integers.bytes(dtype.codeBits() == 8, exact, dtype == .q4_0);
+        return if (dtype.codeBits() == 8) bytes else @min(bytes, @as(Bytes, @splat(scales.codeMask(dtype))));
+    }
+    var narrow: [group.quad][lanes]u8 = undefined;
+    inline for (&narrow, exact) |*bytes, vector| bytes.* = @as(@Vector(lanes, u8), @truncate(codes(dtype, vector)));
+    var bytes: [group.quad * lanes]u8 = undefined;
+    inline for (0..lanes / group.quad) |four| inline for (narrow, 0..) |of, i| {
+        bytes[(four * group.quad + i) * group.quad ..][0..group.quad].* = of[four * group.quad ..][0..group.quad].*;
+    };
+    return bytes;
+}
+
+/// Codes of four vectors: see `codesOfFour`.
+const Bytes = @Vector(group.quad * lanes, u8);
 
 /// Formats with a group for each token: 64 tokens by one group at a time.
 fn quantizeTokens(comptime dtype: Dtype, comptime side: Side, task: *const table.QuantizeTask) void {
@@ -171,36 +197,61 @@ inline fn tokenParameters(
     count: usize,
     parameters: *Parameters(chunk),
 ) void {
-    // Symmetric formats have their extremes in the first array. Lanes behind the last token are computed and not used.
-    var least: [chunk]f32 align(64) = @splat(0);
-    var largest: [chunk]f32 align(64) = @splat(0);
-    for (0..count) |token| {
+    var first: usize = 0;
+    while (first < count) : (first += lanes) {
+        parameters.set(first, if (comptime dtype.isAffine()) blk: {
+            var least: [lanes]Vector = undefined;
+            var largest: [lanes]Vector = undefined;
+            for (&least, &largest, 0..) |*low, *high, i| {
+                // Lanes behind the last token are computed and not used.
+                const token = @min(first + i, count - 1);
+                low.* = rows.at(token, 0);
+                high.* = low.*;
+                var dim: u32 = lanes;
+                while (dim < group_size) : (dim += lanes) {
+                    low.* = smaller(rows.at(token, dim), low.*);
+                    high.* = larger(rows.at(token, dim), high.*);
+                }
+            }
+            break :blk scales.affine(dtype, softmax.foldLanes(smaller, least), softmax.foldLanes(larger, largest));
+        } else scales.symmetric(dtype, extremes(dtype, rows, first, count)));
+    }
+}
+
+/// Of `lanes` tokens: for q8_0 the largest magnitude, for q4_0 the first value that has it.
+inline fn extremes(comptime dtype: Dtype, rows: Rows, first: usize, count: usize) Vector {
+    var least: [lanes]Vector = undefined;
+    var largest: [lanes]Vector = undefined;
+    for (&least, &largest, 0..) |*low, *high, i| {
+        const token = @min(first + i, count - 1);
         var x: [vectors]Vector = undefined;
         inline for (&x, 0..) |*vector, v| vector.* = rows.at(token, v * lanes);
-        if (comptime !dtype.isAffine()) {
-            least[token] = if (dtype == .q8_0) @bitCast(scales.magnitude(x)) else scales.firstExtreme(x);
-            continue;
+        if (dtype == .q8_0) {
+            high.* = @abs(x[0]);
+            inline for (x[1..]) |vector| high.* = larger(@abs(vector), high.*);
+        } else {
+            low.* = x[0];
+            high.* = x[0];
+            inline for (x[1..]) |vector| {
+                low.* = smaller(vector, low.*);
+                high.* = larger(vector, high.*);
+            }
         }
-        var low = x[0];
-        var high = x[0];
-        inline for (x[1..]) |vector| {
-            low = smaller(vector, low);
-            high = larger(vector, high);
-        }
-        var dim: u32 = columns;
-        while (dim < group_size) : (dim += lanes) {
-            low = smaller(rows.at(token, dim), low);
-            high = larger(rows.at(token, dim), high);
-        }
-        least[token] = scales.fold(smaller, low);
-        largest[token] = scales.fold(larger, high);
     }
-    for (0..chunk / lanes) |v| {
-        const low: Vector = least[v * lanes ..][0..lanes].*;
-        const high: Vector = largest[v * lanes ..][0..lanes].*;
-        const is_affine = comptime dtype.isAffine();
-        parameters.set(v * lanes, if (is_affine) scales.affine(dtype, low, high) else scales.symmetric(dtype, low));
-    }
+    const high = softmax.foldLanes(larger, largest);
+    if (dtype == .q8_0) return high;
+    const low = softmax.foldLanes(smaller, least);
+    var found: [lanes]f32 = @select(f32, -low > high, low, high);
+    // Of x and -x the one that stands first; of zeros any.
+    const is_tie: std.meta.Int(.unsigned, lanes) = @bitCast((-low == high) & (high != zero));
+    if (is_tie != 0) for (0..lanes) |i| {
+        if (is_tie >> @intCast(i) & 1 == 0) continue;
+        const token = @min(first + i, count - 1);
+        var x: [vectors]Vector = undefined;
+        inline for (&x, 0..) |*vector, v| vector.* = rows.at(token, v * lanes);
+        found[i] = scales.firstExtreme(x);
+    };
+    return found;
 }
 
 /// Affine keys, a group for each channel: 32 channels over all tokens at a time.
@@ -248,8 +299,8 @@ inline fn storeParameters(
     @memcpy(bytes[plane.minOffset() + 2 * index ..][0 .. 2 * count], std.mem.asBytes(&parameters.min_bits));
 }
 
-/// The words of `token_count` tokens and 32 dims. With lanes = dims, four tokens' codes are put beside each other in words;
-/// four words of four dims are then transposed into the four words of those tokens, which is what the plane has.
+/// The words of `token_count` tokens and 32 dims. Codes of four tokens with lanes = dims are packed as a plane has them: four
+/// dims of each.
 inline fn packKeys(
     comptime dtype: Dtype,
     plane: Plane,
@@ -263,39 +314,48 @@ inline fn packKeys(
     const is_per_channel = comptime dtype.isAffine();
     const bits = comptime @as(u32, dtype.codeBits());
     const quads = comptime 8 / bits; // of sums in a word
+    const vectors_filled = comptime columns / group.quad / quads;
+    const pieces_a_vector = lanes / group.quad;
     var t: usize = 0;
     while (t < token_count) : (t += group.quad) {
         const token = token_first + t;
-        var words: [vectors]VectorU32 = undefined;
-        inline for (&words, 0..) |*word, v| {
-            word.* = @splat(0);
-            inline for (0..group.quad) |i| {
+        var four_tokens: [vectors]Bytes = undefined;
+        inline for (&four_tokens, 0..) |*bytes_of, v| {
+            var exact: [group.quad]Vector = undefined;
+            inline for (&exact, 0..) |*vector, i| {
                 const inverse: Vector, const min: Vector = if (is_per_channel) .{
                     parameters.inverse[v * lanes ..][0..lanes].*,
                     parameters.min[v * lanes ..][0..lanes].*,
                 } else .{ @splat(parameters.inverse[t + i]), @splat(parameters.min[t + i]) };
-                word.* |= codes(dtype, rows.at(t + i, v * lanes), inverse, min) << @splat(8 * i);
+                vector.* = exactCodes(dtype, rows.at(t + i, v * lanes), inverse, min);
             }
+            bytes_of.* = codesOfFour(dtype, exact);
         }
         const vector_first = token / group.lane_count * (plane.head_dim / group.quad / quads) + dim / group.quad / quads;
-        const place = bytes + vector_first * group.vector_bytes + token % group.lane_count * group.quad;
-        inline for (0..columns / group.quad / quads) |w| {
-            var four: @Vector(group.quad, u32) = @splat(0);
-            inline for (0..quads) |k| four |= piece(words, w * quads + k) << @splat(bits * k);
-            place[w * group.vector_bytes ..][0..16].* = transposed(@bitCast(four));
+        const line_first = bytes + vector_first * group.vector_bytes;
+        const place = line_first + token % group.lane_count * group.quad;
+        inline for (0..vectors_filled) |w| {
+            var sixteen: @Vector(4, u32) = @splat(0);
+            inline for (0..quads) |k| {
+                const index = w * quads + k;
+                const piece = std.simd.extract(four_tokens[index / pieces_a_vector], index % pieces_a_vector * 16, 16);
+                sixteen |= @as(@Vector(4, u32), @bitCast(piece)) << @splat(bits * k);
+            }
+            place[w * group.vector_bytes ..][0..16].* = @bitCast(sixteen);
+        }
+        // All lines are written four times, four tokens at a time.
+        const lines_at_once = (vectors_filled + group.quad - 1) / group.quad;
+        inline for (0..lines_at_once) |i| {
+            const line = token % group.lane_count / group.quad * lines_at_once + i;
+            askForNext(plane, line_first + line * group.vector_bytes);
         }
     }
 }
 
-/// Words 4 * index to 4 * index + 3 of a row of vectors.
-inline fn piece(words: anytype, comptime index: usize) @Vector(group.quad, u32) {
-    const at = index * group.quad;
-    return std.simd.extract(words[at / lanes], at % lanes, group.quad);
-}
-
-/// Bytes [4][4], rows and columns exchanged.
-inline fn transposed(bytes: @Vector(16, u8)) @Vector(16, u8) {
-    return @shuffle(u8, bytes, undefined, [16]i32{ 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15 });
+/// Asks for the line of the next plane that stands where one of this plane was written: codes go to memory that was not
+/// used for long, and planes are stored one after the other.
+inline fn askForNext(plane: Plane, line: [*]const u8) void {
+    @prefetch(line + plane.bytes(), .{ .rw = .write });
 }
 
 /// The words of 64 tokens and the `group_size` dims of a group: lanes = dims, so a word is four tokens' codes as they come.
@@ -319,17 +379,29 @@ inline fn packValues(
         place += token_first / tokens_a_word * group.vector_bytes;
         var t: usize = 0;
         while (t < chunk) : (t += tokens_a_word) {
-            var word: VectorU32 = @splat(0);
-            inline for (0..tokens_a_word) |i| {
-                const inverse: Vector = @splat(parameters.inverse[t + i]);
-                const min: Vector = @splat(parameters.min[t + i]);
-                const shift = 8 * (i % group.quad) + bits * (i / group.quad);
-                word |= codes(dtype, rows.at(t + i, dim), inverse, min) << @splat(shift);
+            var words: VectorU32 = @splat(0);
+            inline for (0..tokens_a_word / group.quad) |k| {
+                var exact: [group.quad]Vector = undefined;
+                inline for (&exact, 0..) |*vector, i| {
+                    const from = t + k * group.quad + i;
+                    const inverse: Vector = @splat(parameters.inverse[from]);
+                    const min: Vector = @splat(parameters.min[from]);
+                    vector.* = exactCodes(dtype, rows.at(from, dim), inverse, min);
+                }
+                words |= @as(VectorU32, @bitCast(codesOfFour(dtype, exact))) << @splat(bits * k);
             }
-            place[0 .. 4 * lanes].* = @bitCast(word);
+            place[0 .. 4 * lanes].* = transposed(@bitCast(words));
+            askForNext(plane, place);
             place += group.vector_bytes;
         }
     }
+}
+
+/// Bytes [4][4] of each 16, rows and columns exchanged: from four lanes of each vector to four vectors of each lane.
+inline fn transposed(bytes: Bytes) Bytes {
+    comptime var order: [group.quad * lanes]i32 = undefined;
+    inline for (&order, 0..) |*from, i| from.* = i / 16 * 16 + i % 4 * 4 + i % 16 / 4;
+    return @shuffle(u8, bytes, undefined, order);
 }
 
 /// The codes of one record.
@@ -343,8 +415,10 @@ inline fn packRecord(
     const high_dims = group.record_values / 2;
     comptime var at = 0;
     inline while (at < bytes.len) : (at += lanes) {
-        var word = codes(dtype, rows.at(index, at), @splat(inverse), zero);
-        if (dtype == .q4_0) word |= codes(dtype, rows.at(index, at + high_dims), @splat(inverse), zero) << @splat(4);
+        var word = codes(dtype, exactCodes(dtype, rows.at(index, at), @splat(inverse), zero));
+        if (dtype == .q4_0) {
+            word |= codes(dtype, exactCodes(dtype, rows.at(index, at + high_dims), @splat(inverse), zero)) << @splat(4);
+        }
         bytes[at..][0..lanes].* = @as(@Vector(lanes, u8), @truncate(word));
     }
 }

@@ -88,20 +88,10 @@ pub inline fn larger(x: Vector, bound: Vector) Vector {
     return @select(f32, x > bound, x, bound);
 }
 
-/// The smallest or largest lane.
-pub inline fn fold(comptime better: fn (Vector, Vector) callconv(.@"inline") Vector, vector: Vector) f32 {
-    var folded = vector;
-    comptime var distance = lanes / 2;
-    inline while (distance > 0) : (distance /= 2) {
-        folded = better(folded, std.simd.rotateElementsLeft(folded, distance));
-    }
-    return folded[0];
-}
-
 const magnitude_mask: VectorU32 = @splat(0x7fff_ffff);
 
 /// The bits of the largest magnitude: as integers, magnitudes of floats have the same order.
-pub inline fn magnitude(x: anytype) u32 {
+inline fn magnitude(x: anytype) u32 {
     var largest: VectorU32 = @splat(0);
     inline for (x) |vector| largest = @max(largest, @as(VectorU32, @bitCast(vector)) & magnitude_mask);
     return @reduce(.Max, largest);

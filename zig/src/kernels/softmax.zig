@@ -115,19 +115,36 @@ pub inline fn sumFour(a: Vector, b: Vector, c: Vector, d: Vector) @Vector(4, f32
     return @shuffle(f32, ab, cd, [4]i32{ 0, 1, -1, -2 }) + @shuffle(f32, ab, cd, [4]i32{ 2, 3, -3, -4 });
 }
 
-/// The sums of `lanes` vectors, each in the order of `sum`; lane i is that of vector i. Halves of two vectors are added
-/// at a time: 3 instructions a pair, where adding up each vector by itself takes more than twice as many.
+/// The sums of `lanes` vectors, each in the order of `sum`; lane i is that of vector i.
 pub inline fn sumLanes(vectors: [lanes]Vector) Vector {
+    return foldLanes(added, vectors);
+}
+
+inline fn added(a: Vector, b: Vector) Vector {
+    return a + b;
+}
+
+/// What `both` makes of the lanes of each of `lanes` vectors; lane i is that of vector i. Halves of two vectors are taken
+/// at a time: 3 instructions a pair, where folding each vector by itself takes more than twice as many.
+pub inline fn foldLanes(
+    comptime both: fn (Vector, Vector) callconv(.@"inline") Vector,
+    vectors: [lanes]Vector,
+) Vector {
     var folded = vectors;
     comptime var count = lanes;
     inline while (count > 1) : (count /= 2) {
-        inline for (0..count / 2) |i| folded[i] = foldPair(count, folded[i], folded[i + count / 2]);
+        inline for (0..count / 2) |i| folded[i] = foldPair(both, count, folded[i], folded[i + count / 2]);
     }
     return folded[0];
 }
 
-/// Adds the upper half of each group of `width` lanes to the lower one; the groups of `a` and `b` take turns.
-inline fn foldPair(comptime width: comptime_int, a: Vector, b: Vector) Vector {
+/// Both halves of each group of `width` lanes made one; the groups of `a` and `b` take turns.
+inline fn foldPair(
+    comptime both: fn (Vector, Vector) callconv(.@"inline") Vector,
+    comptime width: comptime_int,
+    a: Vector,
+    b: Vector,
+) Vector {
     const half = width / 2;
     comptime var low: [lanes]i32 = undefined;
     comptime var high: [lanes]i32 = undefined;
@@ -138,7 +155,7 @@ inline fn foldPair(comptime width: comptime_int, a: Vector, b: Vector) Vector {
         low[lane] = if (within < half) source else ~source;
         high[lane] = if (within < half) source + half else ~(source + half);
     }
-    return @shuffle(f32, a, b, low) + @shuffle(f32, a, b, high);
+    return both(@shuffle(f32, a, b, low), @shuffle(f32, a, b, high));
 }
 
 inline fn foldToFour(values: Vector) @Vector(4, f32) {

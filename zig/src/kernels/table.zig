@@ -115,6 +115,20 @@ pub const FinishTask = extern struct {
     sink_logit: f32,
 };
 
+/// Rows of floats from one dtype to another, rounded half to even. Nothing is aligned.
+pub const ConvertTask = extern struct {
+    destination: [*]u8,
+    source: [*]const u8,
+    destination_dtype: Dtype,
+    source_dtype: Dtype,
+    row_count: u64 = 1,
+    /// Elements of a row.
+    element_count: u64,
+    /// Bytes from row to row.
+    destination_stride: u64 = 0,
+    source_stride: u64 = 0,
+};
+
 /// Turns float rows into the codes of one plane.
 pub const QuantizeTask = extern struct {
     plane: Plane,
@@ -144,14 +158,10 @@ pub const Table = extern struct {
     level: Level,
     /// f32 lanes of a vector.
     lanes: u32,
-    /// `element_count` elements from one dtype to another, rounded half to even. Nothing is aligned.
-    convert: *const fn (
-        destination: [*]u8,
-        destination_dtype: Dtype,
-        source: [*]const u8,
-        source_dtype: Dtype,
-        element_count: usize,
-    ) callconv(.c) void,
+    convert: *const fn (task: *const ConvertTask) callconv(.c) void,
+    /// `convert` that looks at what it converts: 1 when all elements are finite and stay finite when stored as
+    /// `narrowest`, else 0, and the destination holds anything.
+    convert_checked: *const fn (task: *const ConvertTask, narrowest: Dtype) callconv(.c) u32,
     /// 1 when all elements are finite and stay finite when stored as `destination_dtype`, else 0.
     storable: *const fn (
         source: [*]const u8,
