@@ -197,6 +197,12 @@ fn levels(arch: std.Target.Cpu.Arch) []const Level {
                 // With it LLVM would give vectors of 8 lanes.
                 .subtract = x86.featureSet(&.{.prefer_256_bit}),
             },
+            .{
+                .name = "amx",
+                .model = &x86.cpu.x86_64_v4,
+                .add = x86.featureSet(&.{ .avx512vnni, .amx_tile, .amx_int8, .amx_bf16 }),
+                .subtract = x86.featureSet(&.{.prefer_256_bit}),
+            },
         },
         .aarch64 => comptime &.{
             .{ .name = "neon", .model = &std.Target.aarch64.cpu.generic },

@@ -40,6 +40,6 @@ comptime {
     std.debug.assert(convert.lanes == switch (kernels.level) {
         .v2, .neon, .dotprod => 4,
         .v3 => 8,
-        .avx512 => 16,
+        .avx512, .amx => 16,
     });
 }

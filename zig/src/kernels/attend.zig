@@ -7,7 +7,7 @@
 //!     3. sums[row][dim] += weight * value            every value is loaded once for all query rows
 //!
 //! Passes 1 and 3 are those of the format of their side: `attend_float.zig` for rows of floats, `attend_integer.zig` for
-//! planes of codes. Any format of keys goes with any of values.
+//! planes of codes, or `attend_amx.zig` where the level has tiles. Any format of keys goes with any of values.
 //!
 //! A tile lies within a multiple of 64 positions, so neither slabs nor blocks show in the result; and no number below
 //! depends on how many query rows stand beside a row. What a row gets is a function of its query, the stored bytes and
@@ -16,7 +16,9 @@
 //! Not here: threads, blocks, tables. A tile is what fits the first cache level (64 rows of 128 f16 are 16 KiB).
 
 const std = @import("std");
+const builtin = @import("builtin");
 const assert = std.debug.assert;
+const attend_amx = @import("attend_amx.zig");
 const attend_float = @import("attend_float.zig");
 const attend_integer = @import("attend_integer.zig");
 const convert = @import("convert.zig");
@@ -32,6 +34,10 @@ const Vector = convert.Vector;
 const tile_tokens = table.tile_tokens;
 const negative_infinity = -std.math.inf(f32);
 
+/// Planes of codes are multiplied by tiles of AMX.
+const has_amx = builtin.cpu.arch == .x86_64 and builtin.cpu.has(.x86, .amx_int8);
+const attend_codes = if (has_amx) attend_amx else attend_integer;
+
 /// See `Table.attend`.
 pub fn attend(task: *const table.AttendTask) callconv(.c) void {
     assert(task.row_count >= 1 and task.row_count <= table.row_count_max);
@@ -41,18 +47,21 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
     if (tile.rows.token_count == 0) return;
     tile.keys_ahead = .init(&task.ahead, .keys, task.ahead_dim);
     tile.values_ahead = .init(&task.ahead, .values, task.ahead_dim);
+    const uses_tiles = has_amx and !task.tile.storage.isFloat();
+    if (uses_tiles) attend_amx.begin(task);
     attendTile(task, &tile);
+    if (uses_tiles) attend_amx.end();
 }
 
 fn attendTile(task: *const table.AttendTask, tile: *Tile) void {
     switch (task.tile.storage.dtype_k) {
         inline .f32, .f16, .bf16 => |dtype| attend_float.scoreTile(dtype, task, tile),
-        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_integer.scoreTile(dtype, task, tile),
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.scoreTile(dtype, task, tile),
     }
     weighTile(task, tile);
     switch (task.tile.storage.dtype_v) {
         inline .f32, .f16, .bf16 => |dtype| attend_float.accumulateTile(dtype, task, tile),
-        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_integer.accumulateTile(dtype, task, tile),
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.accumulateTile(dtype, task, tile),
     }
 }
 
@@ -193,5 +202,6 @@ fn expOne(x: f32) f32 {
 }
 
 test {
+    _ = @import("attend_amx_test.zig");
     _ = @import("attend_test.zig");
 }

@@ -155,7 +155,7 @@ inline fn addRows(
 }
 
 /// Queries of a tile's keys.
-fn Queries(comptime dtype: Dtype) type {
+pub fn Queries(comptime dtype: Dtype) type {
     return struct {
         digits: [row_count_max]QueryDigits,
         /// What the mins add to every score.
@@ -202,7 +202,7 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
 
 /// The digits of all queries, and their share of the mins. Each waits for the largest of its values: a few rows at once
 /// wait together.
-fn setQueries(comptime dtype: Dtype, task: *const table.AttendTask, plane: group.Plane, queries: *Queries(dtype)) void {
+pub fn setQueries(comptime dtype: Dtype, task: *const table.AttendTask, plane: group.Plane, queries: *Queries(dtype)) void {
     const scales = task.tile.runs[0].keys + plane.codeBytes();
     const mins = task.tile.runs[0].keys + plane.minOffset();
     var scaled: [rows_at_once][head_dim_max]f32 align(64) = undefined;
@@ -277,7 +277,7 @@ inline fn scoreBlock(
 }
 
 /// Weights of a tile's values, for one group of dims.
-fn Weights(comptime dtype: Dtype) type {
+pub fn Weights(comptime dtype: Dtype) type {
     return struct {
         digits: [row_count_max]WeightDigits,
         /// What the mins add to every sum.
@@ -320,7 +320,7 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
 }
 
 /// The digits of all rows' weights for one group of dims, and their share of the mins.
-fn setWeights(
+pub fn setWeights(
     comptime dtype: Dtype,
     plane: group.Plane,
     task: *const table.AttendTask,

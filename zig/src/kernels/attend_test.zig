@@ -1,7 +1,9 @@
-//! Attention over tiles of any two formats against `reference.zig`, on every level this CPU has.
+//! Attention over tiles of any two formats against `reference.zig`, on every level this CPU has, and on `amx` where it can
+//! be emulated.
 
 const std = @import("std");
 const testing = std.testing;
+const amx_emulator = @import("amx_emulator.zig");
 const cases = @import("attend_cases.zig");
 const dispatch = @import("dispatch.zig");
 const reference = @import("reference.zig");
@@ -21,9 +23,13 @@ const dtypes = std.enums.values(Dtype);
 const memcheck = @import("build_options").memcheck;
 const quantized = [_]Dtype{ .q8_0, .q4_0, .i8, .i4, .i2 };
 
+fn tableOf(level: dispatch.Level) ?*const Table {
+    return if (level == .amx) amx_emulator.kernels() else dispatch.tableOf(level);
+}
+
 fn forEachLevel(context: anytype, comptime body: fn (@TypeOf(context), *const Table) anyerror!void) !void {
     for (std.enums.values(dispatch.Level)) |level| {
-        const table = dispatch.tableOf(level) orelse continue;
+        const table = tableOf(level) orelse continue;
         body(context, table) catch |err| {
             std.debug.print("level {s}, {any}\n", .{ @tagName(level), context });
             return err;
@@ -74,7 +80,7 @@ const Case = struct {
             .sink_tokens = case.sink_tokens,
         }, truth.output[r][0..case.head_dim]);
         for (std.enums.values(dispatch.Level)) |level| {
-            const table = dispatch.tableOf(level) orelse continue;
+            const table = tableOf(level) orelse continue;
             const results = attendRows(table, stored, &queries, sees);
             case.compare(&truth, &results) catch |err| {
                 std.debug.print("level {t}, {any}\n", .{ level, case });

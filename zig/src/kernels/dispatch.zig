@@ -26,7 +26,8 @@ const linked = switch (builtin.cpu.arch) {
         extern const kvern_kernels_v2: Table;
         extern const kvern_kernels_v3: Table;
         extern const kvern_kernels_avx512: Table;
-        const tables = [_]*const Table{ &kvern_kernels_v2, &kvern_kernels_v3, &kvern_kernels_avx512 };
+        extern const kvern_kernels_amx: Table;
+        const tables = [_]*const Table{ &kvern_kernels_v2, &kvern_kernels_v3, &kvern_kernels_avx512, &kvern_kernels_amx };
     },
     .aarch64 => struct {
         extern const kvern_kernels_neon: Table;
@@ -38,7 +39,7 @@ const linked = switch (builtin.cpu.arch) {
 
 /// The levels in `linked`, in the same order.
 const linked_levels = switch (builtin.cpu.arch) {
-    .x86_64 => [_]Level{ .v2, .v3, .avx512 },
+    .x86_64 => [_]Level{ .v2, .v3, .avx512, .amx },
     .aarch64 => [_]Level{ .neon, .dotprod },
     else => unreachable,
 };
@@ -93,6 +94,7 @@ fn cpuHas(wanted: Level) bool {
         .v2, .neon => true,
         .v3 => builtin.cpu.arch == .x86_64 and hasAvx2(),
         .avx512 => builtin.cpu.arch == .x86_64 and hasAvx2() and hasAvx512(),
+        .amx => builtin.cpu.arch == .x86_64 and hasAvx2() and hasAvx512() and hasAmx(),
         .dotprod => builtin.cpu.arch == .aarch64 and hasDotprod(),
     };
 }
@@ -162,6 +164,32 @@ fn hasAvx512() bool {
     return allSet(xgetbv(), &.{ 1, 2, 5, 6, 7 });
 }
 
+/// AMX with products of bytes and of bf16, tiles saved by the system, and its leave to use them.
+fn hasAmx() bool {
+    // BF16 22, TILE 24, INT8 25
+    if (!allSet(cpuid(7, 0).edx, &.{ 22, 24, 25 })) return false;
+    // The configuration of the tiles, and their data.
+    if (!allSet(xgetbv(), &.{ 17, 18 })) return false;
+    return builtin.os.tag == .linux and mayUseTiles();
+}
+
+/// What Linux said when it was asked whether this process may use tiles.
+var tile_answer: std.atomic.Value(enum(u8) { not_asked, no, yes }) = .init(.not_asked);
+
+/// Linux saves tiles only for a process that asked for it once; from then on all its threads may use them, those that are
+/// there and those to come, and all their signal stacks must have room for 8 KiB more. So it refuses while one is smaller:
+/// the first answer is kept, as a level may not come and go. Kernels before 5.16 know of no such question, and refuse.
+fn mayUseTiles() bool {
+    if (tile_answer.load(.acquire) == .not_asked) {
+        const request_permission = 0x1023; // ARCH_REQ_XCOMP_PERM
+        const tile_data = 18;
+        const refused = std.os.linux.syscall2(.arch_prctl, request_permission, tile_data);
+        // Of two threads that ask at once the first to answer is heard.
+        _ = tile_answer.cmpxchgStrong(.not_asked, if (refused == 0) .yes else .no, .acq_rel, .acquire);
+    }
+    return tile_answer.load(.acquire) == .yes;
+}
+
 test {
     _ = @import("quantize_test.zig");
     _ = @import("reference_codec.zig");
@@ -192,7 +220,7 @@ test "each level has its own lanes" {
         const expected: u32 = switch (table.level) {
             .v2, .neon, .dotprod => 4,
             .v3 => 8,
-            .avx512 => 16,
+            .avx512, .amx => 16,
         };
         try testing.expectEqual(expected, table.lanes);
         try testing.expect(levelMask() >> @intCast(@intFromEnum(table.level)) & 1 == 1);

@@ -12,6 +12,7 @@ pub const Level = enum(u32) {
     v2 = 1,
     v3 = 2,
     avx512 = 3,
+    amx = 4,
     neon = 5,
     dotprod = 6,
 };

@@ -1,0 +1,313 @@
+//! Attention over planes of codes on AMX: passes 1 and 3 of `attend.zig` for q8_0, q4_0, i8, i4 and i2 sides.
+//!
+//! The sums are those of `attend_integer.zig`, by the same digits. All query rows of a task are the rows of one tile, and
+//! 16 lanes of codes are the other:
+//!
+//!     sums [row][16 lanes]  +=  digits [row][quad][4]  x  codes [quad][16 lanes][4]        for high digits and for low ones
+//!
+//! Both sides take signed bytes, so 8-bit codes go from the plane into a tile as they are stored; codes of 4 and 2 bits
+//! are spread out into bytes before. Integers are exact and the floats after them are computed in the order of
+//! `attend_integer.zig`: the bits are those of the level `avx512`.
+//!
+//! A *strip* is 16 lanes. The stages of a few strips follow each other, spread, multiply, add up, and each writes what the
+//! next reads: a tile that is loaded right after its bytes were stored would wait for them.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const amx = @import("amx.zig");
+const attend_integer = @import("attend_integer.zig");
+const convert = @import("convert.zig");
+const dot = @import("dot.zig");
+const group = @import("../group.zig");
+const softmax = @import("softmax.zig");
+const table = @import("table.zig");
+const Ahead = @import("ahead.zig").Ahead;
+const Dtype = @import("../dtype.zig").Dtype;
+const Tile = @import("tile.zig").Tile;
+
+const lanes = convert.lanes;
+const Vector = convert.Vector;
+const VectorI32 = @Vector(lanes, i32);
+const tile_tokens = table.tile_tokens;
+const row_count_max = table.row_count_max;
+const head_dim_max = 256;
+
+/// Strips that are multiplied before their sums are added up.
+const strip_count_max = tile_tokens / group.lane_count;
+
+/// Numbers of a row of digits in a tile, whole and half: the groups of q8_0 and q4_0, and the end of head_dim 32 or 96.
+const whole_numbers = amx.row_bytes_max;
+const half_numbers = whole_numbers / 2;
+
+comptime {
+    assert(lanes == group.lane_count and row_count_max == amx.row_count_max);
+    assert(tile_tokens == whole_numbers and group.record_values == half_numbers and group.dim_multiple == half_numbers);
+}
+
+/// The tiles that one step multiplies.
+const Operands = struct {
+    number_count: u32,
+    high_digits: amx.Tile,
+    low_digits: amx.Tile,
+    codes: amx.Tile,
+};
+
+const high_sums: amx.Tile = 0;
+const low_sums: amx.Tile = 1;
+const whole: Operands = .{ .number_count = whole_numbers, .high_digits = 2, .low_digits = 3, .codes = 4 };
+const half: Operands = .{ .number_count = half_numbers, .high_digits = 5, .low_digits = 6, .codes = 7 };
+
+/// By the number of query rows.
+const configs: [row_count_max + 1]amx.Config = configs: {
+    var all: [row_count_max + 1]amx.Config = undefined;
+    for (all[1..], 1..) |*config, row_count| config.* = configOf(row_count);
+    break :configs all;
+};
+
+fn configOf(row_count: u8) amx.Config {
+    var shapes: [8]amx.Shape = undefined;
+    for ([_]amx.Tile{ high_sums, low_sums }) |tile| {
+        shapes[tile] = .{ .row_count = row_count, .row_bytes = group.lane_count * @sizeOf(i32) };
+    }
+    for ([_]Operands{ whole, half }) |operands| {
+        const digits: amx.Shape = .{ .row_count = row_count, .row_bytes = operands.number_count };
+        shapes[operands.high_digits] = digits;
+        shapes[operands.low_digits] = digits;
+        shapes[operands.codes] = .{ .row_count = operands.number_count / group.quad, .row_bytes = group.vector_bytes };
+    }
+    return .init(shapes);
+}
+
+/// Before the passes of a task: they share one configuration.
+pub fn begin(task: *const table.AttendTask) void {
+    assert(task.row_count >= 1 and task.row_count <= row_count_max);
+    amx.configure(&configs[task.row_count]);
+}
+
+/// After the passes of a task.
+pub fn end() void {
+    amx.release();
+}
+
+/// [row][lane] of a strip.
+const Sums = [row_count_max][lanes]i32;
+
+/// What `multiply` leaves, [strip].
+const Products = struct {
+    high: [strip_count_max]Sums align(64),
+    low: [strip_count_max]Sums align(64),
+
+    /// 128 * high + low.
+    inline fn sum(products: *const Products, strip: usize, row: usize) Vector {
+        const high: VectorI32 = products.high[strip][row];
+        const low: VectorI32 = products.low[strip][row];
+        return @floatFromInt((high << @splat(7)) +% low);
+    }
+};
+
+/// Codes of adjacent strips, each from the same number on.
+const Strips = struct {
+    first: [*]const u8,
+    stride: u32,
+    count: u32,
+};
+
+/// Where each step asks for what is read next.
+const asks_a_step = 4;
+
+/// Steps of `multiply` for one strip.
+fn stepCount(number_count: u32) u32 {
+    return number_count / whole_numbers + @intFromBool(number_count % whole_numbers != 0);
+}
+
+/// Products of the digits from `number_first` on with `number_count` numbers of each strip, a multiple of 32.
+inline fn multiply(
+    comptime dtype: Dtype,
+    strips: Strips,
+    /// [row]
+    digits: anytype,
+    number_first: u32,
+    number_count: u32,
+    ahead: *Ahead,
+    products: *Products,
+) void {
+    assert(number_count % half_numbers == 0 and number_count <= head_dim_max);
+    assert(strips.count <= strip_count_max);
+    var bytes: Bytes align(64) = undefined;
+    const codes = spreadCodes(dtype, strips, number_count, &bytes);
+    var place = ahead.place;
+    for (0..strips.count) |strip| {
+        const first = codes.first + strip * codes.stride;
+        amx.zero(high_sums);
+        amx.zero(low_sums);
+        var number: u32 = 0;
+        while (number + whole_numbers <= number_count) : (number += whole_numbers) {
+            addStep(whole, first + number * lanes, digits, number_first + number, ahead, &place);
+        }
+        if (number < number_count) addStep(half, first + number * lanes, digits, number_first + number, ahead, &place);
+        amx.store(high_sums, &products.high[strip], @sizeOf([lanes]i32));
+        amx.store(low_sums, &products.low[strip], @sizeOf([lanes]i32));
+    }
+    ahead.place = place;
+}
+
+/// Codes of a few strips as signed bytes, [strip][quad][16 lanes][4].
+const Bytes = [strip_count_max * head_dim_max * group.lane_count]u8;
+
+/// The codes of `number_count` numbers of each strip as signed bytes, less the offset of their format.
+inline fn spreadCodes(comptime dtype: Dtype, strips: Strips, number_count: u32, bytes: *align(64) Bytes) Strips {
+    const bits = comptime dtype.codeBits();
+    if (bits == 8) return strips;
+    const offset: dot.Codes = @splat(if (dtype == .q4_0) 8 else 0);
+    const quads = comptime dot.vectorCount(bits);
+    const strip_bytes = number_count * group.lane_count;
+    for (0..strips.count) |strip| {
+        const stored = strips.first + strip * strips.stride;
+        for (0..number_count / group.quad / quads) |vector| {
+            const at = strip * strip_bytes + vector * quads * group.vector_bytes;
+            inline for (dot.load(bits, stored + vector * group.vector_bytes), 0..) |codes, i| {
+                bytes[at + i * group.vector_bytes ..][0..group.vector_bytes].* = codes -% offset;
+            }
+        }
+    }
+    return .{ .first = bytes, .stride = strip_bytes, .count = strips.count };
+}
+
+/// Adds the products of one tile of codes.
+inline fn addStep(
+    comptime operands: Operands,
+    codes: [*]const u8,
+    digits: anytype,
+    number_first: u32,
+    ahead: *const Ahead,
+    place: *Ahead.Place,
+) void {
+    const digits_stride = @sizeOf(@TypeOf(digits[0]));
+    amx.load(operands.high_digits, digits[0].high[number_first..].ptr, digits_stride);
+    ahead.step(place);
+    amx.load(operands.low_digits, digits[0].low[number_first..].ptr, digits_stride);
+    ahead.step(place);
+    amx.load(operands.codes, codes, group.vector_bytes);
+    ahead.step(place);
+    amx.addProducts(high_sums, operands.high_digits, operands.codes);
+    amx.addProducts(low_sums, operands.low_digits, operands.codes);
+    ahead.step(place);
+}
+
+/// Pass 1: scores[row][token] = query . key.
+pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
+    assert(task.head_dim <= head_dim_max);
+    const plane: group.Plane = .{
+        .dtype = dtype,
+        .side = .keys,
+        .block_size = task.tile.storage.block_size,
+        .head_dim = task.head_dim,
+    };
+    assert(plane.isValid());
+    var queries: attend_integer.Queries(dtype) = undefined;
+    attend_integer.setQueries(dtype, task, plane, &queries);
+    const strip_bytes = plane.codeBytes() / (plane.block_size / group.lane_count);
+    var strips: Strips = .{
+        .first = task.tile.runs[0].keys + task.tile.storage.tile_token / group.lane_count * strip_bytes,
+        .stride = strip_bytes,
+        .count = strip_count_max,
+    };
+    var products: Products = undefined;
+    if (comptime dtype.isAffine()) {
+        tile.keys_ahead.spread(asks_a_step * strip_count_max * stepCount(task.head_dim));
+        multiply(dtype, strips, &queries.digits, 0, task.head_dim, &tile.keys_ahead, &products);
+        setScores(dtype, task.row_count, &queries, &products, tile);
+        return;
+    }
+    tile.keys_ahead.spread(asks_a_step * strip_count_max * (task.head_dim / group.record_values));
+    for (tile.scores[0..task.row_count]) |*scores| scores.* = @splat(0);
+    var scales = task.tile.runs[0].keys + plane.codeBytes() + 2 * task.tile.storage.tile_token;
+    var dim: u32 = 0;
+    while (dim < task.head_dim) : (dim += group.record_values) {
+        multiply(dtype, strips, &queries.digits, dim, group.record_values, &tile.keys_ahead, &products);
+        addScores(task.row_count, scales, &products, tile);
+        strips.first += group.record_values * lanes / 8 * @as(u32, comptime dtype.codeBits());
+        scales += 2 * plane.block_size;
+    }
+    for (tile.scores[0..task.row_count], queries.digits[0..task.row_count]) |*scores, digits| {
+        inline for (0..strip_count_max) |strip| {
+            const score: Vector = scores[strip * lanes ..][0..lanes].*;
+            scores[strip * lanes ..][0..lanes].* = score * @as(Vector, @splat(digits.step));
+        }
+    }
+}
+
+/// Scores of keys whose scales are in the digits.
+inline fn setScores(
+    comptime dtype: Dtype,
+    row_count: u32,
+    queries: *const attend_integer.Queries(dtype),
+    products: *const Products,
+    tile: *Tile,
+) void {
+    for (0..row_count) |r| {
+        const step: Vector = @splat(queries.digits[r].step);
+        const constant: Vector = @splat(queries.constants[r]);
+        inline for (0..strip_count_max) |strip| {
+            tile.scores[r][strip * lanes ..][0..lanes].* = softmax.mulAdd(products.sum(strip, r), step, constant);
+        }
+    }
+}
+
+/// Adds to the scores the share of one group of dims, whose scales are at `scales`, f16 [token].
+inline fn addScores(row_count: u32, scales: [*]const u8, products: *const Products, tile: *Tile) void {
+    inline for (0..strip_count_max) |strip| {
+        const scale = convert.load(.f16, scales + 2 * strip * lanes);
+        for (0..row_count) |r| {
+            const at = tile.scores[r][strip * lanes ..][0..lanes];
+            at.* = softmax.mulAdd(products.sum(strip, r), scale, at.*);
+        }
+    }
+}
+
+/// Pass 3: sums[row][dim] += weight * value.
+pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
+    const plane: group.Plane = .{
+        .dtype = dtype,
+        .side = .values,
+        .block_size = task.tile.storage.block_size,
+        .head_dim = task.head_dim,
+    };
+    assert(plane.isValid());
+    tile.values_ahead.spread(asks_a_step * (task.head_dim / group.lane_count) * stepCount(tile_tokens));
+    const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
+    const group_size = plane.groupSize();
+    var strips: Strips = .{
+        .first = task.tile.runs[0].values + task.tile.storage.tile_token * token_bytes,
+        .stride = plane.block_size * token_bytes,
+        .count = group_size / group.lane_count,
+    };
+    var weights: attend_integer.Weights(dtype) = undefined;
+    var products: Products = undefined;
+    var dim: u32 = 0;
+    while (dim < task.head_dim) : (dim += group_size) {
+        attend_integer.setWeights(dtype, plane, task, tile, dim / group_size, &weights);
+        multiply(dtype, strips, &weights.digits, 0, tile_tokens, &tile.values_ahead, &products);
+        addSums(dtype, task, &weights, &products, dim, strips.count);
+        strips.first += strips.count * strips.stride;
+    }
+}
+
+/// Adds the sums of `strip_count` strips of dims from `dim` on.
+inline fn addSums(
+    comptime dtype: Dtype,
+    task: *const table.AttendTask,
+    weights: *const attend_integer.Weights(dtype),
+    products: *const Products,
+    dim: u32,
+    strip_count: u32,
+) void {
+    for (0..task.row_count) |r| {
+        const step: Vector = @splat(weights.digits[r].step);
+        const constant: Vector = @splat(weights.constants[r]);
+        for (0..strip_count) |strip| {
+            const at = task.sums[r * task.head_dim_padded + dim + strip * lanes ..][0..lanes];
+            at.* = softmax.mulAdd(products.sum(strip, r), step, @as(Vector, at.*) + constant);
+        }
+    }
+}
