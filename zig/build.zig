@@ -172,7 +172,7 @@ fn baseline(b: *std.Build, target: std.Build.ResolvedTarget) std.Build.ResolvedT
     if (target.query.cpu_model != .determined_by_arch_os and target.query.cpu_model != .native) return target;
     var query = target.query;
     query.cpu_arch = target.result.cpu.arch;
-    query.cpu_model = .{ .explicit = levels(target.result.cpu.arch)[0].model };
+    query.cpu_model = .{ .explicit = levels(target.result)[0].model };
     return b.resolveTargetQuery(query);
 }
 
@@ -184,40 +184,43 @@ const Level = struct {
 };
 
 /// CPU levels, lowest first. The names are those of `Level` in `src/kernels/table.zig`.
-fn levels(arch: std.Target.Cpu.Arch) []const Level {
-    const x86 = std.Target.x86;
-    return switch (arch) {
-        .x86_64 => comptime &.{
-            .{ .name = "v2", .model = &x86.cpu.x86_64_v2 },
-            .{ .name = "v3", .model = &x86.cpu.x86_64_v3 },
-            .{
-                .name = "avx512",
-                .model = &x86.cpu.x86_64_v4,
-                .add = x86.featureSet(&.{.avx512vnni}),
-                // With it LLVM would give vectors of 8 lanes.
-                .subtract = x86.featureSet(&.{.prefer_256_bit}),
-            },
-            .{
-                .name = "amx",
-                .model = &x86.cpu.x86_64_v4,
-                .add = x86.featureSet(&.{ .avx512vnni, .amx_tile, .amx_int8, .amx_bf16 }),
-                .subtract = x86.featureSet(&.{.prefer_256_bit}),
-            },
-        },
-        .aarch64 => comptime &.{
-            .{ .name = "neon", .model = &std.Target.aarch64.cpu.generic },
-            .{
-                .name = "dotprod",
-                .model = &std.Target.aarch64.cpu.generic,
-                .add = std.Target.aarch64.featureSet(&.{.dotprod}),
-            },
-        },
+fn levels(target: std.Target) []const Level {
+    return switch (target.cpu.arch) {
+        // Only Linux is asked for tiles.
+        .x86_64 => if (target.os.tag == .linux) &x86_levels else x86_levels[0 .. x86_levels.len - 1],
+        .aarch64 => &aarch64_levels,
         else => @panic("kvern has kernels for x86_64 and aarch64 only"),
     };
 }
 
+const x86 = std.Target.x86;
+const aarch64 = std.Target.aarch64;
+
+const x86_levels = [_]Level{
+    .{ .name = "v2", .model = &x86.cpu.x86_64_v2 },
+    .{ .name = "v3", .model = &x86.cpu.x86_64_v3 },
+    .{
+        .name = "avx512",
+        .model = &x86.cpu.x86_64_v4,
+        .add = x86.featureSet(&.{.avx512vnni}),
+        // With it LLVM would give vectors of 8 lanes.
+        .subtract = x86.featureSet(&.{.prefer_256_bit}),
+    },
+    .{
+        .name = "amx",
+        .model = &x86.cpu.x86_64_v4,
+        .add = x86.featureSet(&.{ .avx512vnni, .amx_tile, .amx_int8, .amx_bf16 }),
+        .subtract = x86.featureSet(&.{.prefer_256_bit}),
+    },
+};
+
+const aarch64_levels = [_]Level{
+    .{ .name = "neon", .model = &aarch64.cpu.generic },
+    .{ .name = "dotprod", .model = &aarch64.cpu.generic, .add = aarch64.featureSet(&.{.dotprod}) },
+};
+
 fn addKernels(b: *std.Build, module: *std.Build.Module, target: std.Build.ResolvedTarget, optimize: OptimizeMode) void {
-    for (levels(target.result.cpu.arch)) |level| {
+    for (levels(target.result)) |level| {
         var query = target.query;
         query.cpu_arch = target.result.cpu.arch;
         query.cpu_model = .{ .explicit = level.model };

@@ -139,7 +139,7 @@ const Instruction = struct {
         var instruction: Instruction = .{
             .operation = operation,
             .reg = @intCast(modrm >> 3 & 7),
-            .rm = @intCast(modrm & 7),
+            .rm = if (has_memory) 0 else @intCast(modrm & 7),
             .vvvv = @intCast(vvvv),
             .byte_count = vex_byte_count + 1,
         };
@@ -277,16 +277,16 @@ test "Instruction.decode: what an assembler made of the instructions, and of oth
         // tileloadd (%rdi,%rsi,1), %tmm3; (%r12,%r13,1), %tmm2
         .{
             &.{ 0xc4, 0xe2, 0x7b, 0x4b, 0x1c, 0x37 },
-            .{ .operation = .tileloadd, .reg = 3, .rm = 4, .base = 107, .index = 106, .byte_count = 6 },
+            .{ .operation = .tileloadd, .reg = 3, .base = 107, .index = 106, .byte_count = 6 },
         },
         .{
             &.{ 0xc4, 0x82, 0x7b, 0x4b, 0x14, 0x2c },
-            .{ .operation = .tileloadd, .reg = 2, .rm = 4, .base = 112, .index = 113, .byte_count = 6 },
+            .{ .operation = .tileloadd, .reg = 2, .base = 112, .index = 113, .byte_count = 6 },
         },
         // tilestored %tmm5, 0(%r13,%r12,1)
         .{
             &.{ 0xc4, 0x82, 0x7a, 0x4b, 0x6c, 0x25, 0x00 },
-            .{ .operation = .tilestored, .reg = 5, .rm = 4, .base = 113, .index = 112, .byte_count = 7 },
+            .{ .operation = .tilestored, .reg = 5, .base = 113, .index = 112, .byte_count = 7 },
         },
         // tdpbssd %tmm4, %tmm3, %tmm0
         .{

@@ -202,6 +202,7 @@ fn expOne(x: f32) f32 {
 }
 
 test {
+    _ = @import("amx_emulator.zig");
     _ = @import("attend_amx_test.zig");
     _ = @import("attend_test.zig");
 }

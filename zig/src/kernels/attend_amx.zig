@@ -9,8 +9,8 @@
 //! are spread out into bytes before. Integers are exact and the floats after them are computed in the order of
 //! `attend_integer.zig`: the bits are those of the level `avx512`.
 //!
-//! A *strip* is 16 lanes. The stages of a few strips follow each other, spread, multiply, add up, and each writes what the
-//! next reads: a tile that is loaded right after its bytes were stored would wait for them.
+//! A *strip* is 16 lanes. Up to four strips are spread, then multiplied, then added up: each stage reads what the one before
+//! it wrote, and a tile that is loaded right after its bytes were stored would wait for them.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -112,12 +112,12 @@ const Strips = struct {
     count: u32,
 };
 
-/// Where each step asks for what is read next.
+/// How often a step of `multiply` asks for what is read next.
 const asks_a_step = 4;
 
 /// Steps of `multiply` for one strip.
 fn stepCount(number_count: u32) u32 {
-    return number_count / whole_numbers + @intFromBool(number_count % whole_numbers != 0);
+    return (number_count + whole_numbers - 1) / whole_numbers;
 }
 
 /// Products of the digits from `number_first` on with `number_count` numbers of each strip, a multiple of 32.

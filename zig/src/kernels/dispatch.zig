@@ -20,6 +20,9 @@ pub const lanes_max = kernel_table.lanes_max;
 pub const row_count_max = kernel_table.row_count_max;
 pub const tile_tokens = kernel_table.tile_tokens;
 
+/// Windows and macOS are not asked for tiles: `build.zig` links the kernels that need them for Linux alone.
+const has_amx_kernels = builtin.cpu.arch == .x86_64 and builtin.os.tag == .linux;
+
 /// Linked tables, lowest level first. Each is the export of one compilation of `kernels.zig`.
 const linked = switch (builtin.cpu.arch) {
     .x86_64 => struct {
@@ -27,7 +30,8 @@ const linked = switch (builtin.cpu.arch) {
         extern const kvern_kernels_v3: Table;
         extern const kvern_kernels_avx512: Table;
         extern const kvern_kernels_amx: Table;
-        const tables = [_]*const Table{ &kvern_kernels_v2, &kvern_kernels_v3, &kvern_kernels_avx512, &kvern_kernels_amx };
+        const any_system = [_]*const Table{ &kvern_kernels_v2, &kvern_kernels_v3, &kvern_kernels_avx512 };
+        const tables = if (has_amx_kernels) any_system ++ [_]*const Table{&kvern_kernels_amx} else any_system;
     },
     .aarch64 => struct {
         extern const kvern_kernels_neon: Table;
@@ -39,7 +43,7 @@ const linked = switch (builtin.cpu.arch) {
 
 /// The levels in `linked`, in the same order.
 const linked_levels = switch (builtin.cpu.arch) {
-    .x86_64 => [_]Level{ .v2, .v3, .avx512, .amx },
+    .x86_64 => if (has_amx_kernels) [_]Level{ .v2, .v3, .avx512, .amx } else [_]Level{ .v2, .v3, .avx512 },
     .aarch64 => [_]Level{ .neon, .dotprod },
     else => unreachable,
 };
@@ -94,7 +98,7 @@ fn cpuHas(wanted: Level) bool {
         .v2, .neon => true,
         .v3 => builtin.cpu.arch == .x86_64 and hasAvx2(),
         .avx512 => builtin.cpu.arch == .x86_64 and hasAvx2() and hasAvx512(),
-        .amx => builtin.cpu.arch == .x86_64 and hasAvx2() and hasAvx512() and hasAmx(),
+        .amx => has_amx_kernels and hasAvx2() and hasAvx512() and hasAmx(),
         .dotprod => builtin.cpu.arch == .aarch64 and hasDotprod(),
     };
 }
@@ -169,8 +173,7 @@ fn hasAmx() bool {
     // BF16 22, TILE 24, INT8 25
     if (!allSet(cpuid(7, 0).edx, &.{ 22, 24, 25 })) return false;
     // The configuration of the tiles, and their data.
-    if (!allSet(xgetbv(), &.{ 17, 18 })) return false;
-    return builtin.os.tag == .linux and mayUseTiles();
+    return allSet(xgetbv(), &.{ 17, 18 }) and mayUseTiles();
 }
 
 /// What Linux said when it was asked whether this process may use tiles.
@@ -198,6 +201,7 @@ test {
 const testing = std.testing;
 const reference = @import("reference.zig");
 const Dtype = @import("../dtype.zig").Dtype;
+const memcheck = @import("build_options").memcheck;
 
 const dtypes = [_]Dtype{ .f32, .f16, .bf16 };
 const lengths = [_]usize{ 0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 67, 127, 129, 1023 };
@@ -226,6 +230,14 @@ test "each level has its own lanes" {
         try testing.expect(levelMask() >> @intCast(@intFromEnum(table.level)) & 1 == 1);
     }
     try testing.expectEqual(tables[tables.len - 1], kernels());
+}
+
+test "Linux lets a process use tiles or not, for good" {
+    if (!has_amx_kernels) return;
+    if (memcheck) return error.SkipZigTest; // valgrind stops at the question
+    const answer = mayUseTiles();
+    for (0..3) |_| try testing.expectEqual(answer, mayUseTiles());
+    if (tableOf(.amx) != null) try testing.expect(answer);
 }
 
 /// An f32 that is likely to be awkward: ties, denormals of the narrow types, extremes, zeros of both signs.
