@@ -58,7 +58,7 @@ const whole: Operands = .{ .number_count = whole_numbers, .high_digits = 2, .low
 const half: Operands = .{ .number_count = half_numbers, .high_digits = 5, .low_digits = 6, .codes = 7 };
 
 /// By the number of query rows.
-const configs: [row_count_max + 1]amx.Config = configs: {
+const configs: [row_count_max + 1]amx.Config align(64) = configs: {
     var all: [row_count_max + 1]amx.Config = undefined;
     for (all[1..], 1..) |*config, row_count| config.* = configOf(row_count);
     break :configs all;
@@ -89,18 +89,15 @@ pub fn end() void {
     amx.release();
 }
 
-/// [row][lane] of a strip.
-const Sums = [row_count_max][lanes]i32;
-
-/// What `multiply` leaves, [strip].
+/// What `multiply` leaves of a strip, for high digits and for low ones: [row][lane].
 const Products = struct {
-    high: [strip_count_max]Sums align(64),
-    low: [strip_count_max]Sums align(64),
+    high: [row_count_max][lanes]i32 align(64),
+    low: [row_count_max][lanes]i32 align(64),
 
     /// 128 * high + low.
-    inline fn sum(products: *const Products, strip: usize, row: usize) Vector {
-        const high: VectorI32 = products.high[strip][row];
-        const low: VectorI32 = products.low[strip][row];
+    inline fn sum(products: *const Products, row: usize) Vector {
+        const high: VectorI32 = products.high[row];
+        const low: VectorI32 = products.low[row];
         return @floatFromInt((high << @splat(7)) +% low);
     }
 };
@@ -129,7 +126,8 @@ inline fn multiply(
     number_first: u32,
     number_count: u32,
     ahead: *Ahead,
-    products: *Products,
+    /// [strip]
+    products: *[strip_count_max]Products,
 ) void {
     assert(number_count % half_numbers == 0 and number_count <= head_dim_max);
     assert(strips.count <= strip_count_max);
@@ -142,11 +140,11 @@ inline fn multiply(
         amx.zero(low_sums);
         var number: u32 = 0;
         while (number + whole_numbers <= number_count) : (number += whole_numbers) {
-            addStep(whole, first + number * lanes, digits, number_first + number, ahead, &place);
+            addStep(whole, first + number * group.lane_count, digits, number_first + number, ahead, &place);
         }
-        if (number < number_count) addStep(half, first + number * lanes, digits, number_first + number, ahead, &place);
-        amx.store(high_sums, &products.high[strip], @sizeOf([lanes]i32));
-        amx.store(low_sums, &products.low[strip], @sizeOf([lanes]i32));
+        if (number < number_count) addStep(half, first + number * group.lane_count, digits, number_first + number, ahead, &place);
+        amx.store(high_sums, &products[strip].high, @sizeOf([lanes]i32));
+        amx.store(low_sums, &products[strip].low, @sizeOf([lanes]i32));
     }
     ahead.place = place;
 }
@@ -212,7 +210,7 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
         .stride = strip_bytes,
         .count = strip_count_max,
     };
-    var products: Products = undefined;
+    var products: [strip_count_max]Products = undefined;
     if (comptime dtype.isAffine()) {
         tile.keys_ahead.spread(asks_a_step * strip_count_max * stepCount(task.head_dim));
         multiply(dtype, strips, &queries.digits, 0, task.head_dim, &tile.keys_ahead, &products);
@@ -226,7 +224,7 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     while (dim < task.head_dim) : (dim += group.record_values) {
         multiply(dtype, strips, &queries.digits, dim, group.record_values, &tile.keys_ahead, &products);
         addScores(task.row_count, scales, &products, tile);
-        strips.first += group.record_values * lanes / 8 * @as(u32, comptime dtype.codeBits());
+        strips.first += group.record_values * group.lane_count / 8 * @as(u32, comptime dtype.codeBits());
         scales += 2 * plane.block_size;
     }
     for (tile.scores[0..task.row_count], queries.digits[0..task.row_count]) |*scores, digits| {
@@ -242,25 +240,25 @@ inline fn setScores(
     comptime dtype: Dtype,
     row_count: u32,
     queries: *const attend_integer.Queries(dtype),
-    products: *const Products,
+    products: *const [strip_count_max]Products,
     tile: *Tile,
 ) void {
     for (0..row_count) |r| {
         const step: Vector = @splat(queries.digits[r].step);
         const constant: Vector = @splat(queries.constants[r]);
         inline for (0..strip_count_max) |strip| {
-            tile.scores[r][strip * lanes ..][0..lanes].* = softmax.mulAdd(products.sum(strip, r), step, constant);
+            tile.scores[r][strip * lanes ..][0..lanes].* = softmax.mulAdd(products[strip].sum(r), step, constant);
         }
     }
 }
 
 /// Adds to the scores the share of one group of dims, whose scales are at `scales`, f16 [token].
-inline fn addScores(row_count: u32, scales: [*]const u8, products: *const Products, tile: *Tile) void {
+inline fn addScores(row_count: u32, scales: [*]const u8, products: *const [strip_count_max]Products, tile: *Tile) void {
     inline for (0..strip_count_max) |strip| {
         const scale = convert.load(.f16, scales + 2 * strip * lanes);
         for (0..row_count) |r| {
             const at = tile.scores[r][strip * lanes ..][0..lanes];
-            at.* = softmax.mulAdd(products.sum(strip, r), scale, at.*);
+            at.* = softmax.mulAdd(products[strip].sum(r), scale, at.*);
         }
     }
 }
@@ -283,7 +281,7 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
         .count = group_size / group.lane_count,
     };
     var weights: attend_integer.Weights(dtype) = undefined;
-    var products: Products = undefined;
+    var products: [strip_count_max]Products = undefined;
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += group_size) {
         attend_integer.setWeights(dtype, plane, task, tile, dim / group_size, &weights);
@@ -298,7 +296,7 @@ inline fn addSums(
     comptime dtype: Dtype,
     task: *const table.AttendTask,
     weights: *const attend_integer.Weights(dtype),
-    products: *const Products,
+    products: *const [strip_count_max]Products,
     dim: u32,
     strip_count: u32,
 ) void {
@@ -307,7 +305,7 @@ inline fn addSums(
         const constant: Vector = @splat(weights.constants[r]);
         for (0..strip_count) |strip| {
             const at = task.sums[r * task.head_dim_padded + dim + strip * lanes ..][0..lanes];
-            at.* = softmax.mulAdd(products.sum(strip, r), step, @as(Vector, at.*) + constant);
+            at.* = softmax.mulAdd(products[strip].sum(r), step, @as(Vector, at.*) + constant);
         }
     }
 }
