@@ -6,8 +6,8 @@
 //! read every page once for each head (measured on a contiguous f16 cache of 8 heads, Zen 5, one thread: 16 GB/s that way,
 //! 18 GB/s this way).
 //!
-//! While a head of a tile is at work, what comes next is asked for: the plane of the next head or, where a token's heads lie
-//! side by side, a slice of the next tile's rows with all of their heads. Then memory is read in the order it lies in.
+//! While a head of a tile is at work, the kernel asks for what comes next: the next head or, where a token's heads lie side by
+//! side, the next tile with all of its heads. Then memory is read in the order it lies in.
 //!
 //! Each chunk of positions gives a state of its own: sums, largest score, sum of weights. The states of a row are merged in
 //! the order of positions, one after the other, whoever made them and when.
@@ -113,8 +113,7 @@ pub const Part = struct {
         // Safe builds fill undefined memory with 0xaa, which takes longer than a short attention itself.
         @setRuntimeSafety(false);
         var runs: [2]visible_rows.TileRuns = undefined;
-        var rows_ahead: visible_rows.TileRuns = undefined;
-        part.attendTiles(see, queries, state, chunk, ahead, &runs, &rows_ahead);
+        part.attendTiles(see, queries, state, chunk, ahead, &runs);
     }
 
     fn attendTiles(
@@ -125,59 +124,40 @@ pub const Part = struct {
         chunk: u32,
         ahead: bool,
         runs: *[2]visible_rows.TileRuns,
-        rows_ahead: *visible_rows.TileRuns,
     ) void {
         const kernels = dispatch.kernels();
         const chunk_end = @as(u64, chunk + 1) * chunk_tokens;
         var task: dispatch.AttendTask = .{
-            .queries = undefined,
-            .sums = undefined,
-            .rows = undefined,
+            .queries = queries.ptr,
+            .sums = state.sums.ptr,
+            .rows = state.rows.ptr,
+            .head_count = part.head_count,
             .row_count = part.row_count,
             .head_dim = part.query.rows.head_dim,
             .head_dim_padded = part.head_dim_padded,
             .softcap = part.query.options.softcap orelse 0,
             .tile = undefined,
             .ahead = undefined,
-            .ahead_dim = part.query.rows.head_dim,
+            .is_token_major = @intFromBool(part.query.rows.place == .contiguous),
         };
-        const by_rows = part.query.rows.place == .contiguous;
-        if (by_rows) task.ahead_dim *= part.head_count;
         var turn: u1 = 0;
         var tile = see.tileFrom(chunk * chunk_tokens);
         if (tile) |first| see.tileRuns(part.head_first, first, &runs[turn]);
         while (tile) |now| {
             if (now.first >= chunk_end) return;
-            const next_tile = see.tileFrom(now.end);
-            const next_ahead = if (next_tile) |next| ahead or next.first < chunk_end else false;
-            for (0..part.head_count) |i| {
-                const head: u32 = @intCast(i);
-                task.tile = runs[turn].of(now);
-                turn +%= 1;
-                const next_runs = &runs[turn];
-                next_runs.count = 0;
-                task.ahead = next_runs.of(now);
-                if (head + 1 < part.head_count) {
-                    see.tileRuns(part.head_first + head + 1, now, next_runs);
-                    task.ahead = next_runs.of(now);
-                } else if (next_ahead) {
-                    see.tileRuns(part.head_first, next_tile.?, next_runs);
-                    task.ahead = next_runs.of(next_tile.?);
-                }
-                if (by_rows) {
-                    rows_ahead.count = 0;
-                    if (next_ahead) see.tileRuns(part.head_first, next_tile.?.slice(head, part.head_count), rows_ahead);
-                    task.ahead = rows_ahead.of(now);
-                }
-                const row = head * part.row_count;
-                task.queries = queries[row * part.head_dim_padded ..].ptr;
-                task.sums = state.sums[row * part.head_dim_padded ..].ptr;
-                task.rows = state.rows[row..].ptr;
-                kernels.attend(&task);
+            task.tile = runs[turn].of(now);
+            turn +%= 1;
+            runs[turn].count = 0;
+            task.ahead = runs[turn].of(now);
+            tile = see.tileFrom(now.end);
+            const is_next = if (tile) |next| ahead or next.first < chunk_end else false;
+            if (is_next) {
+                see.tileRuns(part.head_first, tile.?, &runs[turn]);
+                task.ahead = runs[turn].of(tile.?);
             }
+            kernels.attend(&task);
             // A tile that was not asked for has no runs yet.
-            if (!next_ahead) return;
-            tile = next_tile;
+            if (!is_next) return;
         }
     }
 

@@ -16,15 +16,6 @@ pub const Tile = struct {
     first: u32,
     end: u32,
     storage: dispatch.Storage,
-
-    /// Part `index` of `count` of a tile.
-    pub fn slice(tile: Tile, index: u32, count: u32) Tile {
-        const length = tile.end - tile.first;
-        var part = tile;
-        part.first = tile.first + length * index / count;
-        part.end = tile.first + length * (index + 1) / count;
-        return part;
-    }
 };
 
 /// The positions that any of a few query rows may see and that are there: [0, sink_end) and [first, end) of those that

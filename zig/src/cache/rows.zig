@@ -142,6 +142,8 @@ pub const Rows = struct {
                 .dtype_v = place.dtype_v,
                 .token_stride_k = place.shape.rowBytes(place.dtype_k),
                 .token_stride_v = place.shape.rowBytes(place.dtype_v),
+                .head_stride_k = @as(u64, place.shape.head_dim) * place.dtype_k.elementBytes(),
+                .head_stride_v = @as(u64, place.shape.head_dim) * place.dtype_v.elementBytes(),
             },
             .paged => |place| {
                 const shape = place.formatAt(position).shape;
@@ -151,6 +153,8 @@ pub const Rows = struct {
                     .dtype_v = shape.dtype_v,
                     .token_stride_k = if (shape.dtype_k.isFloat()) shape.tokenBytes(.keys) else 0,
                     .token_stride_v = if (shape.dtype_v.isFloat()) shape.tokenBytes(.values) else 0,
+                    .head_stride_k = shape.planeBytes(.keys),
+                    .head_stride_v = shape.planeBytes(.values),
                     .block_size = place.block_size,
                     .tile_token = tile_first % place.block_size,
                 };

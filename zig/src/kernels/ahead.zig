@@ -18,84 +18,160 @@ const first_level: std.builtin.PrefetchOptions = .{ .locality = 3 };
 /// Rows of bytes at equal distances.
 const Stretch = struct {
     first: [*]const u8,
-    row_bytes: u32,
+    row_bytes: u64,
     row_stride: u64,
     row_count: u32,
+
+    /// Rows without gaps are one.
+    fn joined(stretch: Stretch) Stretch {
+        if (stretch.row_bytes != stretch.row_stride) return stretch;
+        var one = stretch;
+        one.row_bytes *= stretch.row_count;
+        one.row_count = 1;
+        return one;
+    }
 };
 
-/// One side of a tile.
+/// One side of what is read next: a KV head of a tile, or a tile with all heads.
 pub const Ahead = struct {
     tile: *const table.TileRuns,
     dtype: Dtype,
     side: group.Side,
-    head_dim: u32,
-    lines_a_step: u32,
+    /// Of a row that is asked for whole.
+    elements: u32,
+    /// From the first head to the one that is meant.
+    head_offset: u64,
+    /// Lines that are asked for while one head is at work, and those of them that nobody has promised to ask for.
+    share: u32,
+    left: u32,
     place: Place,
 
     /// How far it is. A loop keeps it in registers and gives it back.
     pub const Place = struct {
         at: usize,
         row_end: usize,
+        /// From line to line; 0 when all has been asked for.
+        line_stride: usize,
         row_bytes: usize,
         row_stride: usize,
         rows_left: u32,
         /// Of the runs whose rows are asked for one after the other, those that are not begun.
         run_next: u32,
         run_end: u32,
-        /// From line to line; 0 when all has been asked for.
-        line_stride: u32,
+
+        /// One line for ever. It is one that is there: to look for a page that is not takes long.
+        fn nothing(line: *const anyopaque) Place {
+            return .{
+                .at = @intFromPtr(line),
+                .row_end = std.math.maxInt(usize),
+                .line_stride = 0,
+                .row_bytes = 0,
+                .row_stride = 0,
+                .rows_left = 0,
+                .run_next = 0,
+                .run_end = 0,
+            };
+        }
+
+        fn begin(place: *Place, rows: Stretch) void {
+            place.at = @intFromPtr(rows.first);
+            place.row_end = place.at + rows.row_bytes;
+            place.row_bytes = rows.row_bytes;
+            place.row_stride = rows.row_stride;
+            place.rows_left = rows.row_count;
+        }
     };
 
-    pub fn init(tile: *const table.TileRuns, side: group.Side, head_dim: u32) Ahead {
-        return .{
-            .tile = tile,
-            .dtype = if (side == .keys) tile.storage.dtype_k else tile.storage.dtype_v,
-            .side = side,
-            .head_dim = head_dim,
-            .lines_a_step = 0,
-            .place = undefined,
-        };
+    /// `head_count` heads at work share what is asked for: one head of the tile, or all of them where they lie side by side.
+    pub fn init(
+        ahead: *Ahead,
+        tile: *const table.TileRuns,
+        side: group.Side,
+        head_dim: u32,
+        head_offset: u64,
+        head_count: u32,
+    ) void {
+        ahead.tile = tile;
+        ahead.side = side;
+        ahead.elements = head_dim * head_count;
+        ahead.head_offset = head_offset;
+        ahead.dtype = if (side == .keys) tile.storage.dtype_k else tile.storage.dtype_v;
+        ahead.share = 0;
+        ahead.left = 0;
+        ahead.place = .nothing(tile);
+        if (tile.run_count == 0) return;
+        ahead.place.line_stride = line_bytes;
+        const line_count = if (ahead.dtype.isFloat()) ahead.beginRows() else ahead.beginPlane();
+        ahead.share = (line_count + head_count - 1) / head_count;
+        ahead.left = ahead.share;
     }
 
-    /// From here on there are `step_count` calls of `step`. Scales and mins are few and asked for at once.
-    pub fn spread(ahead: *Ahead, step_count: u32) void {
-        if (ahead.tile.run_count == 0 or step_count == 0) return;
-        ahead.lines_a_step = (ahead.lineCount() + step_count - 1) / step_count;
-        if (!ahead.dtype.isFloat()) ahead.askScales();
-        const rows = if (ahead.dtype.isFloat())
-            ahead.floatRows()
-        else
-            codes(ahead.plane(), ahead.bytesOf(0), ahead.tile.storage.tile_token);
-        ahead.place = .{
-            .at = @intFromPtr(rows.first),
-            .row_end = @intFromPtr(rows.first) + rows.row_bytes,
-            .row_bytes = rows.row_bytes,
-            .row_stride = rows.row_stride,
-            .rows_left = rows.row_count,
-            .run_next = 1,
-            .run_end = if (ahead.dtype.isFloat()) ahead.tile.run_count else 1,
-            .line_stride = line_bytes,
-        };
+    fn beginRows(ahead: *Ahead) u32 {
+        ahead.place.run_next = 1;
+        ahead.place.run_end = ahead.tile.run_count;
+        ahead.place.begin(ahead.floatRows(0));
+        var line_count: u32 = 0;
+        for (0..ahead.tile.run_count) |run| line_count += linesOf(ahead.floatRows(run));
+        return line_count;
     }
 
-    fn lineCount(ahead: *const Ahead) u32 {
-        if (!ahead.dtype.isFloat()) return ahead.head_dim / 8 * ahead.dtype.codeBits() * table.tile_tokens / line_bytes;
-        var token_count: u32 = 0;
-        for (ahead.tile.runs[0..ahead.tile.run_count]) |run| token_count += run.token_count;
-        return token_count * ((ahead.head_dim * ahead.dtype.elementBytes() + line_bytes - 1) / line_bytes);
+    fn beginPlane(ahead: *Ahead) u32 {
+        const of = ahead.plane();
+        const bytes = ahead.bytesOf(0);
+        var rows: Stretch = .{ .first = bytes, .row_bytes = of.bytes(), .row_stride = 0, .row_count = 1 };
+        if (of.block_size != table.tile_tokens) {
+            ahead.askScales(of, bytes);
+            rows = codes(of, bytes, ahead.tile.storage.tile_token);
+        }
+        ahead.place.begin(rows);
+        return linesOf(rows);
+    }
+
+    /// The next head at work begins.
+    pub fn nextHead(ahead: *Ahead) void {
+        ahead.left = ahead.share;
+    }
+
+    /// Asks for a few lines, as far as they are left.
+    pub fn ask(ahead: *Ahead, line_count: u32) void {
+        const count = @min(line_count, ahead.left);
+        ahead.left -= count;
+        var place = ahead.place;
+        for (0..count) |_| ahead.step(1, &place);
+        ahead.place = place;
+    }
+
+    /// Calls of `step` will ask for so many of the lines that are left.
+    pub fn reserve(ahead: *Ahead, line_count: u32) void {
+        ahead.left -|= line_count;
+    }
+
+    /// Asks for all that is left: scales that lie apart, what did not fit.
+    pub fn askRest(ahead: *Ahead) void {
+        ahead.ask(burst_max);
+    }
+
+    /// Lines that are asked for at once: more would wait for each other.
+    const burst_max = 32;
+
+    fn linesOf(rows: Stretch) u32 {
+        return rows.row_count * @as(u32, @intCast((rows.row_bytes + line_bytes - 1) / line_bytes));
     }
 
     /// Asks for the next lines. Nothing is called from here: across a call the loops around it would keep none of their
     /// sums in registers (i8, 4 rows, Zen 5: 395 ns for the sums of a tile's values in place of 165).
-    pub inline fn step(ahead: *const Ahead, place: *Place) void {
-        for (0..ahead.lines_a_step) |_| @prefetch(@as([*]const u8, @ptrFromInt(ahead.next(place))), first_level);
+    pub inline fn step(ahead: *const Ahead, comptime line_count: u32, place: *Place) void {
+        inline for (0..line_count) |_| @prefetch(@as([*]const u8, @ptrFromInt(ahead.next(place))), first_level);
     }
 
     /// The next line.
     inline fn next(ahead: *const Ahead, place: *Place) usize {
         const line = place.at;
         place.at += place.line_stride;
-        if (place.at >= place.row_end) ahead.nextRow(place);
+        if (place.at >= place.row_end) {
+            @branchHint(.unlikely);
+            ahead.nextRow(place);
+        }
         return line;
     }
 
@@ -105,11 +181,9 @@ pub const Ahead = struct {
             place.at = place.row_end - place.row_bytes + place.row_stride;
             place.row_end += place.row_stride;
         } else if (place.run_next != place.run_end) {
-            const run = &ahead.tile.runs[place.run_next];
+            const run = place.run_next;
             place.run_next += 1;
-            place.at = @intFromPtr(if (ahead.side == .keys) run.keys else run.values);
-            place.row_end = place.at + place.row_bytes;
-            place.rows_left = run.token_count;
+            place.begin(ahead.floatRows(run));
         } else {
             // The last line over and over.
             place.at -= line_bytes;
@@ -118,18 +192,20 @@ pub const Ahead = struct {
         }
     }
 
-    fn floatRows(ahead: *const Ahead) Stretch {
-        const tile = ahead.tile;
-        return .{
-            .first = ahead.bytesOf(0),
-            .row_bytes = ahead.head_dim * ahead.dtype.elementBytes(),
-            .row_stride = if (ahead.side == .keys) tile.storage.token_stride_k else tile.storage.token_stride_v,
-            .row_count = tile.runs[0].token_count,
+    inline fn floatRows(ahead: *const Ahead, run: usize) Stretch {
+        const storage = &ahead.tile.storage;
+        const rows: Stretch = .{
+            .first = ahead.bytesOf(run),
+            .row_bytes = @as(u64, ahead.elements) * ahead.dtype.elementBytes(),
+            .row_stride = if (ahead.side == .keys) storage.token_stride_k else storage.token_stride_v,
+            .row_count = ahead.tile.runs[run].token_count,
         };
+        return rows.joined();
     }
 
-    fn bytesOf(ahead: *const Ahead, run: u32) [*]const u8 {
-        return if (ahead.side == .keys) ahead.tile.runs[run].keys else ahead.tile.runs[run].values;
+    inline fn bytesOf(ahead: *const Ahead, run: usize) [*]const u8 {
+        const run_of = &ahead.tile.runs[run];
+        return (if (ahead.side == .keys) run_of.keys else run_of.values) + ahead.head_offset;
     }
 
     fn plane(ahead: *const Ahead) group.Plane {
@@ -137,13 +213,12 @@ pub const Ahead = struct {
             .dtype = ahead.dtype,
             .side = ahead.side,
             .block_size = ahead.tile.storage.block_size,
-            .head_dim = ahead.head_dim,
+            .head_dim = ahead.elements,
         };
     }
 
-    fn askScales(ahead: *const Ahead) void {
-        const of = ahead.plane();
-        const rows = scales(of, ahead.bytesOf(0) + of.codeBytes(), ahead.tile.storage.tile_token);
+    fn askScales(ahead: *const Ahead, of: group.Plane, bytes: [*]const u8) void {
+        const rows = scales(of, bytes + of.codeBytes(), ahead.tile.storage.tile_token);
         askNow(rows);
         if (!of.dtype.isAffine()) return;
         var mins = rows;
@@ -163,7 +238,7 @@ fn askNow(rows: Stretch) void {
 fn codes(plane: group.Plane, bytes: [*]const u8, tile_token: u32) Stretch {
     const first = bytes + plane.codePlace(tile_token, 0).byte;
     const tile_bytes = plane.head_dim / 8 * plane.dtype.codeBits() * table.tile_tokens;
-    if (plane.side == .keys or plane.block_size == table.tile_tokens) return .{
+    if (plane.side == .keys) return .{
         .first = first,
         .row_bytes = tile_bytes,
         .row_stride = 0,
@@ -199,8 +274,7 @@ const testing = std.testing;
 /// Every line of `expected` once, then the last over and over.
 fn expectLines(ahead: *Ahead, expected: []const usize) !void {
     var seen: [4096]bool = @splat(false);
-    try testing.expectEqual(expected.len, ahead.lineCount());
-    ahead.spread(1);
+    try testing.expectEqual(expected.len, ahead.share);
     var place = ahead.place;
     var last: usize = 0;
     for (0..expected.len) |_| {
@@ -224,6 +298,8 @@ test "Ahead asks for each line of a tile's codes once" {
                 .dtype_v = dtype,
                 .token_stride_k = undefined,
                 .token_stride_v = undefined,
+                .head_stride_k = undefined,
+                .head_stride_v = undefined,
                 .block_size = block_size,
                 .tile_token = block_size - table.tile_tokens,
             },
@@ -239,7 +315,13 @@ test "Ahead asks for each line of a tile's codes once" {
             lines[count] = line;
             count += 1;
         };
-        var ahead: Ahead = .init(&tile, side, plane.head_dim);
+        // Where a tile is a plane, its scales come with the codes.
+        if (block_size == table.tile_tokens) for (plane.codeBytes() / line_bytes..plane.bytes() / line_bytes) |line| {
+            lines[count] = first + line * line_bytes;
+            count += 1;
+        };
+        var ahead: Ahead = undefined;
+        ahead.init(&tile, side, plane.head_dim, 0, 1);
         try expectLines(&ahead, lines[0..count]);
     };
 }
@@ -268,18 +350,23 @@ test "Ahead asks for each line of rows of floats once" {
         .{ .keys = @ptrFromInt(0x11_0000), .values = @ptrFromInt(0x21_0000), .position = 9, .token_count = 1 },
     };
     const tile: table.TileRuns = .{
-        .storage = .{ .dtype_k = .f16, .dtype_v = .f32, .token_stride_k = 1000, .token_stride_v = 512 },
+        .storage = .{ .dtype_k = .f16, .dtype_v = .f32, .token_stride_k = 1000, .token_stride_v = 512, .head_stride_k = 160, .head_stride_v = 320 },
         .runs = &runs,
         .run_count = runs.len,
     };
     // 80 elements: 160 bytes are 3 lines, 320 bytes are 5.
-    var keys: Ahead = .init(&tile, .keys, 80);
+    var keys: Ahead = undefined;
+    keys.init(&tile, .keys, 80, 0, 1);
     try expectLines(&keys, &.{
         0x10_0000,        0x10_0000 + 64,        0x10_0000 + 128,
         0x10_0000 + 1000, 0x10_0000 + 1000 + 64, 0x10_0000 + 1000 + 128,
         0x11_0000,        0x11_0000 + 64,        0x11_0000 + 128,
     });
-    var values: Ahead = .init(&tile, .values, 80);
+    // One of two heads side by side: each of them asks for half of the lines.
+    var values: Ahead = undefined;
+    values.init(&tile, .values, 40, 0, 2);
+    try testing.expectEqual(8, values.share);
+    values.init(&tile, .values, 80, 0, 1);
     var expected: [15]usize = undefined;
     for ([_]usize{ 0x20_0000, 0x20_0000 + 512, 0x21_0000 }, 0..) |row, r| {
         for (0..5) |line| expected[r * 5 + line] = row + line * 64;
@@ -289,12 +376,15 @@ test "Ahead asks for each line of rows of floats once" {
 
 test "Ahead of no rows asks for nothing" {
     const tile: table.TileRuns = .{
-        .storage = .{ .dtype_k = .f16, .dtype_v = .f16, .token_stride_k = 2, .token_stride_v = 2 },
+        .storage = .{ .dtype_k = .f16, .dtype_v = .f16, .token_stride_k = 2, .token_stride_v = 2, .head_stride_k = 2, .head_stride_v = 2 },
         .runs = undefined,
         .run_count = 0,
     };
-    var ahead: Ahead = .init(&tile, .keys, 80);
-    ahead.spread(7);
-    try testing.expectEqual(0, ahead.lines_a_step);
-    ahead.step(&ahead.place);
+    var ahead: Ahead = undefined;
+    ahead.init(&tile, .keys, 80, 0, 1);
+    ahead.ask(3);
+    ahead.reserve(7);
+    ahead.askRest();
+    ahead.step(2, &ahead.place);
+    try testing.expectEqual(@intFromPtr(&tile), ahead.place.at);
 }

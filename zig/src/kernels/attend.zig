@@ -1,6 +1,6 @@
-//! Attention over one tile of the keys and values of one KV head, for a few query rows.
+//! Attention over one tile of the keys and values of a few KV heads, for a few query rows of each.
 //!
-//! Positions are taken in tiles of 64. For each tile, in three passes:
+//! Positions are taken in tiles of 64. For each tile and head, in three passes:
 //!
 //!     1. scores[row][token] = query . key            every key is loaded once for all query rows
 //!     2. weights = exp(score - running maximum)      the online softmax; older sums are rescaled
@@ -25,7 +25,6 @@ const convert = @import("convert.zig");
 const softmax = @import("softmax.zig");
 const table = @import("table.zig");
 const tiles = @import("tile.zig");
-const Ahead = @import("ahead.zig").Ahead;
 const Tile = tiles.Tile;
 const TileRows = tiles.TileRows;
 
@@ -42,14 +41,22 @@ const attend_codes = if (has_amx) attend_amx else attend_integer;
 pub fn attend(task: *const table.AttendTask) callconv(.c) void {
     assert(task.row_count >= 1 and task.row_count <= table.row_count_max);
     assert(task.head_dim_padded % table.lanes_max == 0);
+    if (task.tile.run_count == 0) return;
     var tile: Tile = undefined;
     tile.rows.fill(&task.tile);
-    if (tile.rows.token_count == 0) return;
-    tile.keys_ahead = .init(&task.ahead, .keys, task.ahead_dim);
-    tile.values_ahead = .init(&task.ahead, .values, task.ahead_dim);
     const uses_tiles = has_amx and !task.tile.storage.isFloat();
     if (uses_tiles) attend_amx.begin(task);
-    attendTile(task, &tile);
+    var of_head = task.*;
+    for (0..task.head_count) |head| {
+        if (head != 0) {
+            tile.rows.nextHead();
+            of_head.queries += task.row_count * task.head_dim_padded;
+            of_head.sums += task.row_count * task.head_dim_padded;
+            of_head.rows += task.row_count;
+        }
+        tile.beginAhead(task, @intCast(head));
+        attendTile(&of_head, &tile);
+    }
     if (uses_tiles) attend_amx.end();
 }
 
@@ -65,33 +72,68 @@ fn attendTile(task: *const table.AttendTask, tile: *Tile) void {
     }
 }
 
+/// Rows whose weights are made together: each waits for its maximum, and then for the sum of its weights.
+const rows_at_once = 4;
+
+/// Vectors of a row's scores.
+const score_vectors = tile_tokens / lanes;
+
 /// Pass 2: bias and mask the scores of each row, move its maximum, turn scores into weights.
 fn weighTile(task: *const table.AttendTask, tile: *Tile) void {
-    // Each row waits for its maximum, and then for the sum of its weights: step by step they wait together.
-    var maxima: [table.row_count_max]f32 = undefined;
-    for (task.rows[0..task.row_count], tile.scores[0..task.row_count], maxima[0..task.row_count]) |*row, *scores, *maximum| {
-        maximum.* = maskRow(task.softcap, row, &tile.rows, scores);
+    @setEvalBranchQuota(10_000); // what is inlined counts as one function
+    var r: u32 = 0;
+    while (r < task.row_count) {
+        if (r + rows_at_once <= task.row_count) {
+            weighRows(rows_at_once, task, tile, r);
+            r += rows_at_once;
+        } else {
+            weighRows(1, task, tile, r);
+            r += 1;
+        }
     }
-    for (task.rows[0..task.row_count], maxima[0..task.row_count], 0..) |*row, maximum, r| {
+}
+
+inline fn weighRows(comptime row_count: u32, task: *const table.AttendTask, tile: *Tile, first: u32) void {
+    const rows = task.rows[first..][0..row_count];
+    const scores = tile.scores[first..][0..row_count];
+    for (rows, scores) |*row, *of_row| {
+        if (task.softcap == 0 and row.alibi_slope == 0 and tile.rows.isSeenBy(row)) continue;
+        tile.rows.setPositions();
+        maskRow(task.softcap, row, &tile.rows, of_row);
+    }
+    // Of fewer than four rows the last one is taken again.
+    var most: [rows_at_once]Vector = undefined;
+    inline for (&most, 0..) |*vector, i| {
+        vector.* = @splat(negative_infinity);
+        for (0..score_vectors) |v| vector.* = larger(vector.*, scores[@min(i, row_count - 1)][v * lanes ..][0..lanes].*);
+    }
+    const maxima: [rows_at_once]f32 = softmax.largestFour(most);
+    for (rows, maxima[0..row_count], first..) |*row, maximum, r| {
         const score_max = @max(row.score_max, maximum);
         // Where nothing is visible so far nothing has been summed, and exp(-Inf - -Inf) would be NaN.
         if (score_max == row.score_max) continue;
         moveMaximum(row, score_max, task.sums[r * task.head_dim_padded ..][0..task.head_dim_padded]);
     }
-    for (task.rows[0..task.row_count], tile.scores[0..task.row_count]) |*row, *scores| {
-        weighRow(row, tile.rows.token_count, scores);
+    var weight_sums: [rows_at_once]Vector = @splat(@splat(0));
+    inline for (rows, scores, 0..) |*row, *of_row, i| {
+        tile.values_ahead.ask(tile.values_ahead.share / 16);
+        // Where a row sees nothing its scores are -Inf, and so may be the maximum.
+        const score_max: Vector = @splat(@max(row.score_max, -std.math.floatMax(f32)));
+        for (0..score_vectors) |v| {
+            const score: Vector = of_row[v * lanes ..][0..lanes].*;
+            const weight = softmax.exp(score - score_max);
+            of_row[v * lanes ..][0..lanes].* = weight;
+            weight_sums[i] += weight;
+        }
     }
+    const sums: [rows_at_once]f32 = softmax.sumFour(weight_sums);
+    for (rows, sums[0..row_count]) |*row, sum| row.weight_sum += sum;
 }
 
-/// Biases and masks the scores of a row; returns the largest.
-inline fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) f32 {
-    var tile_max: Vector = @splat(negative_infinity);
-    if (softcap == 0 and row.alibi_slope == 0 and tile.isSeenBy(row)) {
-        inline for (0..tile_tokens / lanes) |i| tile_max = larger(tile_max, scores[i * lanes ..][0..lanes].*);
-        return softmax.largest(tile_max);
-    }
+/// Biases the scores of a row, and makes -Inf of those that it may not see: all 64 are numbers then.
+fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) void {
     var token: u32 = 0;
-    while (token < tile.token_count) : (token += lanes) {
+    while (token < tile_tokens) : (token += lanes) {
         const positions: convert.VectorU32 = tile.positions[token..][0..lanes].*;
         var score: Vector = scores[token..][0..lanes].*;
         if (softcap != 0) {
@@ -111,12 +153,9 @@ inline fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, sc
         );
         const in_sink = positions < @as(convert.VectorU32, @splat(row.sink_end));
         const visible = and_(in_tile, or_(in_window, in_sink));
-        score = @select(f32, visible, score, @as(Vector, @splat(negative_infinity)));
-        scores[token..][0..lanes].* = score;
-        tile_max = larger(tile_max, score);
+        scores[token..][0..lanes].* = @select(f32, visible, score, @as(Vector, @splat(negative_infinity)));
     }
-    if (tile.position_last >= row.tree_first) return maskTree(row, tile, scores);
-    return softmax.largest(tile_max);
+    if (tile.position_last >= row.tree_first) maskTree(row, tile, scores);
 }
 
 /// The larger of each two; of NaN and a number the number.
@@ -136,35 +175,13 @@ inline fn moveMaximum(row: *table.Row, score_max: f32, sums: []f32) void {
     }
 }
 
-/// Turns the scores of a row into weights.
-inline fn weighRow(row: *table.Row, token_count: u32, scores: *[tile_tokens]f32) void {
-    if (row.score_max == negative_infinity) {
-        @memset(scores[0..token_count], 0);
-        return;
-    }
-    const score_max: Vector = @splat(row.score_max);
-    var tile_sum: Vector = @splat(0);
-    var token: u32 = 0;
-    while (token < token_count) : (token += lanes) {
-        const score: Vector = scores[token..][0..lanes].*;
-        const weight = softmax.exp(score - score_max);
-        scores[token..][0..lanes].* = weight;
-        tile_sum += weight;
-    }
-    row.weight_sum += softmax.sum(tile_sum);
-}
-
-/// Hides the positions of a tree that a row does not descend from, and returns the largest score left.
-fn maskTree(row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) f32 {
-    var score_max = negative_infinity;
+/// Hides the positions of a tree that a row does not descend from.
+fn maskTree(row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) void {
     for (scores[0..tile.token_count], tile.positions[0..tile.token_count]) |*score, position| {
-        if (position >= row.tree_first) {
-            const node = position - row.tree_first;
-            if (node >= 64 or row.tree_mask >> @intCast(node) & 1 == 0) score.* = negative_infinity;
-        }
-        score_max = @max(score_max, score.*);
+        if (position < row.tree_first) continue;
+        const node = position - row.tree_first;
+        if (node >= 64 or row.tree_mask >> @intCast(node) & 1 == 0) score.* = negative_infinity;
     }
-    return score_max;
 }
 
 inline fn and_(a: @Vector(lanes, bool), b: @Vector(lanes, bool)) @Vector(lanes, bool) {

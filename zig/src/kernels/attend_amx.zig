@@ -109,12 +109,9 @@ const Strips = struct {
     count: u32,
 };
 
-/// How often a step of `multiply` asks for what is read next.
-const asks_a_step = 4;
-
-/// Steps of `multiply` for one strip.
-fn stepCount(number_count: u32) u32 {
-    return (number_count + whole_numbers - 1) / whole_numbers;
+/// Lines that so many codes of 16 lanes take.
+fn linesOf(dtype: Dtype, number_count: u32) u32 {
+    return number_count * group.lane_count * dtype.codeBits() / 8 / 64;
 }
 
 /// Products of the digits from `number_first` on with `number_count` numbers of each strip, a multiple of 32.
@@ -140,9 +137,9 @@ inline fn multiply(
         amx.zero(low_sums);
         var number: u32 = 0;
         while (number + whole_numbers <= number_count) : (number += whole_numbers) {
-            addStep(whole, first + number * group.lane_count, digits, number_first + number, ahead, &place);
+            addStep(dtype, whole, first + number * group.lane_count, digits, number_first + number, ahead, &place);
         }
-        if (number < number_count) addStep(half, first + number * group.lane_count, digits, number_first + number, ahead, &place);
+        if (number < number_count) addStep(dtype, half, first + number * group.lane_count, digits, number_first + number, ahead, &place);
         amx.store(high_sums, &products[strip].high, @sizeOf([lanes]i32));
         amx.store(low_sums, &products[strip].low, @sizeOf([lanes]i32));
     }
@@ -173,6 +170,7 @@ inline fn spreadCodes(comptime dtype: Dtype, strips: Strips, number_count: u32, 
 
 /// Adds the products of one tile of codes.
 inline fn addStep(
+    comptime dtype: Dtype,
     comptime operands: Operands,
     codes: [*]const u8,
     digits: anytype,
@@ -181,15 +179,17 @@ inline fn addStep(
     place: *Ahead.Place,
 ) void {
     const digits_stride = @sizeOf(@TypeOf(digits[0]));
+    // Half as many lines as these codes took, in four goes. The others are asked for while digits and weights are made.
+    const lines_at_once = comptime @max(1, linesOf(dtype, operands.number_count) / 2 / 4);
     amx.load(operands.high_digits, digits[0].high[number_first..].ptr, digits_stride);
-    ahead.step(place);
+    ahead.step(lines_at_once, place);
     amx.load(operands.low_digits, digits[0].low[number_first..].ptr, digits_stride);
-    ahead.step(place);
+    ahead.step(lines_at_once, place);
     amx.load(operands.codes, codes, group.vector_bytes);
-    ahead.step(place);
+    ahead.step(lines_at_once, place);
     amx.addProducts(high_sums, operands.high_digits, operands.codes);
     amx.addProducts(low_sums, operands.low_digits, operands.codes);
-    ahead.step(place);
+    ahead.step(lines_at_once, place);
 }
 
 /// Pass 1: scores[row][token] = query . key.
@@ -203,23 +203,23 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     };
     assert(plane.isValid());
     var queries: attend_integer.Queries(dtype) = undefined;
-    attend_integer.setQueries(dtype, task, plane, &queries);
+    tile.keys_ahead.reserve(strip_count_max * linesOf(dtype, task.head_dim) / 2);
+    attend_integer.setQueries(dtype, task, plane, tile, &queries);
+    tile.keys_ahead.askRest();
     const strip_bytes = plane.codeBytes() / (plane.block_size / group.lane_count);
     var strips: Strips = .{
-        .first = task.tile.runs[0].keys + task.tile.storage.tile_token / group.lane_count * strip_bytes,
+        .first = tile.rows.plane_k + task.tile.storage.tile_token / group.lane_count * strip_bytes,
         .stride = strip_bytes,
         .count = strip_count_max,
     };
     var products: [strip_count_max]Products = undefined;
     if (comptime dtype.isAffine()) {
-        tile.keys_ahead.spread(asks_a_step * strip_count_max * stepCount(task.head_dim));
         multiply(dtype, strips, &queries.digits, 0, task.head_dim, &tile.keys_ahead, &products);
         setScores(dtype, task.row_count, &queries, &products, tile);
         return;
     }
-    tile.keys_ahead.spread(asks_a_step * strip_count_max * (task.head_dim / group.record_values));
     for (tile.scores[0..task.row_count]) |*scores| scores.* = @splat(0);
-    var scales = task.tile.runs[0].keys + plane.codeBytes() + 2 * task.tile.storage.tile_token;
+    var scales = tile.rows.plane_k + plane.codeBytes() + 2 * task.tile.storage.tile_token;
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += group.record_values) {
         multiply(dtype, strips, &queries.digits, dim, group.record_values, &tile.keys_ahead, &products);
@@ -272,11 +272,11 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
         .head_dim = task.head_dim,
     };
     assert(plane.isValid());
-    tile.values_ahead.spread(asks_a_step * (task.head_dim / group.lane_count) * stepCount(tile_tokens));
+    tile.values_ahead.reserve(task.head_dim / group.lane_count * linesOf(dtype, tile_tokens) / 2);
     const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
     const group_size = plane.groupSize();
     var strips: Strips = .{
-        .first = task.tile.runs[0].values + task.tile.storage.tile_token * token_bytes,
+        .first = tile.rows.plane_v + task.tile.storage.tile_token * token_bytes,
         .stride = plane.block_size * token_bytes,
         .count = group_size / group.lane_count,
     };
@@ -289,6 +289,7 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
         addSums(dtype, task, &weights, &products, dim, strips.count);
         strips.first += strips.count * strips.stride;
     }
+    tile.values_ahead.askRest();
 }
 
 /// Adds the sums of `strip_count` strips of dims from `dim` on.

@@ -188,6 +188,9 @@ pub const Stored = struct {
                 // The stride of a plane is never used.
                 .token_stride_k = if (stored.keys.dtype.isFloat()) stored.keys.rowBytes() else std.math.maxInt(u64),
                 .token_stride_v = if (stored.values.dtype.isFloat()) stored.values.rowBytes() else std.math.maxInt(u64),
+                // There is one head.
+                .head_stride_k = std.math.maxInt(u64),
+                .head_stride_v = std.math.maxInt(u64),
                 .block_size = if (is_float) 0 else stored.keys.block_size,
                 .tile_token = if (is_float) 0 else tile_first % stored.keys.block_size,
             },
@@ -236,13 +239,14 @@ pub fn attendRows(table: *const Table, stored: Stored, queries: []const f32, see
             .queries = queries.ptr,
             .sums = &sums,
             .rows = &rows,
+            .head_count = 1,
             .row_count = @intCast(sees.len),
             .head_dim = head_dim,
             .head_dim_padded = padded,
             .softcap = 0,
             .tile = stored.tile(&runs, tile_first, all),
             .ahead = stored.tile(&runs_ahead, tile_first + tile_tokens, all),
-            .ahead_dim = head_dim,
+            .is_token_major = 0,
         });
     }
     var results: Results = undefined;

@@ -22,18 +22,22 @@ const token_block = tiles.TileRows.token_block;
 /// Vectors of head_dim that one sweep over a tile's values accumulates.
 const dim_block = 4;
 
+/// Lines that a step of so many vectors of a side reads, and asks for ahead. Some steps ask for none: what they leave is
+/// asked for between the passes, where memory would be idle.
+fn linesAStep(comptime dtype: Dtype, comptime vectors: u32) u32 {
+    return @max(1, vectors * lanes * dtype.elementBytes() / 64);
+}
+
 /// Pass 1: scores[row][token] = query . key.
 pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
-    tile.keys_ahead.spread((tile.rows.token_count + token_block - 1) / token_block);
+    const steps = (task.head_dim / lanes -| 1) * ((tile.rows.token_count + token_block - 1) / token_block);
+    tile.keys_ahead.reserve(steps * linesAStep(dtype, token_block));
+    tile.keys_ahead.askRest();
     var token: u32 = 0;
     while (token < tile.rows.token_count) : (token += token_block) {
-        const keys = tile.rows.keys[token..][0..token_block];
-        tile.keys_ahead.step(&tile.keys_ahead.place);
         var r: u32 = 0;
-        while (r + row_block <= task.row_count) : (r += row_block) {
-            scoreBlock(dtype, row_block, task, keys, r, token, tile);
-        }
-        while (r < task.row_count) : (r += 1) scoreBlock(dtype, 1, task, keys, r, token, tile);
+        while (r + row_block <= task.row_count) : (r += row_block) scoreBlock(dtype, row_block, task, r, token, tile);
+        while (r < task.row_count) : (r += 1) scoreBlock(dtype, 1, task, r, token, tile);
     }
 }
 
@@ -41,17 +45,19 @@ inline fn scoreBlock(
     comptime dtype: Dtype,
     comptime row_count: u32,
     task: *const table.AttendTask,
-    keys: *const [token_block][*]const u8,
     row_first: u32,
     token_first: u32,
     tile: *Tile,
 ) void {
     const element_bytes = comptime dtype.elementBytes();
+    const keys = tile.rows.keys[token_first..][0..token_block];
     const queries = task.queries + row_first * task.head_dim_padded;
     var products: [row_count][token_block]Vector = @splat(@splat(@splat(0)));
 
+    var place = tile.keys_ahead.place;
     var dim: u32 = 0;
     while (dim + lanes <= task.head_dim) : (dim += lanes) {
+        if (dim != 0) tile.keys_ahead.step(linesAStep(dtype, token_block), &place);
         var key: [token_block]Vector = undefined;
         inline for (&key, keys) |*vector, source| vector.* = convert.load(dtype, source + dim * element_bytes);
         inline for (0..row_count) |r| {
@@ -59,6 +65,7 @@ inline fn scoreBlock(
             inline for (0..token_block) |t| products[r][t] = softmax.mulAdd(query, key[t], products[r][t]);
         }
     }
+    tile.keys_ahead.place = place;
     if (dim < task.head_dim) {
         const rest = task.head_dim - dim;
         inline for (0..token_block) |t| {
@@ -80,15 +87,16 @@ inline fn scoreBlock(
             }
         }
     } else inline for (0..row_count) |r| {
-        const p = products[r];
-        tile.scores[row_first + r][token_first..][0..token_block].* = softmax.sumFour(p[0], p[1], p[2], p[3]);
+        tile.scores[row_first + r][token_first..][0..token_block].* = softmax.sumFour(products[r]);
     }
 }
 
 /// Pass 3: sums[row][dim] += weight * value, tokens in order.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     const vectors = (task.head_dim + lanes - 1) / lanes;
-    tile.values_ahead.spread((vectors / dim_block + vectors % dim_block) * tile.rows.token_count);
+    const steps = (vectors / dim_block + vectors % dim_block) * (tile.rows.token_count - (tile.rows.token_count + 3) / 4);
+    tile.values_ahead.reserve(steps * linesAStep(dtype, dim_block));
+    tile.values_ahead.askRest();
     var r: u32 = 0;
     while (r + row_block <= task.row_count) : (r += row_block) accumulateRows(dtype, row_block, task, tile, r);
     while (r < task.row_count) : (r += 1) accumulateRows(dtype, 1, task, tile, r);
@@ -132,7 +140,7 @@ inline fn accumulateDims(
     }
     var place = tile.values_ahead.place;
     for (tile.rows.values[0..tile.rows.token_count], 0..) |source, token| {
-        if (row_first == 0) tile.values_ahead.step(&place);
+        if (token % 4 != 0) tile.values_ahead.step(linesAStep(dtype, dim_block), &place);
         var value: [vector_count]Vector = undefined;
         inline for (&value, 0..) |*vector, i| {
             const at = source + (dim_first + i * lanes) * element_bytes;

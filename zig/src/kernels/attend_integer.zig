@@ -39,9 +39,6 @@ const part_count = 2;
 
 const block_lanes = part_count * lanes;
 
-/// Rows whose digits are made together.
-const rows_at_once = 4;
-
 comptime {
     assert(tile_tokens % block_lanes == 0 and group.dim_multiple % block_lanes == 0);
     // The largest sum of a dot product, with the codes as they are loaded: 255 * 127 for each of head_dim_max dims, 128
@@ -49,13 +46,14 @@ comptime {
     assert(128 * 255 * 127 * head_dim_max < std.math.maxInt(i32));
 }
 
+/// Lines that a step asks for: half of those it reads. The others are asked for while digits and weights are made.
+fn linesAStep() u32 {
+    return @max(1, block_lanes * group.quad / 64 / 2);
+}
+
 /// How many rows are taken together when `rest` of them are left.
 inline fn blockOf(rest: u32) u32 {
     return if (rest >= row_block) row_block else if (rest >= 2) 2 else 1;
-}
-
-fn blockCount(row_count: u32) u32 {
-    return row_count / row_block + @popCount(row_count % row_block);
 }
 
 /// What a code holds more than its value, as `dot.load` gives it: a multiple of the sum of the numbers that a sum has too
@@ -138,7 +136,7 @@ inline fn addRows(
     const vector_numbers = comptime group.quad * dot.vectorCount(bits);
     var number = number_first;
     while (number < number_first + number_count) : (number += vector_numbers) {
-        ahead.step(place);
+        ahead.step(comptime linesAStep(), place);
         var loaded: [part_count][dot.vectorCount(bits)]dot.Codes = undefined;
         inline for (&loaded, codes) |*part, source| {
             part.* = dot.load(bits, source + number / vector_numbers * group.vector_bytes);
@@ -181,9 +179,10 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     };
     assert(plane.isValid());
     var queries: Queries(dtype) = undefined;
-    setQueries(dtype, task, plane, &queries);
     const vector_count = task.head_dim / group.quad / comptime dot.vectorCount(dtype.codeBits());
-    tile.keys_ahead.spread(tile_tokens / block_lanes * blockCount(task.row_count) * vector_count);
+    tile.keys_ahead.reserve(tile_tokens / block_lanes * vector_count * linesAStep());
+    setQueries(dtype, task, plane, tile, &queries);
+    tile.keys_ahead.askRest();
     var token: u32 = 0;
     while (token < tile_tokens) : (token += block_lanes) {
         var r: u32 = 0;
@@ -200,35 +199,69 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     }
 }
 
-/// The digits of all queries, and their share of the mins. Each waits for the largest of its values: a few rows at once
-/// wait together.
-pub fn setQueries(comptime dtype: Dtype, task: *const table.AttendTask, plane: group.Plane, queries: *Queries(dtype)) void {
-    const scales = task.tile.runs[0].keys + plane.codeBytes();
-    const mins = task.tile.runs[0].keys + plane.minOffset();
-    var scaled: [rows_at_once][head_dim_max]f32 align(64) = undefined;
-    var row_first: u32 = 0;
-    while (row_first < task.row_count) : (row_first += rows_at_once) {
-        const row_end = @min(row_first + rows_at_once, task.row_count);
-        for (row_first..row_end, scaled[0 .. row_end - row_first]) |r, *values| {
-            const query = task.queries + r * task.head_dim_padded;
-            var magnitudes: digits_of.Magnitudes = .{};
-            var constants: Vector = @splat(0);
-            var dim: u32 = 0;
-            while (dim < task.head_dim) : (dim += lanes) {
-                var elements: Vector = query[dim..][0..lanes].*;
-                if (comptime dtype.isAffine()) {
-                    constants = softmax.mulAdd(elements, convert.load(.f16, mins + 2 * dim), constants);
-                    elements *= convert.load(.f16, scales + 2 * dim);
-                }
-                values[dim..][0..lanes].* = elements;
-                magnitudes.add(elements);
+/// The digits of all queries, and their share of the mins.
+pub fn setQueries(
+    comptime dtype: Dtype,
+    task: *const table.AttendTask,
+    plane: group.Plane,
+    tile: *Tile,
+    queries: *Queries(dtype),
+) void {
+    var r: u32 = 0;
+    while (r < task.row_count) {
+        switch (task.row_count - r) {
+            0 => unreachable,
+            1...digits_of.rows_at_once - 1 => {
+                setQueryRows(dtype, 1, task, plane, tile, queries, r);
+                r += 1;
+            },
+            else => {
+                setQueryRows(dtype, digits_of.rows_at_once, task, plane, tile, queries, r);
+                r += digits_of.rows_at_once;
+            },
+        }
+    }
+}
+
+/// Of a few rows: each waits for the largest of its values, and all of them together.
+inline fn setQueryRows(
+    comptime dtype: Dtype,
+    comptime row_count: u32,
+    task: *const table.AttendTask,
+    plane: group.Plane,
+    tile: *Tile,
+    queries: *Queries(dtype),
+    first: u32,
+) void {
+    const scales = tile.rows.plane_k + plane.codeBytes();
+    const mins = tile.rows.plane_k + plane.minOffset();
+    var scaled: [row_count][head_dim_max]f32 align(64) = undefined;
+    var magnitudes: [digits_of.rows_at_once]digits_of.Magnitudes = @splat(.{});
+    var constants: [digits_of.rows_at_once]Vector = @splat(@splat(0));
+    var dim: u32 = 0;
+    while (dim < task.head_dim) : (dim += lanes) {
+        tile.keys_ahead.ask(tile.keys_ahead.share / 32);
+        const scale = if (comptime dtype.isAffine()) convert.load(.f16, scales + 2 * dim);
+        const min = if (comptime dtype.isAffine()) convert.load(.f16, mins + 2 * dim);
+        inline for (0..row_count) |i| {
+            var elements: Vector = task.queries[(first + i) * task.head_dim_padded + dim ..][0..lanes].*;
+            if (comptime dtype.isAffine()) {
+                constants[i] = softmax.mulAdd(elements, min, constants[i]);
+                elements *= scale;
             }
-            queries.digits[r].choose(magnitudes);
-            queries.constants[r] = softmax.sum(constants);
+            scaled[i][dim..][0..lanes].* = elements;
+            magnitudes[i].add(elements);
         }
-        for (row_first..row_end, scaled[0 .. row_end - row_first]) |r, *values| {
-            queries.digits[r].write(values, task.head_dim);
-        }
+    }
+    const rows = queries.digits[first..][0..row_count];
+    Queries(dtype).QueryDigits.choose(rows, magnitudes);
+    if (comptime dtype.isAffine()) {
+        const sums: [digits_of.rows_at_once]f32 = softmax.sumFour(constants);
+        queries.constants[first..][0..row_count].* = sums[0..row_count].*;
+    }
+    for (rows, &scaled) |*digits, *values| {
+        tile.keys_ahead.ask(tile.keys_ahead.share / 16);
+        digits.write(values, task.head_dim);
     }
 }
 
@@ -242,7 +275,7 @@ inline fn scoreBlock(
     token_first: u32,
     tile: *Tile,
 ) void {
-    const bytes = task.tile.runs[0].keys;
+    const bytes = tile.rows.plane_k;
     const token = task.tile.storage.tile_token + token_first;
     const codes = codesAt(bytes, token, plane.codeBytes() / (plane.block_size / group.lane_count));
     const digits = queries.digits[row_first..][0..row_count];
@@ -299,7 +332,7 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
     };
     assert(plane.isValid());
     const vector_count = tile_tokens / group.quad / comptime dot.vectorCount(dtype.codeBits());
-    tile.values_ahead.spread(task.head_dim / block_lanes * blockCount(task.row_count) * vector_count);
+    tile.values_ahead.reserve(task.head_dim / block_lanes * vector_count * linesAStep());
     const group_size = plane.groupSize();
     var weights: Weights(dtype) = undefined;
     var dim: u32 = 0;
@@ -317,6 +350,7 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
             r += block;
         }
     }
+    tile.values_ahead.askRest();
 }
 
 /// The digits of all rows' weights for one group of dims, and their share of the mins.
@@ -324,38 +358,64 @@ pub fn setWeights(
     comptime dtype: Dtype,
     plane: group.Plane,
     task: *const table.AttendTask,
-    tile: *const Tile,
+    tile: *Tile,
     dim_group: u32,
     weights: *Weights(dtype),
 ) void {
     const first = 2 * (dim_group * plane.block_size + task.tile.storage.tile_token);
-    const scales = task.tile.runs[0].values + plane.codeBytes() + first;
-    const mins = task.tile.runs[0].values + plane.minOffset() + first;
+    const scales = tile.rows.plane_v + plane.codeBytes() + first;
+    const mins = tile.rows.plane_v + plane.minOffset() + first;
     var scale: [tile_tokens / lanes]Vector = undefined;
     var min: [tile_tokens / lanes]Vector = undefined;
     inline for (&scale, &min, 0..) |*s, *m, i| {
         s.* = convert.load(.f16, scales + 2 * i * lanes);
         if (comptime dtype.isAffine()) m.* = convert.load(.f16, mins + 2 * i * lanes);
     }
-    var scaled: [rows_at_once][tile_tokens]f32 align(64) = undefined;
-    var row_first: u32 = 0;
-    while (row_first < task.row_count) : (row_first += rows_at_once) {
-        const row_end = @min(row_first + rows_at_once, task.row_count);
-        for (row_first..row_end, scaled[0 .. row_end - row_first]) |r, *values| {
-            var magnitudes: digits_of.Magnitudes = .{};
-            var constants: Vector = @splat(0);
-            inline for (scale, min, 0..) |s, m, i| {
-                const weight: Vector = tile.scores[r][i * lanes ..][0..lanes].*;
-                values[i * lanes ..][0..lanes].* = weight * s;
-                magnitudes.add(weight * s);
-                if (comptime dtype.isAffine()) constants = softmax.mulAdd(weight, m, constants);
-            }
-            weights.digits[r].choose(magnitudes);
-            weights.constants[r] = softmax.sum(constants);
+    var r: u32 = 0;
+    while (r < task.row_count) {
+        switch (task.row_count - r) {
+            0 => unreachable,
+            1...digits_of.rows_at_once - 1 => {
+                setWeightRows(dtype, 1, tile, &scale, &min, weights, r);
+                r += 1;
+            },
+            else => {
+                setWeightRows(dtype, digits_of.rows_at_once, tile, &scale, &min, weights, r);
+                r += digits_of.rows_at_once;
+            },
         }
-        for (row_first..row_end, scaled[0 .. row_end - row_first]) |r, *values| {
-            weights.digits[r].write(values, tile_tokens);
-        }
+    }
+}
+
+inline fn setWeightRows(
+    comptime dtype: Dtype,
+    comptime row_count: u32,
+    tile: *Tile,
+    scale: *const [tile_tokens / lanes]Vector,
+    min: *const [tile_tokens / lanes]Vector,
+    weights: *Weights(dtype),
+    first: u32,
+) void {
+    var scaled: [row_count][tile_tokens]f32 align(64) = undefined;
+    var magnitudes: [digits_of.rows_at_once]digits_of.Magnitudes = @splat(.{});
+    var constants: [digits_of.rows_at_once]Vector = @splat(@splat(0));
+    inline for (0..row_count) |r| inline for (scale, min, 0..) |s, m, i| {
+        const weight: Vector = tile.scores[first + r][i * lanes ..][0..lanes].*;
+        scaled[r][i * lanes ..][0..lanes].* = weight * s;
+        magnitudes[r].add(weight * s);
+        if (comptime dtype.isAffine()) constants[r] = softmax.mulAdd(weight, m, constants[r]);
+    };
+    const rows = weights.digits[first..][0..row_count];
+    Weights(dtype).WeightDigits.choose(rows, magnitudes);
+    if (comptime dtype.isAffine()) {
+        const sums: [digits_of.rows_at_once]f32 = softmax.sumFour(constants);
+        weights.constants[first..][0..row_count].* = sums[0..row_count].*;
+    } else {
+        weights.constants[first..][0..row_count].* = @splat(0);
+    }
+    for (rows, &scaled) |*digits, *values| {
+        tile.values_ahead.ask(tile.values_ahead.share / 32);
+        digits.write(values, tile_tokens);
     }
 }
 
@@ -370,7 +430,7 @@ inline fn accumulateBlock(
     tile: *Tile,
 ) void {
     const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
-    const bytes = task.tile.runs[0].values + task.tile.storage.tile_token * token_bytes;
+    const bytes = tile.rows.plane_v + task.tile.storage.tile_token * token_bytes;
     const codes = codesAt(bytes, dim, plane.block_size * token_bytes);
     const digits = weights.digits[row_first..][0..row_count];
     const products = dotRows(dtype, row_count, codes, digits, 0, tile_tokens, &tile.values_ahead);

@@ -8,6 +8,8 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const convert = @import("convert.zig");
+const pack = @import("pack.zig");
+const softmax = @import("softmax.zig");
 const lanes = convert.lanes;
 const Vector = convert.Vector;
 const VectorU32 = convert.VectorU32;
@@ -32,36 +34,57 @@ pub fn Digits(comptime number_count_max: u32, comptime total_numbers: u32) type 
 
         const Self = @This();
 
-        /// First chooses the step, by the largest of `magnitudes`. A magnitude that is not finite makes the step so, and
-        /// numbers that mean nothing.
-        pub inline fn choose(digits: *Self, magnitudes: Magnitudes) void {
-            const magnitude = magnitudes.largest();
-            const is_zero = magnitude < magnitude_min;
-            digits.step = if (is_zero) 0 else magnitude * (1.0 / @as(f32, number_max));
-            digits.factor = if (is_zero) 0 else number_max / magnitude;
+        /// First chooses the steps of up to four rows, by the largest of their magnitudes. A magnitude that is not finite makes
+        /// the step so, and numbers that mean nothing.
+        pub inline fn choose(rows: []Self, magnitudes: [rows_at_once]Magnitudes) void {
+            var bits: [rows_at_once]VectorU32 = undefined;
+            inline for (&bits, magnitudes) |*to, from| to.* = from.bits;
+            const Four = @Vector(rows_at_once, f32);
+            const largest: Four = @bitCast(softmax.largestFourIntegers(bits));
+            const is_zero = largest < @as(Four, @splat(magnitude_min));
+            const zeros: Four = @splat(0);
+            const number: Four = @splat(number_max);
+            const steps: [rows_at_once]f32 = @select(f32, is_zero, zeros, largest * @as(Four, @splat(1.0 / @as(f32, number_max))));
+            const factors: [rows_at_once]f32 = @select(f32, is_zero, zeros, number / largest);
+            for (rows, steps[0..rows.len], factors[0..rows.len]) |*row, step, factor| {
+                row.step = step;
+                row.factor = factor;
+            }
         }
 
-        /// Then writes the digits of `count` values, a multiple of 16.
+        /// Then writes the digits of `count` values of a row, a multiple of 32.
         pub inline fn write(digits: *Self, values: *align(64) const [number_count_max]f32, count: u32) void {
-            assert(count % 16 == 0 and count <= number_count_max);
+            assert(count % 32 == 0 and count <= number_count_max);
             const factor: Vector = @splat(digits.factor);
             var total: VectorI32 = @splat(0);
             var at: u32 = 0;
-            while (at < count) : (at += lanes) {
-                const numbers = round(@as(Vector, values[at..][0..lanes].*) * factor);
-                const high = (numbers +% @as(VectorI32, @splat(64))) >> @splat(7);
-                digits.high[at..][0..lanes].* = @as(@Vector(lanes, i8), @truncate(high));
-                digits.low[at..][0..lanes].* = @as(@Vector(lanes, i8), @truncate(numbers -% (high << @splat(7))));
-                if (total_numbers == 0) continue;
-                total +%= numbers;
-                if ((at + lanes) % total_numbers == 0 or at + lanes == count) {
-                    digits.totals[at / total_numbers] = @reduce(.Add, total);
-                    total = @splat(0);
+            // Four vectors at a time. Of the widest, two may be left at the end: behind them stands what nobody looks at.
+            while (at < count) : (at += 4 * lanes) {
+                var high: [4]VectorI32 = undefined;
+                var low: [4]VectorI32 = undefined;
+                inline for (&high, &low, 0..) |*h, *l, i| {
+                    const shifted = shiftedNumbers(@as(Vector, values[at + i * lanes ..][0..lanes].*) * factor);
+                    h.* = shifted >> @splat(7);
+                    l.* = shifted & @as(VectorI32, @splat(127));
+                    if (total_numbers != 0) {
+                        const end = at + (i + 1) * lanes;
+                        if (end <= count) total +%= shifted;
+                        if (end % total_numbers == 0 or end == count) {
+                            const number_count: i32 = @intCast(if (end % total_numbers == 0) total_numbers else end % total_numbers);
+                            digits.totals[(end - 1) / total_numbers] = @reduce(.Add, total) -% low_offset * number_count;
+                            total = @splat(0);
+                        }
+                    }
                 }
+                digits.high[at..][0 .. 4 * lanes].* = pack.narrow(high);
+                digits.low[at..][0 .. 4 * lanes].* = pack.narrow(low) -% @as(@Vector(4 * lanes, i8), @splat(low_offset));
             }
         }
     };
 }
+
+/// Rows whose steps are chosen together.
+pub const rows_at_once = 4;
 
 /// The magnitudes of values, compared as integers: NaN is larger than Inf.
 pub const Magnitudes = struct {
@@ -71,23 +94,23 @@ pub const Magnitudes = struct {
         const bits: VectorU32 = @bitCast(values);
         magnitudes.bits = @max(magnitudes.bits, bits & @as(VectorU32, @splat(0x7fff_ffff)));
     }
-
-    inline fn largest(magnitudes: Magnitudes) f32 {
-        return @bitCast(@reduce(.Max, magnitudes.bits));
-    }
 };
 
-/// To the nearest integer, half to even; defined for any bits. Adding 1.5 * 2^23 puts the integer into the low bits.
-inline fn round(values: Vector) VectorI32 {
+/// What makes low digits of numbers be 0 to 127.
+const low_offset = 64;
+
+/// To the nearest integer, half to even, and `low_offset` more; defined for any bits. Adding 1.5 * 2^23 puts the integer into
+/// the low bits.
+inline fn shiftedNumbers(values: Vector) VectorI32 {
     const magic: Vector = @splat(0x1.8p23);
-    return @as(VectorI32, @bitCast(values + magic)) -% @as(VectorI32, @bitCast(magic));
+    return @as(VectorI32, @bitCast(values + magic)) -% (@as(VectorI32, @bitCast(magic)) -% @as(VectorI32, @splat(low_offset)));
 }
 
 fn set(digits: anytype, values: anytype) void {
-    var magnitudes: Magnitudes = .{};
+    var magnitudes: [rows_at_once]Magnitudes = @splat(.{});
     var at: usize = 0;
-    while (at < values.len) : (at += lanes) magnitudes.add(values[at..][0..lanes].*);
-    digits.choose(magnitudes);
+    while (at < values.len) : (at += lanes) magnitudes[0].add(values[at..][0..lanes].*);
+    @TypeOf(digits.*).choose(digits[0..1], magnitudes);
     digits.write(values, values.len);
 }
 
@@ -114,15 +137,15 @@ test Digits {
 }
 
 test "Digits of zeros, of almost nothing and of what is not finite" {
-    var digits: Digits(32, 32) = undefined;
+    var digits: Digits(64, 32) = undefined;
     for ([_]f32{ 0, 1e-44, -1e-38 }) |value| {
-        const values: [32]f32 align(64) = @splat(value);
+        const values: [64]f32 align(64) = @splat(value);
         set(&digits, &values);
         try std.testing.expectEqual(0, digits.step);
         try std.testing.expectEqual(0, digits.totals[0]);
     }
     for ([_]f32{ std.math.nan(f32), -std.math.inf(f32) }) |value| {
-        var values: [32]f32 align(64) = @splat(1);
+        var values: [64]f32 align(64) = @splat(1);
         values[31] = value;
         set(&digits, &values);
         try std.testing.expect(!std.math.isFinite(digits.step));

@@ -1,5 +1,6 @@
-//! Vectors of floats as bytes, with x86's instructions that round and saturate: what codes are packed with.
+//! Vectors as bytes, by x86's instructions that round and saturate: what codes and digits are packed with.
 
+const builtin = @import("builtin");
 const convert = @import("convert.zig");
 
 const lanes = convert.lanes;
@@ -16,6 +17,20 @@ pub inline fn bytes(comptime is_signed: bool, floats: [4]Vector, comptime is_cut
     inline for (&integers, floats) |*to, from| to.* = if (is_cut) cut(from) else rounded(from);
     const pairs = .{ packWords(integers[0], integers[1]), packWords(integers[2], integers[3]) };
     return if (is_signed) packSigned(pairs[0], pairs[1]) else packUnsigned(pairs[0], pairs[1]);
+}
+
+/// Four vectors of integers that fit bytes, as bytes in their order.
+pub inline fn narrow(integers: [4]VectorI32) @Vector(lanes * 4, i8) {
+    if (builtin.cpu.arch != .x86_64) {
+        var parts: [4][lanes]i8 = undefined;
+        inline for (&parts, integers) |*to, from| to.* = @as(@Vector(lanes, i8), @truncate(from));
+        return @bitCast(parts);
+    }
+    const packed_bytes = packSigned(packWords(integers[0], integers[1]), packWords(integers[2], integers[3]));
+    // Of each four lanes, those of the first vector come first.
+    comptime var order: [lanes]i32 = undefined;
+    inline for (&order, 0..) |*from, i| from.* = i % (lanes / 4) * 4 + i / (lanes / 4);
+    return @bitCast(@shuffle(i32, @as(VectorI32, @bitCast(packed_bytes)), undefined, order));
 }
 
 // What does not fit becomes the smallest i32: defined, unlike @intFromFloat.

@@ -88,31 +88,55 @@ pub fn ln(x: f32) f64 {
 
 /// The sum of the lanes, halves added to halves, then (0 + 2) + (1 + 3): one fixed order for a level.
 pub inline fn sum(values: Vector) f32 {
-    const four = foldToFour(values);
+    const four = foldToFour(f32, added, values);
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-/// The largest lane of numbers. They are compared as integers in their order: floats, of which one may be NaN, take twice
-/// the steps, each of which waits for the one before.
-pub inline fn largest(values: Vector) f32 {
-    const bits: @Vector(lanes, i32) = @bitCast(values);
-    const magnitude_of_negative: @Vector(lanes, i32) = @splat(std.math.maxInt(i32));
-    const ordered = bits ^ ((bits >> @splat(31)) & magnitude_of_negative);
-    const found = @reduce(.Max, ordered);
-    return @bitCast(found ^ ((found >> 31) & std.math.maxInt(i32)));
+/// The largest lanes of four vectors of numbers. They are compared as integers in their order: floats, of which one may be
+/// NaN, take twice the steps, each of which waits for the one before.
+pub inline fn largestFour(vectors: [4]Vector) @Vector(4, f32) {
+    var ordered: [4]@Vector(lanes, i32) = undefined;
+    inline for (&ordered, vectors) |*to, from| to.* = inOrder(@as(@Vector(lanes, i32), @bitCast(from)));
+    return @bitCast(inOrder(foldFour(i32, largerOf, ordered)));
+}
+
+/// Bits of floats to integers in the same order, and back.
+inline fn inOrder(bits: anytype) @TypeOf(bits) {
+    return bits ^ ((bits >> @splat(31)) & @as(@TypeOf(bits), @splat(std.math.maxInt(i32))));
+}
+
+inline fn largerOf(a: anytype, b: @TypeOf(a)) @TypeOf(a) {
+    return @max(a, b);
 }
 
 /// The sums of four vectors, each in the order of `sum`.
-pub inline fn sumFour(a: Vector, b: Vector, c: Vector, d: Vector) @Vector(4, f32) {
-    const a4 = foldToFour(a);
-    const b4 = foldToFour(b);
-    const c4 = foldToFour(c);
-    const d4 = foldToFour(d);
+pub inline fn sumFour(vectors: [4]Vector) @Vector(4, f32) {
+    return foldFour(f32, added, vectors);
+}
+
+/// The sums of four vectors of integers.
+pub inline fn sumFourIntegers(vectors: [4]@Vector(lanes, i32)) @Vector(4, i32) {
+    return foldFour(i32, addedWrapping, vectors);
+}
+
+/// The largest lanes of four vectors of integers.
+pub inline fn largestFourIntegers(vectors: [4]VectorU32) @Vector(4, u32) {
+    return foldFour(u32, largerOf, vectors);
+}
+
+inline fn addedWrapping(a: anytype, b: @TypeOf(a)) @TypeOf(a) {
+    return a +% b;
+}
+
+/// What `both` makes of the lanes of each of four vectors, in the order of `sum`.
+inline fn foldFour(comptime T: type, comptime both: anytype, vectors: [4]@Vector(lanes, T)) @Vector(4, T) {
+    var four: [4]@Vector(4, T) = undefined;
+    inline for (&four, vectors) |*to, from| to.* = foldToFour(T, both, from);
     const low = [4]i32{ 0, -1, 1, -2 }; // a0 b0 a1 b1
     const high = [4]i32{ 2, -3, 3, -4 }; // a2 b2 a3 b3
-    const ab = @shuffle(f32, a4, b4, low) + @shuffle(f32, a4, b4, high);
-    const cd = @shuffle(f32, c4, d4, low) + @shuffle(f32, c4, d4, high);
-    return @shuffle(f32, ab, cd, [4]i32{ 0, 1, -1, -2 }) + @shuffle(f32, ab, cd, [4]i32{ 2, 3, -3, -4 });
+    const ab = both(@shuffle(T, four[0], four[1], low), @shuffle(T, four[0], four[1], high));
+    const cd = both(@shuffle(T, four[2], four[3], low), @shuffle(T, four[2], four[3], high));
+    return both(@shuffle(T, ab, cd, [4]i32{ 0, 1, -1, -2 }), @shuffle(T, ab, cd, [4]i32{ 2, 3, -3, -4 }));
 }
 
 /// The sums of `lanes` vectors, each in the order of `sum`; lane i is that of vector i.
@@ -120,14 +144,14 @@ pub inline fn sumLanes(vectors: [lanes]Vector) Vector {
     return foldLanes(added, vectors);
 }
 
-inline fn added(a: Vector, b: Vector) Vector {
+inline fn added(a: anytype, b: @TypeOf(a)) @TypeOf(a) {
     return a + b;
 }
 
 /// What `both` makes of the lanes of each of `lanes` vectors; lane i is that of vector i. Halves of two vectors are taken
 /// at a time: 3 instructions a pair, where folding each vector by itself takes more than twice as many.
 pub inline fn foldLanes(
-    comptime both: fn (Vector, Vector) callconv(.@"inline") Vector,
+    comptime both: anytype,
     vectors: [lanes]Vector,
 ) Vector {
     var folded = vectors;
@@ -140,7 +164,7 @@ pub inline fn foldLanes(
 
 /// Both halves of each group of `width` lanes made one; the groups of `a` and `b` take turns.
 inline fn foldPair(
-    comptime both: fn (Vector, Vector) callconv(.@"inline") Vector,
+    comptime both: anytype,
     comptime width: comptime_int,
     a: Vector,
     b: Vector,
@@ -158,14 +182,14 @@ inline fn foldPair(
     return both(@shuffle(f32, a, b, low), @shuffle(f32, a, b, high));
 }
 
-inline fn foldToFour(values: Vector) @Vector(4, f32) {
+inline fn foldToFour(comptime T: type, comptime both: anytype, values: @Vector(lanes, T)) @Vector(4, T) {
     if (lanes == 4) return values;
-    const eight: @Vector(8, f32) = if (lanes == 8) values else blk: {
-        const halves: [2][8]f32 = @bitCast(values);
-        break :blk @as(@Vector(8, f32), halves[0]) + @as(@Vector(8, f32), halves[1]);
+    const eight: @Vector(8, T) = if (lanes == 8) values else blk: {
+        const halves: [2][8]T = @bitCast(values);
+        break :blk both(@as(@Vector(8, T), halves[0]), @as(@Vector(8, T), halves[1]));
     };
-    const halves: [2][4]f32 = @bitCast(eight);
-    return @as(@Vector(4, f32), halves[0]) + @as(@Vector(4, f32), halves[1]);
+    const halves: [2][4]T = @bitCast(eight);
+    return both(@as(@Vector(4, T), halves[0]), @as(@Vector(4, T), halves[1]));
 }
 
 test exp {
@@ -205,7 +229,14 @@ test ln {
     try std.testing.expectEqual(0, ln(1));
 }
 
-test largest {
+fn largest(vector: Vector) f32 {
+    const others: [3]Vector = .{ @splat(-std.math.inf(f32)), @splat(0), @splat(1e30) };
+    const found = largestFour(.{ others[0], vector, others[1], others[2] });
+    std.debug.assert(found[0] == -std.math.inf(f32) and found[2] == 0 and found[3] == 1e30);
+    return found[1];
+}
+
+test largestFour {
     var prng: std.Random.DefaultPrng = .init(2);
     for (0..100) |round| {
         var elements: [lanes]f32 = undefined;
@@ -229,7 +260,7 @@ test sumFour {
         for (&elements) |*element| element.* = prng.random().floatNorm(f32);
         vector.* = elements;
     }
-    const sums: [4]f32 = sumFour(v[0], v[1], v[2], v[3]);
+    const sums: [4]f32 = sumFour(v);
     for (v, sums) |vector, expected| try std.testing.expectEqual(expected, sum(vector));
 
     var many: [lanes]Vector = undefined;

@@ -27,7 +27,7 @@ pub const row_count_max = 16;
 /// Vectors of the widest level have this many f32 lanes; head_dim is padded with zeros to a multiple of it.
 pub const lanes_max = 16;
 
-/// A stretch of adjacent rows of one KV head.
+/// A stretch of adjacent rows of the first KV head.
 pub const Run = extern struct {
     /// First key, [head_dim]; of quantized keys the first byte of their plane.
     keys: [*]const u8,
@@ -45,6 +45,9 @@ pub const Storage = extern struct {
     /// Bytes from one row of a run to the next; unused where the side is quantized.
     token_stride_k: u64,
     token_stride_v: u64,
+    /// Bytes from a row, or a plane, to that of the next KV head.
+    head_stride_k: u64,
+    head_stride_v: u64,
     /// Tokens of a plane, and which of them has the position at which the tile begins; unused where both sides are floats.
     block_size: u32 = 0,
     tile_token: u32 = 0,
@@ -54,7 +57,7 @@ pub const Storage = extern struct {
     }
 };
 
-/// The rows of one KV head in one tile, ascending; a gap is a stretch that nobody may see.
+/// The rows of the first of a few KV heads in one tile, ascending; a gap is a stretch that nobody may see.
 pub const TileRuns = extern struct {
     storage: Storage,
     runs: [*]const Run,
@@ -81,26 +84,29 @@ pub const Row = extern struct {
     weight_sum: f32,
 };
 
-/// One step of online-softmax attention: a few query rows over one tile of the keys and values of one KV head.
+/// One step of online-softmax attention: a few query rows for each of a few KV heads, over one tile of their keys and values.
 ///
 /// The kernel reads each key and value once for all rows and leaves the sums unnormalized; the tiles of a row are given
 /// in ascending position.
 pub const AttendTask = extern struct {
-    /// Queries times softmax_scale, [row][head_dim_padded], padding 0.
+    /// Queries times softmax_scale, [head][row][head_dim_padded], padding 0.
     queries: [*]const f32,
-    /// Sums of weight * value, [row][head_dim_padded].
+    /// Sums of weight * value, [head][row][head_dim_padded].
     sums: [*]f32,
+    /// [head][row]
     rows: [*]Row,
+    head_count: u32,
+    /// Of each head.
     row_count: u32,
     head_dim: u32,
     head_dim_padded: u32,
     /// Scores become softcap * tanh(score / softcap); 0 for none.
     softcap: f32,
     tile: TileRuns,
-    /// What will be read soon: asked for while this one computes. Perhaps no runs.
+    /// The tile that is read next: asked for while this one computes. Perhaps no runs.
     ahead: TileRuns,
-    /// Elements of each row of `ahead` to ask for where they are floats: head_dim, or that of several heads.
-    ahead_dim: u32,
+    /// The rows of a token's heads lie side by side, and so do those of the next token behind them.
+    is_token_major: u32,
 };
 
 /// Turns the sums of one row into its output.
