@@ -118,11 +118,9 @@ pub const Ahead = struct {
     fn beginPlane(ahead: *Ahead) u32 {
         const of = ahead.plane();
         const bytes = ahead.bytesOf(0);
-        var rows: Stretch = .{ .first = bytes, .row_bytes = of.bytes(), .row_stride = 0, .row_count = 1 };
-        if (of.block_size != table.tile_tokens) {
-            ahead.askScales(of, bytes);
-            rows = codes(of, bytes, ahead.tile.storage.tile_token);
-        }
+        // First what is needed first.
+        ahead.askScales(of, bytes);
+        const rows = codes(of, bytes, ahead.tile.storage.tile_token);
         ahead.place.begin(rows);
         return linesOf(rows);
     }
@@ -133,7 +131,7 @@ pub const Ahead = struct {
     }
 
     /// Asks for a few lines, as far as they are left.
-    pub fn ask(ahead: *Ahead, line_count: u32) void {
+    pub inline fn ask(ahead: *Ahead, line_count: u32) void {
         const count = @min(line_count, ahead.left);
         ahead.left -= count;
         var place = ahead.place;
@@ -152,7 +150,7 @@ pub const Ahead = struct {
     }
 
     /// Lines that are asked for at once: more would wait for each other.
-    const burst_max = 32;
+    const burst_max = 64;
 
     fn linesOf(rows: Stretch) u32 {
         return rows.row_count * @as(u32, @intCast((rows.row_bytes + line_bytes - 1) / line_bytes));
@@ -238,7 +236,7 @@ fn askNow(rows: Stretch) void {
 fn codes(plane: group.Plane, bytes: [*]const u8, tile_token: u32) Stretch {
     const first = bytes + plane.codePlace(tile_token, 0).byte;
     const tile_bytes = plane.head_dim / 8 * plane.dtype.codeBits() * table.tile_tokens;
-    if (plane.side == .keys) return .{
+    if (plane.side == .keys or plane.block_size == table.tile_tokens) return .{
         .first = first,
         .row_bytes = tile_bytes,
         .row_stride = 0,
@@ -313,11 +311,6 @@ test "Ahead asks for each line of a tile's codes once" {
             const line = first + place.byte / line_bytes * line_bytes;
             if (std.mem.indexOfScalar(usize, lines[0..count], line) != null) continue;
             lines[count] = line;
-            count += 1;
-        };
-        // Where a tile is a plane, its scales come with the codes.
-        if (block_size == table.tile_tokens) for (plane.codeBytes() / line_bytes..plane.bytes() / line_bytes) |line| {
-            lines[count] = first + line * line_bytes;
             count += 1;
         };
         var ahead: Ahead = undefined;

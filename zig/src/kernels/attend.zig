@@ -46,6 +46,7 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
     tile.rows.fill(&task.tile);
     const uses_tiles = has_amx and !task.tile.storage.isFloat();
     if (uses_tiles) attend_amx.begin(task);
+    tile.turn = 0;
     var of_head = task.*;
     for (0..task.head_count) |head| {
         if (head != 0) {
@@ -55,17 +56,36 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
             of_head.rows += task.row_count;
         }
         tile.beginAhead(task, @intCast(head));
-        attendTile(&of_head, &tile);
+        if (head == 0) setQueries(task, tile.rows.plane_k, &tile);
+        attendHead(&of_head, &tile, head + 1 == task.head_count);
     }
     if (uses_tiles) attend_amx.end();
 }
 
-fn attendTile(task: *const table.AttendTask, tile: *Tile) void {
+/// Digits of a head's queries, where its keys are codes.
+fn setQueries(task: *const table.AttendTask, plane_k: [*]const u8, tile: *Tile) void {
+    switch (task.tile.storage.dtype_k) {
+        .f32, .f16, .bf16 => {},
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| {
+            attend_integer.setQueries(dtype, task, plane_k, &tile.keys_ahead, &tile.queries_in_turn[tile.turn]);
+        },
+    }
+}
+
+fn attendHead(task: *const table.AttendTask, tile: *Tile, is_last: bool) void {
     switch (task.tile.storage.dtype_k) {
         inline .f32, .f16, .bf16 => |dtype| attend_float.scoreTile(dtype, task, tile),
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.scoreTile(dtype, task, tile),
     }
     weighTile(task, tile);
+    // The next head's queries wait for their steps while this one's weights do.
+    tile.turn +%= 1;
+    if (!is_last) {
+        var next = task.*;
+        next.queries += task.row_count * task.head_dim_padded;
+        setQueries(&next, tile.rows.plane_k + task.tile.storage.head_stride_k, tile);
+    }
+    tile.keys_ahead.askRest();
     switch (task.tile.storage.dtype_v) {
         inline .f32, .f16, .bf16 => |dtype| attend_float.accumulateTile(dtype, task, tile),
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.accumulateTile(dtype, task, tile),

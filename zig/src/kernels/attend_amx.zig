@@ -195,17 +195,9 @@ inline fn addStep(
 /// Pass 1: scores[row][token] = query . key.
 pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     assert(task.head_dim <= head_dim_max);
-    const plane: group.Plane = .{
-        .dtype = dtype,
-        .side = .keys,
-        .block_size = task.tile.storage.block_size,
-        .head_dim = task.head_dim,
-    };
-    assert(plane.isValid());
-    var queries: attend_integer.Queries(dtype) = undefined;
+    const plane = attend_integer.planeOf(dtype, .keys, task);
+    const queries = tile.queries();
     tile.keys_ahead.reserve(strip_count_max * linesOf(dtype, task.head_dim) / 2);
-    attend_integer.setQueries(dtype, task, plane, tile, &queries);
-    tile.keys_ahead.askRest();
     const strip_bytes = plane.codeBytes() / (plane.block_size / group.lane_count);
     var strips: Strips = .{
         .first = tile.rows.plane_k + task.tile.storage.tile_token / group.lane_count * strip_bytes,
@@ -215,7 +207,7 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     var products: [strip_count_max]Products = undefined;
     if (comptime dtype.isAffine()) {
         multiply(dtype, strips, &queries.digits, 0, task.head_dim, &tile.keys_ahead, &products);
-        setScores(dtype, task.row_count, &queries, &products, tile);
+        setScores(task.row_count, &products, tile);
         return;
     }
     for (tile.scores[0..task.row_count]) |*scores| scores.* = @splat(0);
@@ -236,13 +228,8 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
 }
 
 /// Scores of keys whose scales are in the digits.
-inline fn setScores(
-    comptime dtype: Dtype,
-    row_count: u32,
-    queries: *const attend_integer.Queries(dtype),
-    products: *const [strip_count_max]Products,
-    tile: *Tile,
-) void {
+inline fn setScores(row_count: u32, products: *const [strip_count_max]Products, tile: *Tile) void {
+    const queries = tile.queries();
     for (0..row_count) |r| {
         const step: Vector = @splat(queries.digits[r].step);
         const constant: Vector = @splat(queries.constants[r]);
@@ -265,13 +252,7 @@ inline fn addScores(row_count: u32, scales: [*]const u8, products: *const [strip
 
 /// Pass 3: sums[row][dim] += weight * value.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
-    const plane: group.Plane = .{
-        .dtype = dtype,
-        .side = .values,
-        .block_size = task.tile.storage.block_size,
-        .head_dim = task.head_dim,
-    };
-    assert(plane.isValid());
+    const plane = attend_integer.planeOf(dtype, .values, task);
     tile.values_ahead.reserve(task.head_dim / group.lane_count * linesOf(dtype, tile_tokens) / 2);
     const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
     const group_size = plane.groupSize();
@@ -280,13 +261,13 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
         .stride = plane.block_size * token_bytes,
         .count = group_size / group.lane_count,
     };
-    var weights: attend_integer.Weights(dtype) = undefined;
+    var weights: attend_integer.Weights = undefined;
     var products: [strip_count_max]Products = undefined;
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += group_size) {
-        attend_integer.setWeights(dtype, plane, task, tile, dim / group_size, &weights);
+        attend_integer.setWeights(dtype, task, tile, dim / group_size, &weights);
         multiply(dtype, strips, &weights.digits, 0, tile_tokens, &tile.values_ahead, &products);
-        addSums(dtype, task, &weights, &products, dim, strips.count);
+        addSums(task, &weights, &products, dim, strips.count);
         strips.first += strips.count * strips.stride;
     }
     tile.values_ahead.askRest();
@@ -294,9 +275,8 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
 
 /// Adds the sums of `strip_count` strips of dims from `dim` on.
 inline fn addSums(
-    comptime dtype: Dtype,
     task: *const table.AttendTask,
-    weights: *const attend_integer.Weights(dtype),
+    weights: *const attend_integer.Weights,
     products: *const [strip_count_max]Products,
     dim: u32,
     strip_count: u32,

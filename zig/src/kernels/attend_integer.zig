@@ -22,6 +22,7 @@ const softmax = @import("softmax.zig");
 const table = @import("table.zig");
 const Ahead = @import("ahead.zig").Ahead;
 const Dtype = @import("../dtype.zig").Dtype;
+const Queries = @import("tile.zig").Queries;
 const Tile = @import("tile.zig").Tile;
 
 const lanes = convert.lanes;
@@ -65,6 +66,11 @@ fn codeOffset(comptime dtype: Dtype) comptime_int {
         .i4, .i2 => 0,
         else => comptime unreachable,
     };
+}
+
+/// Of how many numbers a total is needed, where one product has `number_count`.
+fn totalNumbers(comptime dtype: Dtype, comptime number_count: u32) u32 {
+    return if (codeOffset(dtype) == 0) 0 else number_count;
 }
 
 /// The codes of some lanes, [part]: `stride` bytes from vector to vector, which hold four or more sums each.
@@ -152,18 +158,16 @@ inline fn addRows(
     }
 }
 
-/// Queries of a tile's keys.
-pub fn Queries(comptime dtype: Dtype) type {
-    return struct {
-        digits: [row_count_max]QueryDigits,
-        /// What the mins add to every score.
-        constants: [row_count_max]f32,
-
-        const QueryDigits = digits_of.Digits(head_dim_max, switch (dtype) {
-            .q8_0, .q4_0 => if (codeOffset(dtype) == 0) 0 else group.record_values,
-            else => if (codeOffset(dtype) == 0) 0 else head_dim_max,
-        });
+/// The shape of a side of the tile.
+pub inline fn planeOf(comptime dtype: Dtype, comptime side: group.Side, task: *const table.AttendTask) group.Plane {
+    const plane: group.Plane = .{
+        .dtype = dtype,
+        .side = side,
+        .block_size = task.tile.storage.block_size,
+        .head_dim = task.head_dim,
     };
+    assert(plane.isValid());
+    return plane;
 }
 
 /// Pass 1: scores[row][token] = query . key.
@@ -171,18 +175,9 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     // What is inlined counts as one function.
     @setEvalBranchQuota(10_000);
     assert(task.head_dim <= head_dim_max);
-    const plane: group.Plane = .{
-        .dtype = dtype,
-        .side = .keys,
-        .block_size = task.tile.storage.block_size,
-        .head_dim = task.head_dim,
-    };
-    assert(plane.isValid());
-    var queries: Queries(dtype) = undefined;
+    const plane = planeOf(dtype, .keys, task);
     const vector_count = task.head_dim / group.quad / comptime dot.vectorCount(dtype.codeBits());
     tile.keys_ahead.reserve(tile_tokens / block_lanes * vector_count * linesAStep());
-    setQueries(dtype, task, plane, tile, &queries);
-    tile.keys_ahead.askRest();
     var token: u32 = 0;
     while (token < tile_tokens) : (token += block_lanes) {
         var r: u32 = 0;
@@ -190,7 +185,7 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
             const block = blockOf(task.row_count - r);
             switch (block) {
                 inline 1, 2, 4 => |row_count| if (row_count <= row_block) {
-                    scoreBlock(dtype, row_count, task, plane, &queries, r, token, tile);
+                    scoreBlock(dtype, row_count, task, plane, r, token, tile);
                 },
                 else => unreachable,
             }
@@ -199,24 +194,25 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     }
 }
 
-/// The digits of all queries, and their share of the mins.
+/// The digits of all queries of a head for the keys at `plane_bytes`, and their share of the mins.
 pub fn setQueries(
     comptime dtype: Dtype,
     task: *const table.AttendTask,
-    plane: group.Plane,
-    tile: *Tile,
-    queries: *Queries(dtype),
+    plane_bytes: [*]const u8,
+    ahead: *Ahead,
+    queries: *Queries,
 ) void {
+    @setEvalBranchQuota(10_000);
     var r: u32 = 0;
     while (r < task.row_count) {
         switch (task.row_count - r) {
             0 => unreachable,
             1...digits_of.rows_at_once - 1 => {
-                setQueryRows(dtype, 1, task, plane, tile, queries, r);
+                setQueryRows(dtype, 1, task, plane_bytes, ahead, queries, r);
                 r += 1;
             },
             else => {
-                setQueryRows(dtype, digits_of.rows_at_once, task, plane, tile, queries, r);
+                setQueryRows(dtype, digits_of.rows_at_once, task, plane_bytes, ahead, queries, r);
                 r += digits_of.rows_at_once;
             },
         }
@@ -228,19 +224,21 @@ inline fn setQueryRows(
     comptime dtype: Dtype,
     comptime row_count: u32,
     task: *const table.AttendTask,
-    plane: group.Plane,
-    tile: *Tile,
-    queries: *Queries(dtype),
+    plane_bytes: [*]const u8,
+    ahead: *Ahead,
+    queries: *Queries,
     first: u32,
 ) void {
-    const scales = tile.rows.plane_k + plane.codeBytes();
-    const mins = tile.rows.plane_k + plane.minOffset();
+    const plane = planeOf(dtype, .keys, task);
+    const scales = plane_bytes + plane.codeBytes();
+    const mins = plane_bytes + plane.minOffset();
     var scaled: [row_count][head_dim_max]f32 align(64) = undefined;
     var magnitudes: [digits_of.rows_at_once]digits_of.Magnitudes = @splat(.{});
     var constants: [digits_of.rows_at_once]Vector = @splat(@splat(0));
+    // Not in the loop: nothing stays in vector registers across a call.
+    ahead.ask(ahead.share / 8);
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += lanes) {
-        tile.keys_ahead.ask(tile.keys_ahead.share / 32);
         const scale = if (comptime dtype.isAffine()) convert.load(.f16, scales + 2 * dim);
         const min = if (comptime dtype.isAffine()) convert.load(.f16, mins + 2 * dim);
         inline for (0..row_count) |i| {
@@ -254,14 +252,14 @@ inline fn setQueryRows(
         }
     }
     const rows = queries.digits[first..][0..row_count];
-    Queries(dtype).QueryDigits.choose(rows, magnitudes);
+    Queries.Row.choose(rows, magnitudes);
     if (comptime dtype.isAffine()) {
         const sums: [digits_of.rows_at_once]f32 = softmax.sumFour(constants);
         queries.constants[first..][0..row_count].* = sums[0..row_count].*;
     }
     for (rows, &scaled) |*digits, *values| {
-        tile.keys_ahead.ask(tile.keys_ahead.share / 16);
-        digits.write(values, task.head_dim);
+        ahead.ask(ahead.share / 16);
+        digits.write(comptime totalNumbers(dtype, if (dtype.isAffine()) head_dim_max else group.record_values), values, task.head_dim);
     }
 }
 
@@ -270,11 +268,11 @@ inline fn scoreBlock(
     comptime row_count: u32,
     task: *const table.AttendTask,
     plane: group.Plane,
-    queries: *const Queries(dtype),
     row_first: u32,
     token_first: u32,
     tile: *Tile,
 ) void {
+    const queries = tile.queries();
     const bytes = tile.rows.plane_k;
     const token = task.tile.storage.tile_token + token_first;
     const codes = codesAt(bytes, token, plane.codeBytes() / (plane.block_size / group.lane_count));
@@ -310,40 +308,35 @@ inline fn scoreBlock(
 }
 
 /// Weights of a tile's values, for one group of dims.
-pub fn Weights(comptime dtype: Dtype) type {
-    return struct {
-        digits: [row_count_max]WeightDigits,
-        /// What the mins add to every sum.
-        constants: [row_count_max]f32,
-
-        const WeightDigits = digits_of.Digits(tile_tokens, if (codeOffset(dtype) == 0) 0 else tile_tokens);
-    };
-}
+pub const Weights = struct {
+    digits: [row_count_max]digits_of.Digits(tile_tokens),
+    /// What the mins add to every sum.
+    constants: [row_count_max]f32,
+};
 
 /// Pass 3: sums[row][dim] += weight * value.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     // What is inlined counts as one function.
     @setEvalBranchQuota(10_000);
-    const plane: group.Plane = .{
-        .dtype = dtype,
-        .side = .values,
-        .block_size = task.tile.storage.block_size,
-        .head_dim = task.head_dim,
-    };
-    assert(plane.isValid());
+    const plane = planeOf(dtype, .values, task);
     const vector_count = tile_tokens / group.quad / comptime dot.vectorCount(dtype.codeBits());
     tile.values_ahead.reserve(task.head_dim / block_lanes * vector_count * linesAStep());
     const group_size = plane.groupSize();
-    var weights: Weights(dtype) = undefined;
+    // Those of the next group are made before they are needed: both wait for different things, and so together.
+    var weights: [2]Weights = undefined;
+    setWeights(dtype, task, tile, 0, &weights[0]);
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += block_lanes) {
-        if (dim % group_size == 0) setWeights(dtype, plane, task, tile, dim / group_size, &weights);
+        const dim_group = dim / group_size;
+        if (dim % group_size == 0 and dim + group_size < task.head_dim) {
+            setWeights(dtype, task, tile, dim_group + 1, &weights[(dim_group + 1) % 2]);
+        }
         var r: u32 = 0;
         while (r < task.row_count) {
             const block = blockOf(task.row_count - r);
             switch (block) {
                 inline 1, 2, 4 => |row_count| if (row_count <= row_block) {
-                    accumulateBlock(dtype, row_count, task, plane, &weights, r, dim, tile);
+                    accumulateBlock(dtype, row_count, task, plane, &weights[dim_group % 2], r, dim, tile);
                 },
                 else => unreachable,
             }
@@ -356,12 +349,12 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
 /// The digits of all rows' weights for one group of dims, and their share of the mins.
 pub fn setWeights(
     comptime dtype: Dtype,
-    plane: group.Plane,
     task: *const table.AttendTask,
     tile: *Tile,
     dim_group: u32,
-    weights: *Weights(dtype),
+    weights: *Weights,
 ) void {
+    const plane = planeOf(dtype, .values, task);
     const first = 2 * (dim_group * plane.block_size + task.tile.storage.tile_token);
     const scales = tile.rows.plane_v + plane.codeBytes() + first;
     const mins = tile.rows.plane_v + plane.minOffset() + first;
@@ -393,7 +386,7 @@ inline fn setWeightRows(
     tile: *Tile,
     scale: *const [tile_tokens / lanes]Vector,
     min: *const [tile_tokens / lanes]Vector,
-    weights: *Weights(dtype),
+    weights: *Weights,
     first: u32,
 ) void {
     var scaled: [row_count][tile_tokens]f32 align(64) = undefined;
@@ -406,7 +399,7 @@ inline fn setWeightRows(
         if (comptime dtype.isAffine()) constants[r] = softmax.mulAdd(weight, m, constants[r]);
     };
     const rows = weights.digits[first..][0..row_count];
-    Weights(dtype).WeightDigits.choose(rows, magnitudes);
+    digits_of.Digits(tile_tokens).choose(rows, magnitudes);
     if (comptime dtype.isAffine()) {
         const sums: [digits_of.rows_at_once]f32 = softmax.sumFour(constants);
         weights.constants[first..][0..row_count].* = sums[0..row_count].*;
@@ -415,7 +408,7 @@ inline fn setWeightRows(
     }
     for (rows, &scaled) |*digits, *values| {
         tile.values_ahead.ask(tile.values_ahead.share / 32);
-        digits.write(values, tile_tokens);
+        digits.write(comptime totalNumbers(dtype, tile_tokens), values, tile_tokens);
     }
 }
 
@@ -424,7 +417,7 @@ inline fn accumulateBlock(
     comptime row_count: u32,
     task: *const table.AttendTask,
     plane: group.Plane,
-    weights: *const Weights(dtype),
+    weights: *const Weights,
     row_first: u32,
     dim: u32,
     tile: *Tile,

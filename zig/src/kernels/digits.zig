@@ -22,15 +22,16 @@ const number_max = 127 * 128;
 /// beside one of 1, and scores of that size are none.
 const magnitude_min = 0x1p-100;
 
-/// A row of up to `number_count_max` numbers, with the totals of each `total_numbers` of them; 0 for no totals.
-pub fn Digits(comptime number_count_max: u32, comptime total_numbers: u32) type {
+/// A row of up to `number_count_max` numbers.
+pub fn Digits(comptime number_count_max: u32) type {
     return struct {
         high: [number_count_max]i8 align(64),
         low: [number_count_max]i8 align(64),
         /// 1 / step.
         factor: f32,
         step: f32,
-        totals: [if (total_numbers == 0) 0 else number_count_max / total_numbers]i32,
+        /// Of each so many numbers as `write` was told.
+        totals: [number_count_max / 32]i32,
 
         const Self = @This();
 
@@ -53,7 +54,8 @@ pub fn Digits(comptime number_count_max: u32, comptime total_numbers: u32) type 
         }
 
         /// Then writes the digits of `count` values of a row, a multiple of 32.
-        pub inline fn write(digits: *Self, values: *align(64) const [number_count_max]f32, count: u32) void {
+        /// `total_numbers`: of how many numbers totals are wanted; 0 for none.
+        pub inline fn write(digits: *Self, comptime total_numbers: u32, values: *align(64) const [number_count_max]f32, count: u32) void {
             assert(count % 32 == 0 and count <= number_count_max);
             const factor: Vector = @splat(digits.factor);
             var total: VectorI32 = @splat(0);
@@ -111,7 +113,7 @@ fn set(digits: anytype, values: anytype) void {
     var at: usize = 0;
     while (at < values.len) : (at += lanes) magnitudes[0].add(values[at..][0..lanes].*);
     @TypeOf(digits.*).choose(digits[0..1], magnitudes);
-    digits.write(values, values.len);
+    digits.write(32, values, values.len);
 }
 
 test Digits {
@@ -120,7 +122,7 @@ test Digits {
         var values: [64]f32 align(64) = undefined;
         for (&values) |*value| value.* = magnitude * (2 * prng.random().float(f32) - 1);
         values[5] = -magnitude;
-        var digits: Digits(64, 32) = undefined;
+        var digits: Digits(64) = undefined;
         set(&digits, &values);
         try std.testing.expectEqual(-127, digits.high[5]);
         try std.testing.expectEqual(0, digits.low[5]);
@@ -137,7 +139,7 @@ test Digits {
 }
 
 test "Digits of zeros, of almost nothing and of what is not finite" {
-    var digits: Digits(64, 32) = undefined;
+    var digits: Digits(64) = undefined;
     for ([_]f32{ 0, 1e-44, -1e-38 }) |value| {
         const values: [64]f32 align(64) = @splat(value);
         set(&digits, &values);

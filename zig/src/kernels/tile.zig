@@ -3,8 +3,10 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const table = @import("table.zig");
+const digits_of = @import("digits.zig");
 const Ahead = @import("ahead.zig").Ahead;
 const tile_tokens = table.tile_tokens;
+const head_dim_max = 256;
 
 /// The tokens of a tile, slot by slot, with the rows of one KV head.
 ///
@@ -117,13 +119,30 @@ pub const TileRows = struct {
     }
 };
 
+/// Queries as numbers of digits, for the keys of one head of a tile.
+pub const Queries = struct {
+    digits: [table.row_count_max]Row,
+    /// What the mins add to every score.
+    constants: [table.row_count_max]f32,
+
+    pub const Row = digits_of.Digits(head_dim_max);
+};
+
 pub const Tile = struct {
     rows: TileRows,
+    /// Of the head at work and of the one after it, in turn.
+    queries_in_turn: [2]Queries,
+    turn: u1,
     /// What is read next: asked for bit by bit while this tile computes.
     keys_ahead: Ahead,
     values_ahead: Ahead,
     /// Scores, later weights, [row][token].
     scores: [table.row_count_max][tile_tokens]f32 align(64),
+
+    /// Of the head at work.
+    pub fn queries(tile: *const Tile) *const Queries {
+        return &tile.queries_in_turn[tile.turn];
+    }
 
     /// A head is about to be at work: the next one of this tile comes next, or the first one of the next tile. Where the
     /// heads of a token lie side by side, each asks for its share of the next tile's rows, in the order they lie in.
