@@ -139,6 +139,7 @@ test("bench paged prints a row for each call, length and number of sequences", T
     ["attend", 100, 1],
     ["batch", 100, 1],
     ["batch", 100, 3],
+    ["ragged", 94, 32],
   ]);
 });
 
@@ -150,6 +151,7 @@ test("bench paged prints the rows its options choose", TIMEOUT, () => {
     ["append", 1, 2],
     ["attend", 65, 1],
     ["batch", 100, 2],
+    ["ragged", 94, 32],
   ]);
 });
 

@@ -5,10 +5,10 @@
 //!     zig build bench -- --level v3     the kernels of a lower level
 //!     zig build bench -- --threads 2    by two threads; R then is theirs too
 //!
-//! Decode is one query of 32 heads over 8 KV heads of 128 (GQA 4), by one thread unless said otherwise; each step takes the next layer of a
-//! cache of at least 1 GiB, so that no key is in the last cache level. `share` is the part of R that the stored bytes
-//! were read at; R is measured in the same run (`device/bandwidth.zig`). Storing is compared with a copy of the same
-//! f32 bytes into memory that was touched before.
+//! Decode is one query of 32 heads over 8 KV heads of 128 (GQA 4), by one thread unless said otherwise; each step takes the
+//! next layer of a cache of at least 1 GiB, so that no key is in the last cache level. `share` is the part of R that the
+//! stored bytes were read at; R is measured in the same run (`device/bandwidth.zig`). Storing is compared with a copy of the
+//! same f32 bytes into memory that was touched before.
 //!
 //! What was tried for the speed of decode, and what it gave (f16 rows side by side, 8 heads of 128, GQA 4, one thread, Zen 5,
 //! GB/s of stored bytes; R is 43):
@@ -22,9 +22,26 @@
 //!     into the first cache level, spread and whole                  32
 //!     cheaper sums across vectors                                   no change
 //!     no prefetching at all, with all of the above                  10
+//!     an eighth to a quarter of it during the softmax               33
+//!     a tile with all its heads in one call, addresses made once    no change
+//!     not to keep the lines in any level (non-temporal)             no change
+//!     one of two lines, for the hardware to bring the other         26
+//!     8 rows by 2 tokens for many queries, half the conversions     no change
 //!
-//! Codes: a tile of 64 tokens takes 2048 dot-product instructions whatever the bits, 280 ns; making digits of queries and
-//! weights and the softmax take 190 to 300 ns more, so i8 is near what memory gives and i4 is held by computing.
+//! A tile of one head takes 700 ns in f16 where it lies in the second level already, 483 of them for its multiplications,
+//! and memory takes 762 ns to bring it. They overlap but for about a third of the shorter one: a loop of nothing but loads,
+//! prefetches and as many multiplications reaches 36 to 38 GB/s, and 33 with pauses as long as the softmax.
+//!
+//! Codes, i8 and i4 in the same way:
+//!
+//!     prefetching spread over the products                          24     16
+//!     half of it while digits are made and during the softmax       29     18
+//!     digits of four rows at once, packed with saturation           29     18
+//!     digits of the next head beside the softmax of this one        no change
+//!
+//! A tile takes 2048 dot-product instructions whatever the bits, 241 ns on their two ports, and with digits of queries and
+//! weights (120 ns; q8_0 and q4_0, whose values have a scale for every 32 dims, 190) and the softmax (50) 420 to 530. The
+//! bytes of i8 take memory 405 ns, those of i4 214: 8 bits are near what memory gives, 4 and 2 are held by computing.
 //!
 //! Every row checks its result against the reference before it is timed. Not a goal: absolute numbers, as machines are
 //! shared; the ratios within one run are what counts.

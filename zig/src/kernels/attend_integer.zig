@@ -235,7 +235,7 @@ inline fn setQueryRows(
     var scaled: [row_count][head_dim_max]f32 align(64) = undefined;
     var magnitudes: [digits_of.rows_at_once]digits_of.Magnitudes = @splat(.{});
     var constants: [digits_of.rows_at_once]Vector = @splat(@splat(0));
-    // Not in the loop: nothing stays in vector registers across a call.
+    // Not in the loop, whose sums fill the vector registers.
     ahead.ask(ahead.share / 8);
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += lanes) {
