@@ -8,10 +8,12 @@ const contiguous = @import("contiguous.zig");
 const paged = @import("paged.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
+const Block = @import("block_rows.zig").Block;
 const BlockPools = @import("block_pools.zig").BlockPools;
 const Dtype = @import("../dtype.zig").Dtype;
 const reference = @import("../kernels/reference.zig");
 const row_types = @import("rows.zig");
+const shapes = @import("../shape.zig");
 const Input = row_types.Input;
 const slab_memory = @import("../device/slab.zig");
 
@@ -388,8 +390,11 @@ test "rows that are refused while they are written leave no trace" {
             try expectRows(&cache, sequence, &.{0});
             try testing.expectEqual(1, sequence.tables[0].len());
             // Nothing that is not finite may stand behind the rows of a block.
-            const block = pool.bytes(@intCast(sequence.tables[0].blocks.items[0]));
-            try testing.expect(std.mem.allEqual(u8, block, 0));
+            const block: Block = .of(cache.groups[0].formats.items[0], sequence.tables[0].blocks.items[0]);
+            for ([_]shapes.Side{ .keys, .values }) |side| {
+                const bytes = block.row(0, side, 0, 1)[0..@intCast(block.shape.tokenBytes(side))];
+                try testing.expect(std.mem.allEqual(u8, bytes, 0));
+            }
         }
         try checkInvariants(&cache);
     }

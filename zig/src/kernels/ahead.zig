@@ -355,6 +355,9 @@ test "Ahead asks for each line of rows of floats once" {
         0x10_0000 + 1000, 0x10_0000 + 1000 + 64, 0x10_0000 + 1000 + 128,
         0x11_0000,        0x11_0000 + 64,        0x11_0000 + 128,
     });
+    // The head behind it.
+    keys.init(&tile, .keys, 80, 0x1000, 1);
+    try testing.expectEqual(0x10_1000, keys.place.at);
     // One of two heads side by side: each of them asks for half of the lines.
     var values: Ahead = undefined;
     values.init(&tile, .values, 40, 0, 2);

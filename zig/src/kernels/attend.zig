@@ -30,6 +30,7 @@ const TileRows = tiles.TileRows;
 
 const lanes = convert.lanes;
 const Vector = convert.Vector;
+const rows_at_once = softmax.rows_at_once;
 const tile_tokens = table.tile_tokens;
 const negative_infinity = -std.math.inf(f32);
 
@@ -92,9 +93,6 @@ fn attendHead(task: *const table.AttendTask, tile: *Tile, is_last: bool) void {
     }
 }
 
-/// Rows whose weights are made together: each waits for its maximum, and then for the sum of its weights.
-const rows_at_once = 4;
-
 /// Vectors of a row's scores.
 const score_vectors = tile_tokens / lanes;
 
@@ -103,16 +101,16 @@ fn weighTile(task: *const table.AttendTask, tile: *Tile) void {
     @setEvalBranchQuota(10_000); // what is inlined counts as one function
     var r: u32 = 0;
     while (r < task.row_count) {
-        if (r + rows_at_once <= task.row_count) {
-            weighRows(rows_at_once, task, tile, r);
-            r += rows_at_once;
-        } else {
-            weighRows(1, task, tile, r);
-            r += 1;
+        const count = softmax.rowsAtOnce(task.row_count - r);
+        switch (count) {
+            inline 1, rows_at_once => |row_count| weighRows(row_count, task, tile, r),
+            else => unreachable,
         }
+        r += count;
     }
 }
 
+/// Each row waits for its maximum, and then for the sum of its weights.
 inline fn weighRows(comptime row_count: u32, task: *const table.AttendTask, tile: *Tile, first: u32) void {
     const rows = task.rows[first..][0..row_count];
     const scores = tile.scores[first..][0..row_count];

@@ -27,6 +27,7 @@ const Tile = @import("tile.zig").Tile;
 
 const lanes = convert.lanes;
 const Vector = convert.Vector;
+const rows_at_once = softmax.rows_at_once;
 const tile_tokens = table.tile_tokens;
 const row_count_max = table.row_count_max;
 const head_dim_max = 256;
@@ -172,8 +173,7 @@ pub inline fn planeOf(comptime dtype: Dtype, comptime side: group.Side, task: *c
 
 /// Pass 1: scores[row][token] = query . key.
 pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
-    // What is inlined counts as one function.
-    @setEvalBranchQuota(10_000);
+    @setEvalBranchQuota(10_000); // what is inlined counts as one function
     assert(task.head_dim <= head_dim_max);
     const plane = planeOf(dtype, .keys, task);
     const vector_count = task.head_dim / group.quad / comptime dot.vectorCount(dtype.codeBits());
@@ -202,20 +202,15 @@ pub fn setQueries(
     ahead: *Ahead,
     queries: *Queries,
 ) void {
-    @setEvalBranchQuota(10_000);
+    @setEvalBranchQuota(10_000); // what is inlined counts as one function
     var r: u32 = 0;
     while (r < task.row_count) {
-        switch (task.row_count - r) {
-            0 => unreachable,
-            1...digits_of.rows_at_once - 1 => {
-                setQueryRows(dtype, 1, task, plane_bytes, ahead, queries, r);
-                r += 1;
-            },
-            else => {
-                setQueryRows(dtype, digits_of.rows_at_once, task, plane_bytes, ahead, queries, r);
-                r += digits_of.rows_at_once;
-            },
+        const count = softmax.rowsAtOnce(task.row_count - r);
+        switch (count) {
+            inline 1, rows_at_once => |row_count| setQueryRows(dtype, row_count, task, plane_bytes, ahead, queries, r),
+            else => unreachable,
         }
+        r += count;
     }
 }
 
@@ -233,8 +228,8 @@ inline fn setQueryRows(
     const scales = plane_bytes + plane.codeBytes();
     const mins = plane_bytes + plane.minOffset();
     var scaled: [row_count][head_dim_max]f32 align(64) = undefined;
-    var magnitudes: [digits_of.rows_at_once]digits_of.Magnitudes = @splat(.{});
-    var constants: [digits_of.rows_at_once]Vector = @splat(@splat(0));
+    var magnitudes: [rows_at_once]digits_of.Magnitudes = @splat(.{});
+    var constants: [rows_at_once]Vector = @splat(@splat(0));
     // Not in the loop, whose sums fill the vector registers.
     ahead.ask(ahead.share / 8);
     var dim: u32 = 0;
@@ -254,7 +249,7 @@ inline fn setQueryRows(
     const rows = queries.digits[first..][0..row_count];
     Queries.Row.choose(rows, magnitudes);
     if (comptime dtype.isAffine()) {
-        const sums: [digits_of.rows_at_once]f32 = softmax.sumFour(constants);
+        const sums: [rows_at_once]f32 = softmax.sumFour(constants);
         queries.constants[first..][0..row_count].* = sums[0..row_count].*;
     }
     for (rows, &scaled) |*digits, *values| {
@@ -316,8 +311,7 @@ pub const Weights = struct {
 
 /// Pass 3: sums[row][dim] += weight * value.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
-    // What is inlined counts as one function.
-    @setEvalBranchQuota(10_000);
+    @setEvalBranchQuota(10_000); // what is inlined counts as one function
     const plane = planeOf(dtype, .values, task);
     const vector_count = tile_tokens / group.quad / comptime dot.vectorCount(dtype.codeBits());
     tile.values_ahead.reserve(task.head_dim / block_lanes * vector_count * linesAStep());
@@ -366,17 +360,12 @@ pub fn setWeights(
     }
     var r: u32 = 0;
     while (r < task.row_count) {
-        switch (task.row_count - r) {
-            0 => unreachable,
-            1...digits_of.rows_at_once - 1 => {
-                setWeightRows(dtype, 1, tile, &scale, &min, weights, r);
-                r += 1;
-            },
-            else => {
-                setWeightRows(dtype, digits_of.rows_at_once, tile, &scale, &min, weights, r);
-                r += digits_of.rows_at_once;
-            },
+        const count = softmax.rowsAtOnce(task.row_count - r);
+        switch (count) {
+            inline 1, rows_at_once => |row_count| setWeightRows(dtype, row_count, tile, &scale, &min, weights, r),
+            else => unreachable,
         }
+        r += count;
     }
 }
 
@@ -390,8 +379,8 @@ inline fn setWeightRows(
     first: u32,
 ) void {
     var scaled: [row_count][tile_tokens]f32 align(64) = undefined;
-    var magnitudes: [digits_of.rows_at_once]digits_of.Magnitudes = @splat(.{});
-    var constants: [digits_of.rows_at_once]Vector = @splat(@splat(0));
+    var magnitudes: [rows_at_once]digits_of.Magnitudes = @splat(.{});
+    var constants: [rows_at_once]Vector = @splat(@splat(0));
     inline for (0..row_count) |r| inline for (scale, min, 0..) |s, m, i| {
         const weight: Vector = tile.scores[first + r][i * lanes ..][0..lanes].*;
         scaled[r][i * lanes ..][0..lanes].* = weight * s;
@@ -401,7 +390,7 @@ inline fn setWeightRows(
     const rows = weights.digits[first..][0..row_count];
     digits_of.Digits(tile_tokens).choose(rows, magnitudes);
     if (comptime dtype.isAffine()) {
-        const sums: [digits_of.rows_at_once]f32 = softmax.sumFour(constants);
+        const sums: [rows_at_once]f32 = softmax.sumFour(constants);
         weights.constants[first..][0..row_count].* = sums[0..row_count].*;
     } else {
         weights.constants[first..][0..row_count].* = @splat(0);

@@ -11,6 +11,7 @@ const convert = @import("convert.zig");
 const pack = @import("pack.zig");
 const softmax = @import("softmax.zig");
 const lanes = convert.lanes;
+const rows_at_once = softmax.rows_at_once;
 const Vector = convert.Vector;
 const VectorU32 = convert.VectorU32;
 const VectorI32 = @Vector(lanes, i32);
@@ -84,9 +85,6 @@ pub fn Digits(comptime number_count_max: u32) type {
         }
     };
 }
-
-/// Rows whose steps are chosen together.
-pub const rows_at_once = 4;
 
 /// The magnitudes of values, compared as integers: NaN is larger than Inf.
 pub const Magnitudes = struct {

@@ -92,6 +92,14 @@ pub inline fn sum(values: Vector) f32 {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+/// Rows that are worked on together where each waits for a fold of its lanes: four are folded in the time of one.
+pub const rows_at_once = 4;
+
+/// How many rows are taken together when `rest` of them are left.
+pub fn rowsAtOnce(rest: u32) u32 {
+    return if (rest >= rows_at_once) rows_at_once else 1;
+}
+
 /// The largest lanes of four vectors of numbers. They are compared as integers in their order: floats, of which one may be
 /// NaN, take twice the steps, each of which waits for the one before.
 pub inline fn largestFour(vectors: [4]Vector) @Vector(4, f32) {
