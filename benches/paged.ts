@@ -198,6 +198,7 @@ async function timeBatch(name: string, lengths: readonly number[]): Promise<numb
   tell(options, `${name}, ${tokens} tokens: equal to a call for each, hash ${hash}`);
   let calls = 0;
   const ns = await timeOf(() => cache.attend(calls++ % layerCount, q, { sequences, into }), smoke);
+  if (hashOf(into) !== hash) throw new Error(`${name} gives other bits than at first`);
   return ns;
 }
 

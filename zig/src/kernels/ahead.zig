@@ -41,7 +41,7 @@ pub const Ahead = struct {
     elements: u32,
     /// From the first head to the one that is meant.
     head_offset: u64,
-    /// Lines that are asked for while one head is at work, and those of them that nobody has promised to ask for.
+    /// Lines that are asked for while one head is at work, and those of them that are not asked for or reserved yet.
     share: u32,
     left: u32,
     place: Place,
@@ -144,7 +144,7 @@ pub const Ahead = struct {
         ahead.left -|= line_count;
     }
 
-    /// Asks for all that is left: scales that lie apart, what did not fit.
+    /// Asks for what is left, as far as it may be asked for at once.
     pub fn askRest(ahead: *Ahead) void {
         ahead.ask(burst_max);
     }

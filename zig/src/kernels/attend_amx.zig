@@ -30,7 +30,7 @@ const Vector = convert.Vector;
 const VectorI32 = @Vector(lanes, i32);
 const tile_tokens = table.tile_tokens;
 const row_count_max = table.row_count_max;
-const head_dim_max = 256;
+const head_dim_max = table.head_dim_max;
 
 /// Strips that are multiplied before their sums are added up.
 const strip_count_max = tile_tokens / group.lane_count;

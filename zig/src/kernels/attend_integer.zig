@@ -30,7 +30,7 @@ const Vector = convert.Vector;
 const rows_at_once = softmax.rows_at_once;
 const tile_tokens = table.tile_tokens;
 const row_count_max = table.row_count_max;
-const head_dim_max = 256;
+const head_dim_max = table.head_dim_max;
 
 /// Rows that share the registers of one pass, each with two digits for `part_count` vectors of lanes: 16 accumulators of
 /// 32 registers; 8 where there are 16.

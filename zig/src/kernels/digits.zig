@@ -56,7 +56,12 @@ pub fn Digits(comptime number_count_max: u32) type {
 
         /// Then writes the digits of `count` values of a row, a multiple of 32.
         /// `total_numbers`: of how many numbers totals are wanted; 0 for none.
-        pub inline fn write(digits: *Self, comptime total_numbers: u32, values: *align(64) const [number_count_max]f32, count: u32) void {
+        pub inline fn write(
+            digits: *Self,
+            comptime total_numbers: u32,
+            values: *align(64) const [number_count_max]f32,
+            count: u32,
+        ) void {
             assert(count % 32 == 0 and count <= number_count_max);
             const factor: Vector = @splat(digits.factor);
             var total: VectorI32 = @splat(0);

@@ -24,6 +24,9 @@ pub const tile_tokens = 64;
 /// Query rows one task may hold: a row is one query of one query head.
 pub const row_count_max = 16;
 
+/// The largest head_dim.
+pub const head_dim_max = 256;
+
 /// Vectors of the widest level have this many f32 lanes; head_dim is padded with zeros to a multiple of it.
 pub const lanes_max = 16;
 

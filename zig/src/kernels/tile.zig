@@ -6,7 +6,7 @@ const table = @import("table.zig");
 const digits_of = @import("digits.zig");
 const Ahead = @import("ahead.zig").Ahead;
 const tile_tokens = table.tile_tokens;
-const head_dim_max = 256;
+const head_dim_max = table.head_dim_max;
 
 /// The tokens of a tile, slot by slot, with the rows of one KV head.
 ///
