@@ -57,18 +57,18 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
             of_head.rows += task.row_count;
         }
         tile.beginAhead(task, @intCast(head));
-        if (head == 0) setQueries(task, tile.rows.plane_k, &tile);
+        if (head == 0) setQueries(task, task.queries, tile.rows.plane_k, &tile);
         attendHead(&of_head, &tile, head + 1 == task.head_count);
     }
     if (uses_tiles) attend_amx.end();
 }
 
 /// Digits of a head's queries, where its keys are codes.
-fn setQueries(task: *const table.AttendTask, plane_k: [*]const u8, tile: *Tile) void {
+fn setQueries(task: *const table.AttendTask, of_head: [*]const f32, plane_k: [*]const u8, tile: *Tile) void {
     switch (task.tile.storage.dtype_k) {
         .f32, .f16, .bf16 => {},
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| {
-            attend_integer.setQueries(dtype, task, plane_k, &tile.keys_ahead, &tile.queries_in_turn[tile.turn]);
+            attend_integer.setQueries(dtype, task, of_head, plane_k, &tile.keys_ahead, &tile.queries_in_turn[tile.turn]);
         },
     }
 }
@@ -82,9 +82,8 @@ fn attendHead(task: *const table.AttendTask, tile: *Tile, is_last: bool) void {
     // The next head's queries wait for their steps while this one's weights do.
     tile.turn +%= 1;
     if (!is_last) {
-        var next = task.*;
-        next.queries += task.row_count * task.head_dim_padded;
-        setQueries(&next, tile.rows.plane_k + task.tile.storage.head_stride_k, tile);
+        const next_queries = task.queries + task.row_count * task.head_dim_padded;
+        setQueries(task, next_queries, tile.rows.plane_k + task.tile.storage.head_stride_k, tile);
     }
     tile.keys_ahead.askRest();
     switch (task.tile.storage.dtype_v) {

@@ -194,10 +194,12 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     }
 }
 
-/// The digits of all queries of a head for the keys at `plane_bytes`, and their share of the mins.
+/// The digits of a head's queries for the keys at `plane_bytes`, and their share of the mins.
 pub fn setQueries(
     comptime dtype: Dtype,
     task: *const table.AttendTask,
+    /// [row][head_dim_padded]
+    of_head: [*]const f32,
     plane_bytes: [*]const u8,
     ahead: *Ahead,
     queries: *Queries,
@@ -207,7 +209,7 @@ pub fn setQueries(
     while (r < task.row_count) {
         const count = softmax.rowsAtOnce(task.row_count - r);
         switch (count) {
-            inline 1, rows_at_once => |row_count| setQueryRows(dtype, row_count, task, plane_bytes, ahead, queries, r),
+            inline 1, rows_at_once => |row_count| setQueryRows(dtype, row_count, task, of_head, plane_bytes, ahead, queries, r),
             else => unreachable,
         }
         r += count;
@@ -219,6 +221,8 @@ inline fn setQueryRows(
     comptime dtype: Dtype,
     comptime row_count: u32,
     task: *const table.AttendTask,
+    /// [row][head_dim_padded]
+    of_head: [*]const f32,
     plane_bytes: [*]const u8,
     ahead: *Ahead,
     queries: *Queries,
@@ -237,7 +241,7 @@ inline fn setQueryRows(
         const scale = if (comptime dtype.isAffine()) convert.load(.f16, scales + 2 * dim);
         const min = if (comptime dtype.isAffine()) convert.load(.f16, mins + 2 * dim);
         inline for (0..row_count) |i| {
-            var elements: Vector = task.queries[(first + i) * task.head_dim_padded + dim ..][0..lanes].*;
+            var elements: Vector = of_head[(first + i) * task.head_dim_padded + dim ..][0..lanes].*;
             if (comptime dtype.isAffine()) {
                 constants[i] = softmax.mulAdd(elements, min, constants[i]);
                 elements *= scale;
