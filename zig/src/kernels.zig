@@ -29,6 +29,7 @@ const kernels: table.Table = .{
     .quantize_records = quantize.quantizeRecords,
     .dequantize_records = dequantize.dequantizeRecords,
     .attend = attend.attend,
+    .prepare = attend.prepare,
     .merge = merge.merge,
     .finish = attend.finish,
     .read = memory_read.read,

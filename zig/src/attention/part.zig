@@ -26,6 +26,9 @@ pub const head_count_max = 32;
 /// Elements of the queries, and of the sums, of a part.
 pub const elements_max = 32 * 256;
 
+/// Rows of codes have a multiple of 32 elements.
+const prepared_max = elements_max / 32;
+
 pub const Part = struct {
     query: *const Query,
     head_first: u32,
@@ -113,7 +116,8 @@ pub const Part = struct {
         // Safe builds fill undefined memory with 0xaa, which takes longer than a short attention itself.
         @setRuntimeSafety(false);
         var runs: [2]visible_rows.TileRuns = undefined;
-        part.attendTiles(see, queries, state, chunk, ahead, &runs);
+        var prepared: [prepared_max]dispatch.PreparedRow = undefined;
+        part.attendTiles(see, queries, state, chunk, ahead, &runs, &prepared);
     }
 
     fn attendTiles(
@@ -124,11 +128,13 @@ pub const Part = struct {
         chunk: u32,
         ahead: bool,
         runs: *[2]visible_rows.TileRuns,
+        prepared: *[prepared_max]dispatch.PreparedRow,
     ) void {
         const kernels = dispatch.kernels();
         const chunk_end = @as(u64, chunk + 1) * chunk_tokens;
         var task: dispatch.AttendTask = .{
             .queries = queries.ptr,
+            .prepared = prepared,
             .sums = state.sums.ptr,
             .rows = state.rows.ptr,
             .head_count = part.head_count,
@@ -140,6 +146,7 @@ pub const Part = struct {
             .ahead = undefined,
             .is_token_major = @intFromBool(part.query.rows.place == .contiguous),
         };
+        var is_prepared = false;
         var turn: u1 = 0;
         var tile = see.tileFrom(chunk * chunk_tokens);
         if (tile) |first| see.tileRuns(part.head_first, first, &runs[turn]);
@@ -154,6 +161,10 @@ pub const Part = struct {
             if (is_next) {
                 see.tileRuns(part.head_first, tile.?, &runs[turn]);
                 task.ahead = runs[turn].of(tile.?);
+            }
+            if (!is_prepared and task.tile.storage.isPrepared()) {
+                is_prepared = true;
+                kernels.prepare(&task);
             }
             kernels.attend(&task);
             // A tile that was not asked for has no runs yet.

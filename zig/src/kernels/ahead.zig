@@ -1,7 +1,9 @@
-//! Asks for what the next tile will read, line by line, evenly over the work on the tile before it.
+//! Asks for what will be read next, line by line, evenly over the work before it.
 //!
-//! A core has a few dozen buffers for lines under way. Asked for in bursts, the lines of a tile fill them all and the work
-//! stops; asked for one by one, they come as fast as memory gives them.
+//! A core has a few dozen buffers for lines under way. Asked for in bursts, the lines of a tile fill them all, and the work
+//! stops or the lines are forgotten; asked for one by one, they come as fast as memory gives them. So there is one queue
+//! of lines, in the order they are read in: loops take a few for each of their steps, and the rest is asked for between
+//! the loops.
 
 const std = @import("std");
 const group = @import("../group.zig");
@@ -32,49 +34,108 @@ const Stretch = struct {
     }
 };
 
-/// One side of what is read next: a KV head of a tile, or a tile with all heads.
-pub const Ahead = struct {
+/// One side of a tile as what is asked for: a head's stretches of rows, then those of the next head.
+pub const Source = struct {
     tile: *const table.TileRuns,
     dtype: Dtype,
     side: group.Side,
     /// Of a row that is asked for whole.
     elements: u32,
-    /// From the first head to the one that is meant.
-    head_offset: u64,
-    /// Lines that are asked for while one head is at work, and those of them that are not asked for or reserved yet.
+    head_stride: u64,
+    /// Stretches of a head, and their lines.
+    stretch_count: u32,
+    line_count: u32,
+    /// Those of a plane; of rows of floats each run has one.
+    of_plane: [3]Stretch,
+
+    /// `head_count` heads side by side are one.
+    pub fn init(source: *Source, tile: *const table.TileRuns, side: group.Side, head_dim: u32, head_count: u32) void {
+        const storage = &tile.storage;
+        source.tile = tile;
+        source.side = side;
+        source.elements = head_dim * head_count;
+        source.dtype = if (side == .keys) storage.dtype_k else storage.dtype_v;
+        source.head_stride = if (side == .keys) storage.head_stride_k else storage.head_stride_v;
+        source.stretch_count = 0;
+        source.line_count = 0;
+        if (tile.run_count == 0) return;
+        if (source.dtype.isFloat()) source.stretch_count = tile.run_count else source.setPlane();
+        for (0..source.stretch_count) |i| source.line_count += linesOf(source.stretch(@intCast(i)));
+    }
+
+    fn setPlane(source: *Source) void {
+        const tile_token = source.tile.storage.tile_token;
+        const bytes = source.bytesOf(0);
+        const plane: group.Plane = .{
+            .dtype = source.dtype,
+            .side = source.side,
+            .block_size = source.tile.storage.block_size,
+            .head_dim = source.elements,
+        };
+        if (plane.block_size == table.tile_tokens) {
+            source.stretch_count = 1;
+            source.of_plane[0] = .{ .first = bytes, .row_bytes = plane.bytes(), .row_stride = 0, .row_count = 1 };
+            return;
+        }
+        // First what is needed first.
+        source.of_plane[0] = scales(plane, bytes + plane.codeBytes(), tile_token);
+        source.of_plane[1] = source.of_plane[0];
+        source.of_plane[1].first += plane.minOffset() - plane.codeBytes();
+        source.stretch_count = if (plane.dtype.isAffine()) 3 else 2;
+        source.of_plane[source.stretch_count - 1] = codes(plane, bytes, tile_token);
+    }
+
+    /// Of the first head.
+    fn stretch(source: *const Source, index: u32) Stretch {
+        if (!source.dtype.isFloat()) return source.of_plane[index];
+        const storage = &source.tile.storage;
+        const rows: Stretch = .{
+            .first = source.bytesOf(index),
+            .row_bytes = @as(u64, source.elements) * source.dtype.elementBytes(),
+            .row_stride = if (source.side == .keys) storage.token_stride_k else storage.token_stride_v,
+            .row_count = source.tile.runs[index].token_count,
+        };
+        return rows.joined();
+    }
+
+    fn bytesOf(source: *const Source, run: usize) [*]const u8 {
+        const run_of = &source.tile.runs[run];
+        return if (source.side == .keys) run_of.keys else run_of.values;
+    }
+};
+
+fn linesOf(rows: Stretch) u32 {
+    return rows.row_count * @as(u32, @intCast((rows.row_bytes + line_bytes - 1) / line_bytes));
+}
+
+/// What is asked for while something else is at work: some heads of two sources, one after the other.
+pub const Ahead = struct {
+    parts: [2]Part,
+    part_next: u32,
+    /// Lines to ask for in one turn of work.
     share: u32,
-    left: u32,
+    /// Lines that each call of `askSome` asks for.
+    pace: u32,
     place: Place,
 
-    /// How far it is. A loop keeps it in registers and gives it back.
-    pub const Place = struct {
+    pub const Part = struct { source: *const Source, head_first: u32, head_count: u32 };
+
+    /// How far it is.
+    const Place = struct {
         at: usize,
         row_end: usize,
-        /// From line to line; 0 when all has been asked for.
-        line_stride: usize,
         row_bytes: usize,
         row_stride: usize,
         rows_left: u32,
-        /// Of the runs whose rows are asked for one after the other, those that are not begun.
-        run_next: u32,
-        run_end: u32,
-
-        /// One line for ever. It is one that is there: to look for a page that is not takes long.
-        fn nothing(line: *const anyopaque) Place {
-            return .{
-                .at = @intFromPtr(line),
-                .row_end = std.math.maxInt(usize),
-                .line_stride = 0,
-                .row_bytes = 0,
-                .row_stride = 0,
-                .rows_left = 0,
-                .run_next = 0,
-                .run_end = 0,
-            };
-        }
+        /// Of the head.
+        stretch: u32,
+        /// From the first head to this one.
+        head_offset: u64,
+        /// With this one; 0 when all has been asked for.
+        heads_left: u32,
 
         fn begin(place: *Place, rows: Stretch) void {
-            place.at = @intFromPtr(rows.first);
+            place.at = @intFromPtr(rows.first) + place.head_offset;
             place.row_end = place.at + rows.row_bytes;
             place.row_bytes = rows.row_bytes;
             place.row_stride = rows.row_stride;
@@ -82,155 +143,118 @@ pub const Ahead = struct {
         }
     };
 
-    /// `head_count` heads at work share what is asked for: one head of the tile, or all of them where they lie side by side.
-    pub fn init(
-        ahead: *Ahead,
-        tile: *const table.TileRuns,
-        side: group.Side,
-        head_dim: u32,
-        head_offset: u64,
-        head_count: u32,
-    ) void {
-        ahead.tile = tile;
-        ahead.side = side;
-        ahead.elements = head_dim * head_count;
-        ahead.head_offset = head_offset;
-        ahead.dtype = if (side == .keys) tile.storage.dtype_k else tile.storage.dtype_v;
-        ahead.share = 0;
-        ahead.left = 0;
-        ahead.place = .nothing(tile);
-        if (tile.run_count == 0) return;
-        ahead.place.line_stride = line_bytes;
-        const line_count = if (ahead.dtype.isFloat()) ahead.beginRows() else ahead.beginPlane();
-        ahead.share = (line_count + head_count - 1) / head_count;
-        ahead.left = ahead.share;
+    /// For `turn_count` turns of work.
+    pub fn init(ahead: *Ahead, parts: [2]Part, turn_count: u32) void {
+        ahead.parts = parts;
+        ahead.part_next = 0;
+        ahead.share = turn_count - 1;
+        for (parts) |part| ahead.share += part.source.line_count * part.head_count;
+        ahead.share /= turn_count;
+        ahead.pace = 0;
+        ahead.place.at = 0;
+        ahead.place.row_end = 0;
+        ahead.place.heads_left = 0;
     }
 
-    fn beginRows(ahead: *Ahead) u32 {
-        ahead.place.run_next = 1;
-        ahead.place.run_end = ahead.tile.run_count;
-        ahead.place.begin(ahead.floatRows(0));
-        var line_count: u32 = 0;
-        for (0..ahead.tile.run_count) |run| line_count += linesOf(ahead.floatRows(run));
-        return line_count;
+    /// Of a turn's lines `taken_count` will be taken by loops; the others are left to `ask_count` calls of `askSome`.
+    pub fn plan(ahead: *Ahead, taken_count: u32, ask_count: u32) void {
+        ahead.pace = (ahead.share -| taken_count + ask_count - 1) / ask_count;
     }
 
-    fn beginPlane(ahead: *Ahead) u32 {
-        const of = ahead.plane();
-        const bytes = ahead.bytesOf(0);
-        // First what is needed first.
-        ahead.askScales(of, bytes);
-        const rows = codes(of, bytes, ahead.tile.storage.tile_token);
-        ahead.place.begin(rows);
-        return linesOf(rows);
-    }
-
-    /// The next head at work begins.
-    pub fn nextHead(ahead: *Ahead) void {
-        ahead.left = ahead.share;
-    }
-
-    /// Asks for a few lines, as far as they are left.
-    pub inline fn ask(ahead: *Ahead, line_count: u32) void {
-        const count = @min(line_count, ahead.left);
-        ahead.left -= count;
-        var place = ahead.place;
-        for (0..count) |_| ahead.step(1, &place);
-        ahead.place = place;
-    }
-
-    /// Calls of `step` will ask for so many of the lines that are left.
-    pub fn reserve(ahead: *Ahead, line_count: u32) void {
-        ahead.left -|= line_count;
-    }
-
-    /// Asks for what is left, as far as it may be asked for at once.
-    pub fn askRest(ahead: *Ahead) void {
-        ahead.ask(burst_max);
-    }
-
-    /// Lines that are asked for at once: more would wait for each other.
-    const burst_max = 64;
-
-    fn linesOf(rows: Stretch) u32 {
-        return rows.row_count * @as(u32, @intCast((rows.row_bytes + line_bytes - 1) / line_bytes));
-    }
-
-    /// Asks for the next lines. Nothing is called from here: across a call the loops around it would keep none of their
-    /// sums in registers (i8, 4 rows, Zen 5: 395 ns for the sums of a tile's values in place of 165).
-    pub inline fn step(ahead: *const Ahead, comptime line_count: u32, place: *Place) void {
-        inline for (0..line_count) |_| @prefetch(@as([*]const u8, @ptrFromInt(ahead.next(place))), first_level);
-    }
-
-    /// The next line.
-    inline fn next(ahead: *const Ahead, place: *Place) usize {
-        const line = place.at;
-        place.at += place.line_stride;
-        if (place.at >= place.row_end) {
-            @branchHint(.unlikely);
-            ahead.nextRow(place);
+    /// Between the loops.
+    pub inline fn askSome(ahead: *Ahead) void {
+        for (0..ahead.pace) |_| {
+            var lines = ahead.take(1);
+            lines.ask(1);
         }
-        return line;
     }
 
-    inline fn nextRow(ahead: *const Ahead, place: *Place) void {
+    /// Lines that a loop asks for, some in each step.
+    pub const Lines = struct {
+        at: usize,
+        /// From line to line; 0 where there is nothing to ask for.
+        stride: usize,
+
+        pub inline fn ask(lines: *Lines, comptime count: u32) void {
+            inline for (0..count) |_| {
+                @prefetch(@as([*]const u8, @ptrFromInt(lines.at)), first_level);
+                lines.at += lines.stride;
+            }
+        }
+    };
+
+    /// The next `count` lines, for a loop to ask for them.
+    pub inline fn take(ahead: *Ahead, count: u32) Lines {
+        const place = &ahead.place;
+        const at = place.at;
+        const end = at + count * line_bytes;
+        if (end > place.row_end) {
+            @branchHint(.unlikely);
+            return ahead.takeAcross(count);
+        }
+        place.at = end;
+        return .{ .at = at, .stride = line_bytes };
+    }
+
+    /// Where a row ends before: asks for them at once.
+    noinline fn takeAcross(ahead: *Ahead, count: u32) Lines {
+        for (0..count) |_| {
+            const line = ahead.next() orelse break;
+            @prefetch(@as([*]const u8, @ptrFromInt(line)), first_level);
+        }
+        // One line for ever. It is one that is there: to look for a page that is not takes long.
+        return .{ .at = @intFromPtr(ahead), .stride = 0 };
+    }
+
+    /// The next line, or null when all have been asked for.
+    fn next(ahead: *Ahead) ?usize {
+        while (ahead.place.at >= ahead.place.row_end) {
+            if (!ahead.nextRow()) return null;
+        }
+        defer ahead.place.at += line_bytes;
+        return ahead.place.at;
+    }
+
+    fn nextRow(ahead: *Ahead) bool {
+        const place = &ahead.place;
+        if (place.heads_left == 0) return ahead.nextPart();
         place.rows_left -= 1;
         if (place.rows_left != 0) {
             place.at = place.row_end - place.row_bytes + place.row_stride;
             place.row_end += place.row_stride;
-        } else if (place.run_next != place.run_end) {
-            const run = place.run_next;
-            place.run_next += 1;
-            place.begin(ahead.floatRows(run));
-        } else {
-            // The last line over and over.
-            place.at -= line_bytes;
-            place.row_end = std.math.maxInt(usize);
-            place.line_stride = 0;
+            return true;
         }
+        const source = ahead.parts[ahead.part_next - 1].source;
+        place.stretch += 1;
+        if (place.stretch == source.stretch_count) {
+            place.stretch = 0;
+            place.heads_left -= 1;
+            if (place.heads_left == 0) return ahead.nextPart();
+            place.head_offset += source.head_stride;
+        }
+        place.begin(source.stretch(place.stretch));
+        return true;
     }
 
-    inline fn floatRows(ahead: *const Ahead, run: usize) Stretch {
-        const storage = &ahead.tile.storage;
-        const rows: Stretch = .{
-            .first = ahead.bytesOf(run),
-            .row_bytes = @as(u64, ahead.elements) * ahead.dtype.elementBytes(),
-            .row_stride = if (ahead.side == .keys) storage.token_stride_k else storage.token_stride_v,
-            .row_count = ahead.tile.runs[run].token_count,
-        };
-        return rows.joined();
-    }
-
-    inline fn bytesOf(ahead: *const Ahead, run: usize) [*]const u8 {
-        const run_of = &ahead.tile.runs[run];
-        return (if (ahead.side == .keys) run_of.keys else run_of.values) + ahead.head_offset;
-    }
-
-    fn plane(ahead: *const Ahead) group.Plane {
-        return .{
-            .dtype = ahead.dtype,
-            .side = ahead.side,
-            .block_size = ahead.tile.storage.block_size,
-            .head_dim = ahead.elements,
-        };
-    }
-
-    fn askScales(ahead: *const Ahead, of: group.Plane, bytes: [*]const u8) void {
-        const rows = scales(of, bytes + of.codeBytes(), ahead.tile.storage.tile_token);
-        askNow(rows);
-        if (!of.dtype.isAffine()) return;
-        var mins = rows;
-        mins.first += of.minOffset() - of.codeBytes();
-        askNow(mins);
+    fn nextPart(ahead: *Ahead) bool {
+        const place = &ahead.place;
+        if (ahead.part_next == ahead.parts.len) return false;
+        const part = ahead.parts[ahead.part_next];
+        ahead.part_next += 1;
+        if (part.source.stretch_count == 0 or part.head_count == 0) return ahead.nextPart();
+        place.stretch = 0;
+        place.heads_left = part.head_count;
+        place.head_offset = if (part.head_first == 0) 0 else part.head_first * part.source.head_stride;
+        var rows = part.source.stretch(0);
+        if (part.source.stretch_count == 1 and rows.row_count == 1 and rows.row_bytes == part.source.head_stride) {
+            // Heads without gaps are one.
+            rows.row_bytes *= part.head_count;
+            place.heads_left = 1;
+        }
+        place.begin(rows);
+        return true;
     }
 };
-
-fn askNow(rows: Stretch) void {
-    for (0..rows.row_count) |row| {
-        var at: u32 = 0;
-        while (at < rows.row_bytes) : (at += line_bytes) @prefetch(rows.first + row * rows.row_stride + at, first_level);
-    }
-}
 
 /// The codes of a tile: keys lie together, values in one stretch for each 16 dims.
 fn codes(plane: group.Plane, bytes: [*]const u8, tile_token: u32) Stretch {
@@ -269,26 +293,46 @@ fn scales(plane: group.Plane, bytes: [*]const u8, tile_token: u32) Stretch {
 
 const testing = std.testing;
 
-/// Every line of `expected` once, then the last over and over.
+/// Some heads of one source, and nothing behind them.
+fn headsOf(source: *const Source, first: u32, count: u32) [2]Ahead.Part {
+    return .{
+        .{ .source = source, .head_first = first, .head_count = count },
+        .{ .source = source, .head_first = 0, .head_count = 0 },
+    };
+}
+
+/// Every line of `expected` once.
 fn expectLines(ahead: *Ahead, expected: []const usize) !void {
     var seen: [4096]bool = @splat(false);
     try testing.expectEqual(expected.len, ahead.share);
-    var place = ahead.place;
-    var last: usize = 0;
     for (0..expected.len) |_| {
-        last = ahead.next(&place);
-        const index = std.mem.indexOfScalar(usize, expected, last) orelse return error.OtherLine;
+        const line = ahead.next() orelse return error.LineMissing;
+        const index = std.mem.indexOfScalar(usize, expected, line) orelse return error.OtherLine;
         try testing.expect(!seen[index]);
         seen[index] = true;
     }
-    for (0..100) |_| try testing.expectEqual(last, ahead.next(&place));
+    try testing.expectEqual(null, ahead.next());
 }
 
-test "Ahead asks for each line of a tile's codes once" {
+/// The lines of some bytes of a plane.
+const Needed = struct {
+    lines: [4096]usize = undefined,
+    count: usize = 0,
+
+    fn add(needed: *Needed, at: usize) void {
+        const line = at / line_bytes * line_bytes;
+        if (std.mem.indexOfScalar(usize, needed.lines[0..needed.count], line) != null) return;
+        needed.lines[needed.count] = line;
+        needed.count += 1;
+    }
+};
+
+test "Ahead asks for each line of a tile's planes once" {
     // Nothing at these addresses is read.
     const first = 0x10_0000;
+    const head_stride = 0x8_0000;
     for ([_]Dtype{ .q8_0, .i4, .i2 }) |dtype| for (std.enums.values(group.Side)) |side| for ([_]u32{ 64, 256 }) |block_size| {
-        const plane: group.Plane = .{ .dtype = dtype, .side = side, .block_size = block_size, .head_dim = 96 };
+        const plane: group.Plane = .{ .dtype = dtype, .side = side, .block_size = block_size, .head_dim = 128 };
         const run: table.Run = .{ .keys = @ptrFromInt(first), .values = @ptrFromInt(first), .position = 0, .token_count = 1 };
         const tile: table.TileRuns = .{
             .storage = .{
@@ -296,27 +340,88 @@ test "Ahead asks for each line of a tile's codes once" {
                 .dtype_v = dtype,
                 .token_stride_k = undefined,
                 .token_stride_v = undefined,
-                .head_stride_k = undefined,
-                .head_stride_v = undefined,
+                .head_stride_k = head_stride,
+                .head_stride_v = head_stride,
                 .block_size = block_size,
                 .tile_token = block_size - table.tile_tokens,
             },
             .runs = @ptrCast(&run),
             .run_count = 1,
         };
-        var lines: [4096]usize = undefined;
-        var count: usize = 0;
-        for (0..table.tile_tokens) |token| for (0..plane.head_dim) |dim| {
-            const place = plane.codePlace(@intCast(tile.storage.tile_token + token), @intCast(dim));
-            const line = first + place.byte / line_bytes * line_bytes;
-            if (std.mem.indexOfScalar(usize, lines[0..count], line) != null) continue;
-            lines[count] = line;
-            count += 1;
+        var needed: Needed = .{};
+        for (1..3) |head| for (0..table.tile_tokens) |token| for (0..plane.head_dim) |dim| {
+            const bytes = first + head * head_stride;
+            const at: u32 = @intCast(tile.storage.tile_token + token);
+            const scale = 2 * plane.scaleIndex(at, @intCast(dim));
+            needed.add(bytes + plane.codePlace(at, @intCast(dim)).byte);
+            needed.add(bytes + plane.codeBytes() + scale);
+            if (dtype.isAffine()) needed.add(bytes + plane.minOffset() + scale);
         };
+        var source: Source = undefined;
+        source.init(&tile, side, plane.head_dim, 1);
         var ahead: Ahead = undefined;
-        ahead.init(&tile, side, plane.head_dim, 0, 1);
-        try expectLines(&ahead, lines[0..count]);
+        ahead.init(headsOf(&source, 1, 2), 1);
+        try expectLines(&ahead, needed.lines[0..needed.count]);
     };
+}
+
+test "Heads without gaps are one row" {
+    const plane: group.Plane = .{ .dtype = .i8, .side = .keys, .block_size = table.tile_tokens, .head_dim = 32 };
+    const run: table.Run = .{ .keys = @ptrFromInt(0x10_0000), .values = @ptrFromInt(0x10_0000), .position = 0, .token_count = 1 };
+    const tile: table.TileRuns = .{
+        .storage = .{
+            .dtype_k = .i8,
+            .dtype_v = .i8,
+            .token_stride_k = undefined,
+            .token_stride_v = undefined,
+            .head_stride_k = plane.bytes(),
+            .head_stride_v = plane.bytes(),
+            .block_size = plane.block_size,
+        },
+        .runs = @ptrCast(&run),
+        .run_count = 1,
+    };
+    var source: Source = undefined;
+    source.init(&tile, .keys, plane.head_dim, 1);
+    var ahead: Ahead = undefined;
+    ahead.init(headsOf(&source, 0, 3), 1);
+    const line_count = 3 * plane.bytes() / line_bytes;
+    try testing.expectEqual(0x10_0000, ahead.next());
+    const lines = ahead.take(line_count - 1);
+    try testing.expectEqual(Ahead.Lines{ .at = 0x10_0000 + line_bytes, .stride = line_bytes }, lines);
+    try testing.expectEqual(null, ahead.next());
+    try testing.expectEqual(0, ahead.take(1).stride);
+}
+
+test "Ahead asks for two sources one after the other, and plans what is left to ask for" {
+    const run: table.Run = .{ .keys = @ptrFromInt(0x10_0000), .values = @ptrFromInt(0x20_0000), .position = 0, .token_count = 2 };
+    const tile: table.TileRuns = .{
+        .storage = .{
+            .dtype_k = .f32,
+            .dtype_v = .f32,
+            .token_stride_k = 128,
+            .token_stride_v = 128,
+            .head_stride_k = 0x1000,
+            .head_stride_v = 0x1000,
+        },
+        .runs = @ptrCast(&run),
+        .run_count = 1,
+    };
+    var keys: Source = undefined;
+    keys.init(&tile, .keys, 32, 1);
+    var values: Source = undefined;
+    values.init(&tile, .values, 32, 1);
+    var ahead: Ahead = undefined;
+    ahead.init(.{ headsOf(&values, 0, 2)[0], headsOf(&keys, 1, 1)[0] }, 1);
+    ahead.plan(5, 2);
+    try testing.expectEqual(4, ahead.pace); // of 12 lines
+    try expectLines(&ahead, &.{
+        0x20_0000, 0x20_0040, 0x20_0080, 0x20_00c0,
+        0x20_1000, 0x20_1040, 0x20_1080, 0x20_10c0,
+        0x10_1000, 0x10_1040, 0x10_1080, 0x10_10c0,
+    });
+    ahead.plan(13, 2);
+    try testing.expectEqual(0, ahead.pace);
 }
 
 test scales {
@@ -343,26 +448,29 @@ test "Ahead asks for each line of rows of floats once" {
         .{ .keys = @ptrFromInt(0x11_0000), .values = @ptrFromInt(0x21_0000), .position = 9, .token_count = 1 },
     };
     const tile: table.TileRuns = .{
-        .storage = .{ .dtype_k = .f16, .dtype_v = .f32, .token_stride_k = 1000, .token_stride_v = 512, .head_stride_k = 160, .head_stride_v = 320 },
+        .storage = .{ .dtype_k = .f16, .dtype_v = .f32, .token_stride_k = 1000, .token_stride_v = 512, .head_stride_k = 0x1000, .head_stride_v = 0x1000 },
         .runs = &runs,
         .run_count = runs.len,
     };
     // 80 elements: 160 bytes are 3 lines, 320 bytes are 5.
+    var source: Source = undefined;
+    source.init(&tile, .keys, 80, 1);
     var keys: Ahead = undefined;
-    keys.init(&tile, .keys, 80, 0, 1);
+    keys.init(headsOf(&source, 0, 1), 1);
     try expectLines(&keys, &.{
         0x10_0000,        0x10_0000 + 64,        0x10_0000 + 128,
         0x10_0000 + 1000, 0x10_0000 + 1000 + 64, 0x10_0000 + 1000 + 128,
         0x11_0000,        0x11_0000 + 64,        0x11_0000 + 128,
     });
     // The head behind it.
-    keys.init(&tile, .keys, 80, 0x1000, 1);
-    try testing.expectEqual(0x10_1000, keys.place.at);
-    // One of two heads side by side: each of them asks for half of the lines.
+    keys.init(headsOf(&source, 1, 1), 1);
+    try testing.expectEqual(0x10_1000, keys.next());
+    // Two heads side by side: each of two turns asks for half of the lines.
+    source.init(&tile, .values, 40, 2);
     var values: Ahead = undefined;
-    values.init(&tile, .values, 40, 0, 2);
+    values.init(headsOf(&source, 0, 1), 2);
     try testing.expectEqual(8, values.share);
-    values.init(&tile, .values, 80, 0, 1);
+    values.init(headsOf(&source, 0, 1), 1);
     var expected: [15]usize = undefined;
     for ([_]usize{ 0x20_0000, 0x20_0000 + 512, 0x21_0000 }, 0..) |row, r| {
         for (0..5) |line| expected[r * 5 + line] = row + line * 64;
@@ -376,11 +484,11 @@ test "Ahead of no rows asks for nothing" {
         .runs = undefined,
         .run_count = 0,
     };
+    var source: Source = undefined;
+    source.init(&tile, .keys, 80, 1);
     var ahead: Ahead = undefined;
-    ahead.init(&tile, .keys, 80, 0, 1);
-    ahead.ask(3);
-    ahead.reserve(7);
-    ahead.askRest();
-    ahead.step(2, &ahead.place);
-    try testing.expectEqual(@intFromPtr(&tile), ahead.place.at);
+    ahead.init(headsOf(&source, 0, 1), 1);
+    ahead.plan(3, 2);
+    ahead.askSome();
+    try testing.expectEqual(0, ahead.take(2).stride);
 }

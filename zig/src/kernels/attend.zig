@@ -1,9 +1,9 @@
 //! Attention over one tile of the keys and values of a few KV heads, for a few query rows of each.
 //!
-//! Positions are taken in tiles of 64. For each tile and head, in three passes:
+//! Positions are taken in tiles of 64. For each tile, in three passes over a few of its heads:
 //!
 //!     1. scores[row][token] = query . key            every key is loaded once for all query rows
-//!     2. weights = exp(score - running maximum)      the online softmax; older sums are rescaled
+//!     2. weights = exp(score - maximum)              the online softmax; older sums are rescaled
 //!     3. sums[row][dim] += weight * value            every value is loaded once for all query rows
 //!
 //! Passes 1 and 3 are those of the format of their side: `attend_float.zig` for rows of floats, `attend_integer.zig` for
@@ -32,6 +32,7 @@ const lanes = convert.lanes;
 const Vector = convert.Vector;
 const rows_at_once = softmax.rows_at_once;
 const tile_tokens = table.tile_tokens;
+const row_count_max = table.row_count_max;
 const negative_infinity = -std.math.inf(f32);
 
 /// Planes of codes are multiplied by tiles of AMX.
@@ -44,107 +45,160 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
     assert(task.head_dim_padded % table.lanes_max == 0);
     if (task.tile.run_count == 0) return;
     var tile: Tile = undefined;
-    tile.rows.fill(&task.tile);
+    tile.init(task);
     const uses_tiles = has_amx and !task.tile.storage.isFloat();
     if (uses_tiles) attend_amx.begin(task);
-    tile.turn = 0;
-    var of_head = task.*;
-    for (0..task.head_count) |head| {
-        if (head != 0) {
-            tile.rows.nextHead();
-            of_head.queries += task.row_count * task.head_dim_padded;
-            of_head.sums += task.row_count * task.head_dim_padded;
-            of_head.rows += task.row_count;
-        }
-        tile.beginAhead(task, @intCast(head));
-        if (head == 0) setQueries(task, task.queries, tile.rows.plane_k, &tile);
-        attendHead(&of_head, &tile, head + 1 == task.head_count);
+    var heads: tiles.Heads = .{ .first = 0, .count = undefined, .limit = headsTogether(task) };
+    // Those of its first head, and on.
+    var of_heads = task.*;
+    while (heads.first < task.head_count) : (heads.first += heads.limit) {
+        heads.count = @min(heads.limit, task.head_count - heads.first);
+        const row = heads.first * task.row_count;
+        of_heads.queries = task.queries + row * task.head_dim_padded;
+        of_heads.prepared = task.prepared + row;
+        of_heads.sums = task.sums + row * task.head_dim_padded;
+        of_heads.rows = task.rows + row;
+        tile.beginAhead(task, heads);
+        planAhead(task, &tile, heads.count);
+        attendHeads(&of_heads, &tile, heads);
     }
     if (uses_tiles) attend_amx.end();
 }
 
-/// Digits of a head's queries, where its keys are codes.
-fn setQueries(task: *const table.AttendTask, of_head: [*]const f32, plane_k: [*]const u8, tile: *Tile) void {
-    switch (task.tile.storage.dtype_k) {
-        .f32, .f16, .bf16 => {},
-        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| {
-            attend_integer.setQueries(dtype, task, of_head, plane_k, &tile.keys_ahead, &tile.queries_in_turn[tile.turn]);
-        },
-    }
+/// See `Table.prepare`.
+pub fn prepare(task: *const table.AttendTask) callconv(.c) void {
+    attend_integer.prepareQueries(task);
 }
 
-fn attendHead(task: *const table.AttendTask, tile: *Tile, is_last: bool) void {
+/// Heads whose rows are at work together, as equal shares of all as can be.
+///
+/// The few rows of one head wait for their largest score, then for the sum of their weights, with little to do meanwhile;
+/// those of several wait at once. Rows of floats leave the first cache level before their turn comes again.
+fn headsTogether(task: *const table.AttendTask) u32 {
+    const most: u32 = if (task.tile.storage.isFloat()) 1 else 4;
+    const limit = @max(1, @min(most, row_count_max / task.row_count));
+    const turn_count = (task.head_count + limit - 1) / limit;
+    return (task.head_count + turn_count - 1) / turn_count;
+}
+
+/// Cuts what is asked for into what the loops of passes 1 and 3 ask for and what is asked for between them.
+fn planAhead(task: *const table.AttendTask, tile: *Tile, head_count: u32) void {
+    const storage = &task.tile.storage;
+    const of_scores = switch (storage.dtype_k) {
+        inline .f32, .f16, .bf16 => |dtype| attend_float.linesOfScores(dtype, task, tile),
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.linesOfPass(dtype, task),
+    };
+    const of_sums = switch (storage.dtype_v) {
+        inline .f32, .f16, .bf16 => |dtype| attend_float.linesOfSums(dtype, task, tile),
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.linesOfPass(dtype, task),
+    };
+    // For each row: with its weights, with its query's digits, with the digits of its weights for each group of dims.
+    var asks: u32 = 1;
+    if (storage.dtype_k.isAffine()) asks += 1;
+    if (!storage.dtype_v.isFloat()) asks += attend_integer.groupCount(task);
+    tile.ahead.plan(head_count * (of_scores + of_sums), head_count * task.row_count * asks);
+}
+
+/// All passes for some heads. `task` begins with the first of them.
+fn attendHeads(task: *const table.AttendTask, tile: *Tile, heads: tiles.Heads) void {
     switch (task.tile.storage.dtype_k) {
-        inline .f32, .f16, .bf16 => |dtype| attend_float.scoreTile(dtype, task, tile),
-        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.scoreTile(dtype, task, tile),
+        .f32, .f16, .bf16, .q8_0, .q4_0 => {},
+        inline .i8, .i4, .i2 => |dtype| for (0..heads.count) |index| {
+            tile.select(task, heads, @intCast(index));
+            attend_integer.setQueries(dtype, task, tile);
+        },
     }
-    weighTile(task, tile);
-    // The next head's queries wait for their steps while this one's weights do.
-    tile.turn +%= 1;
-    if (!is_last) {
-        const next_queries = task.queries + task.row_count * task.head_dim_padded;
-        setQueries(task, next_queries, tile.rows.plane_k + task.tile.storage.head_stride_k, tile);
+    switch (task.tile.storage.dtype_k) {
+        inline .f32, .f16, .bf16 => |dtype| for (0..heads.count) |index| {
+            tile.select(task, heads, @intCast(index));
+            attend_float.scoreTile(dtype, task, tile);
+        },
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| for (0..heads.count) |index| {
+            tile.select(task, heads, @intCast(index));
+            attend_codes.scoreTile(dtype, task, tile);
+        },
     }
-    tile.keys_ahead.askRest();
+    weighTile(task, tile, heads.count * task.row_count);
     switch (task.tile.storage.dtype_v) {
-        inline .f32, .f16, .bf16 => |dtype| attend_float.accumulateTile(dtype, task, tile),
-        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.accumulateTile(dtype, task, tile),
+        inline .f32, .f16, .bf16 => |dtype| for (0..heads.count) |index| {
+            tile.select(task, heads, @intCast(index));
+            attend_float.accumulateTile(dtype, task, tile);
+        },
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| for (0..heads.count) |index| {
+            tile.select(task, heads, @intCast(index));
+            attend_codes.accumulateTile(dtype, task, tile);
+        },
     }
 }
 
 /// Vectors of a row's scores.
 const score_vectors = tile_tokens / lanes;
 
-/// Pass 2: bias and mask the scores of each row, move its maximum, turn scores into weights.
-fn weighTile(task: *const table.AttendTask, tile: *Tile) void {
-    @setEvalBranchQuota(10_000); // what is inlined counts as one function
-    var r: u32 = 0;
-    while (r < task.row_count) {
-        const count = softmax.rowsAtOnce(task.row_count - r);
-        switch (count) {
-            inline 1, rows_at_once => |row_count| weighRows(row_count, task, tile, r),
-            else => unreachable,
-        }
-        r += count;
-    }
-}
-
-/// Each row waits for its maximum, and then for the sum of its weights.
-inline fn weighRows(comptime row_count: u32, task: *const table.AttendTask, tile: *Tile, first: u32) void {
-    const rows = task.rows[first..][0..row_count];
-    const scores = tile.scores[first..][0..row_count];
+/// Pass 2: bias and mask the scores of `row_count` rows, move their maxima, turn scores into weights.
+///
+/// Each step is done for all rows before the next: it waits for a fold of lanes, and so all wait together.
+fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
+    const rows = task.rows[0..row_count];
+    const scores = tile.scores[0..row_count];
     for (rows, scores) |*row, *of_row| {
         if (task.softcap == 0 and row.alibi_slope == 0 and tile.rows.isSeenBy(row)) continue;
         tile.rows.setPositions();
         maskRow(task.softcap, row, &tile.rows, of_row);
     }
-    // Of fewer than four rows the last one is taken again.
-    var most: [rows_at_once]Vector = undefined;
-    inline for (&most, 0..) |*vector, i| {
-        vector.* = @splat(negative_infinity);
-        for (0..score_vectors) |v| vector.* = larger(vector.*, scores[@min(i, row_count - 1)][v * lanes ..][0..lanes].*);
+    // What scores are relative to. Floats take weights as they are; codes take them as numbers of few digits, those of the
+    // tile's largest weight.
+    const is_relative = !task.tile.storage.dtype_v.isFloat();
+    var bases: [row_count_max]f32 = undefined;
+    var r: u32 = 0;
+    while (r < row_count) : (r += rows_at_once) {
+        bases[r..][0..rows_at_once].* = largestScores(tile, r, row_count);
     }
-    const maxima: [rows_at_once]f32 = softmax.largestFour(most);
-    for (rows, maxima[0..row_count], first..) |*row, maximum, r| {
-        const score_max = @max(row.score_max, maximum);
+    for (rows, bases[0..row_count], tile.base_weights[0..row_count], 0..) |*row, *base, *base_weight, i| {
+        const score_max = @max(row.score_max, base.*);
         // Where nothing is visible so far nothing has been summed, and exp(-Inf - -Inf) would be NaN.
-        if (score_max == row.score_max) continue;
-        moveMaximum(row, score_max, task.sums[r * task.head_dim_padded ..][0..task.head_dim_padded]);
-    }
-    var weight_sums: [rows_at_once]Vector = @splat(@splat(0));
-    inline for (rows, scores, 0..) |*row, *of_row, i| {
-        tile.values_ahead.ask(tile.values_ahead.share / 16);
+        if (score_max != row.score_max) {
+            moveMaximum(row, score_max, task.sums[i * task.head_dim_padded ..][0..task.head_dim_padded]);
+        }
         // Where a row sees nothing its scores are -Inf, and so may be the maximum.
-        const score_max: Vector = @splat(@max(row.score_max, -std.math.floatMax(f32)));
+        base.* = @max(if (is_relative) base.* else score_max, -std.math.floatMax(f32));
+        base_weight.* = base.* - @max(score_max, -std.math.floatMax(f32));
+    }
+    r = 0;
+    while (r < row_count) : (r += lanes) {
+        const exponents: Vector = tile.base_weights[r..][0..lanes].*;
+        tile.base_weights[r..][0..lanes].* = softmax.exp(exponents);
+    }
+    var weight_sums: [row_count_max]Vector = undefined;
+    for (scores, bases[0..row_count], weight_sums[0..row_count]) |*of_row, row_base, *weight_sum| {
+        tile.ahead.askSome();
+        const base: Vector = @splat(row_base);
+        weight_sum.* = @splat(0);
         for (0..score_vectors) |v| {
             const score: Vector = of_row[v * lanes ..][0..lanes].*;
-            const weight = softmax.exp(score - score_max);
+            const weight = softmax.exp(score - base);
             of_row[v * lanes ..][0..lanes].* = weight;
-            weight_sums[i] += weight;
+            weight_sum.* += weight;
         }
     }
-    const sums: [rows_at_once]f32 = softmax.sumFour(weight_sums);
-    for (rows, sums[0..row_count]) |*row, sum| row.weight_sum += sum;
+    r = 0;
+    while (r < row_count) : (r += rows_at_once) {
+        const sums: [rows_at_once]f32 = softmax.sumFour(weight_sums[r..][0..rows_at_once].*);
+        const count = @min(rows_at_once, row_count - r);
+        for (rows[r..][0..count], sums[0..count], tile.base_weights[r..][0..count]) |*row, sum, base_weight| {
+            row.weight_sum += sum * base_weight;
+        }
+    }
+}
+
+/// The largest scores of four rows from `first` on; of fewer the last one is taken again.
+inline fn largestScores(tile: *const Tile, first: u32, row_count: u32) @Vector(rows_at_once, f32) {
+    var most: [rows_at_once]Vector = undefined;
+    inline for (&most, 0..) |*vector, i| {
+        const scores = &tile.scores[@min(first + i, row_count - 1)];
+        vector.* = @splat(negative_infinity);
+        for (0..score_vectors) |v| vector.* = larger(vector.*, scores[v * lanes ..][0..lanes].*);
+    }
+    return softmax.largestFour(most);
 }
 
 /// Biases the scores of a row, and makes -Inf of those that it may not see: all 64 are numbers then.

@@ -130,20 +130,18 @@ inline fn multiply(
     assert(strips.count <= strip_count_max);
     var bytes: Bytes align(64) = undefined;
     const codes = spreadCodes(dtype, strips, number_count, &bytes);
-    var place = ahead.place;
     for (0..strips.count) |strip| {
         const first = codes.first + strip * codes.stride;
         amx.zero(high_sums);
         amx.zero(low_sums);
         var number: u32 = 0;
         while (number + whole_numbers <= number_count) : (number += whole_numbers) {
-            addStep(dtype, whole, first + number * group.lane_count, digits, number_first + number, ahead, &place);
+            addStep(dtype, whole, first + number * group.lane_count, digits, number_first + number, ahead);
         }
-        if (number < number_count) addStep(dtype, half, first + number * group.lane_count, digits, number_first + number, ahead, &place);
+        if (number < number_count) addStep(dtype, half, first + number * group.lane_count, digits, number_first + number, ahead);
         amx.store(high_sums, &products[strip].high, @sizeOf([lanes]i32));
         amx.store(low_sums, &products[strip].low, @sizeOf([lanes]i32));
     }
-    ahead.place = place;
 }
 
 /// Codes of a few strips as signed bytes, [strip][quad][16 lanes][4].
@@ -175,66 +173,70 @@ inline fn addStep(
     codes: [*]const u8,
     digits: anytype,
     number_first: u32,
-    ahead: *const Ahead,
-    place: *Ahead.Place,
+    ahead: *Ahead,
 ) void {
     const digits_stride = @sizeOf(@TypeOf(digits[0]));
     // Half as many lines as these codes took, in four goes. The others are asked for while digits and weights are made.
     const lines_at_once = comptime @max(1, linesOf(dtype, operands.number_count) / 2 / 4);
+    var lines = ahead.take(4 * @as(u32, lines_at_once));
     amx.load(operands.high_digits, digits[0].high[number_first..].ptr, digits_stride);
-    ahead.step(lines_at_once, place);
+    lines.ask(lines_at_once);
     amx.load(operands.low_digits, digits[0].low[number_first..].ptr, digits_stride);
-    ahead.step(lines_at_once, place);
+    lines.ask(lines_at_once);
     amx.load(operands.codes, codes, group.vector_bytes);
-    ahead.step(lines_at_once, place);
+    lines.ask(lines_at_once);
     amx.addProducts(high_sums, operands.high_digits, operands.codes);
     amx.addProducts(low_sums, operands.low_digits, operands.codes);
-    ahead.step(lines_at_once, place);
+    lines.ask(lines_at_once);
+}
+
+/// Lines that either pass asks for, for one head.
+pub fn linesOfPass(comptime dtype: Dtype, task: *const table.AttendTask) u32 {
+    return linesOf(dtype, task.head_dim) * strip_count_max / 2;
 }
 
 /// Pass 1: scores[row][token] = query . key.
 pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     assert(task.head_dim <= head_dim_max);
     const plane = attend_integer.planeOf(dtype, .keys, task);
-    const queries = tile.queries();
-    tile.keys_ahead.reserve(strip_count_max * linesOf(dtype, task.head_dim) / 2);
     const strip_bytes = plane.codeBytes() / (plane.block_size / group.lane_count);
     var strips: Strips = .{
-        .first = tile.rows.plane_k + task.tile.storage.tile_token / group.lane_count * strip_bytes,
+        .first = tile.rows.planeK() + task.tile.storage.tile_token / group.lane_count * strip_bytes,
         .stride = strip_bytes,
         .count = strip_count_max,
     };
     var products: [strip_count_max]Products = undefined;
     if (comptime dtype.isAffine()) {
-        multiply(dtype, strips, &queries.digits, 0, task.head_dim, &tile.keys_ahead, &products);
+        multiply(dtype, strips, tile.queryDigits(task)[tile.row_first..], 0, task.head_dim, &tile.ahead, &products);
         setScores(task.row_count, &products, tile);
         return;
     }
-    for (tile.scores[0..task.row_count]) |*scores| scores.* = @splat(0);
-    var scales = tile.rows.plane_k + plane.codeBytes() + 2 * task.tile.storage.tile_token;
+    for (tile.scores[tile.row_first..][0..task.row_count]) |*scores| scores.* = @splat(0);
+    var scales = tile.rows.planeK() + plane.codeBytes() + 2 * task.tile.storage.tile_token;
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += group.record_values) {
-        multiply(dtype, strips, &queries.digits, dim, group.record_values, &tile.keys_ahead, &products);
+        multiply(dtype, strips, tile.queryDigits(task)[tile.row_first..], dim, group.record_values, &tile.ahead, &products);
         addScores(task.row_count, scales, &products, tile);
         strips.first += group.record_values * group.lane_count / 8 * @as(u32, comptime dtype.codeBits());
         scales += 2 * plane.block_size;
     }
-    for (tile.scores[0..task.row_count], queries.digits[0..task.row_count]) |*scores, digits| {
+    const digits = tile.queryDigits(task)[tile.row_first..][0..task.row_count];
+    for (tile.scores[tile.row_first..][0..task.row_count], digits) |*scores, of_row| {
         inline for (0..strip_count_max) |strip| {
             const score: Vector = scores[strip * lanes ..][0..lanes].*;
-            scores[strip * lanes ..][0..lanes].* = score * @as(Vector, @splat(digits.step));
+            scores[strip * lanes ..][0..lanes].* = score * @as(Vector, @splat(of_row.step));
         }
     }
 }
 
 /// Scores of keys whose scales are in the digits.
 inline fn setScores(row_count: u32, products: *const [strip_count_max]Products, tile: *Tile) void {
-    const queries = tile.queries();
     for (0..row_count) |r| {
-        const step: Vector = @splat(queries.digits[r].step);
-        const constant: Vector = @splat(queries.constants[r]);
+        const row = tile.row_first + r;
+        const step: Vector = @splat(tile.queries[row].step);
+        const constant: Vector = @splat(tile.query_constants[row]);
         inline for (0..strip_count_max) |strip| {
-            tile.scores[r][strip * lanes ..][0..lanes].* = softmax.mulAdd(products[strip].sum(r), step, constant);
+            tile.scores[row][strip * lanes ..][0..lanes].* = softmax.mulAdd(products[strip].sum(r), step, constant);
         }
     }
 }
@@ -244,7 +246,7 @@ inline fn addScores(row_count: u32, scales: [*]const u8, products: *const [strip
     inline for (0..strip_count_max) |strip| {
         const scale = convert.load(.f16, scales + 2 * strip * lanes);
         for (0..row_count) |r| {
-            const at = tile.scores[r][strip * lanes ..][0..lanes];
+            const at = tile.scores[tile.row_first + r][strip * lanes ..][0..lanes];
             at.* = softmax.mulAdd(products[strip].sum(r), scale, at.*);
         }
     }
@@ -253,39 +255,40 @@ inline fn addScores(row_count: u32, scales: [*]const u8, products: *const [strip
 /// Pass 3: sums[row][dim] += weight * value.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     const plane = attend_integer.planeOf(dtype, .values, task);
-    tile.values_ahead.reserve(task.head_dim / group.lane_count * linesOf(dtype, tile_tokens) / 2);
     const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
     const group_size = plane.groupSize();
     var strips: Strips = .{
-        .first = tile.rows.plane_v + task.tile.storage.tile_token * token_bytes,
+        .first = tile.rows.planeV() + task.tile.storage.tile_token * token_bytes,
         .stride = plane.block_size * token_bytes,
         .count = group_size / group.lane_count,
     };
+    const scales: attend_integer.Scales = .init(dtype, task, tile);
     var weights: attend_integer.Weights = undefined;
     var products: [strip_count_max]Products = undefined;
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += group_size) {
-        attend_integer.setWeights(dtype, task, tile, dim / group_size, &weights);
-        multiply(dtype, strips, &weights.digits, 0, tile_tokens, &tile.values_ahead, &products);
-        addSums(task, &weights, &products, dim, strips.count);
+        attend_integer.setWeights(dtype, task, tile, &scales, dim / group_size, &weights);
+        multiply(dtype, strips, weights.digits[tile.row_first..], 0, tile_tokens, &tile.ahead, &products);
+        addSums(task, tile.row_first, &weights, &products, dim, strips.count);
         strips.first += strips.count * strips.stride;
     }
-    tile.values_ahead.askRest();
 }
 
 /// Adds the sums of `strip_count` strips of dims from `dim` on.
 inline fn addSums(
     task: *const table.AttendTask,
+    row_first: u32,
     weights: *const attend_integer.Weights,
     products: *const [strip_count_max]Products,
     dim: u32,
     strip_count: u32,
 ) void {
     for (0..task.row_count) |r| {
-        const step: Vector = @splat(weights.digits[r].step);
-        const constant: Vector = @splat(weights.constants[r]);
+        const row = row_first + r;
+        const step: Vector = @splat(weights.digits[row].step);
+        const constant: Vector = @splat(weights.constants[row]);
         for (0..strip_count) |strip| {
-            const at = task.sums[r * task.head_dim_padded + dim + strip * lanes ..][0..lanes];
+            const at = task.sums[row * task.head_dim_padded + dim + strip * lanes ..][0..lanes];
             at.* = softmax.mulAdd(products[strip].sum(r), step, @as(Vector, at.*) + constant);
         }
     }

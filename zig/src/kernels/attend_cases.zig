@@ -231,12 +231,14 @@ pub fn attendRows(table: *const Table, stored: Stored, queries: []const f32, see
         all.end = @max(all.end, row_sees.end);
         all.sink_end = @max(all.sink_end, row_sees.sink_end);
     }
+    var prepared: [row_max]dispatch.PreparedRow = undefined;
     var tile_first: u32 = 0;
     while (tile_first < stored.keys.token_count) : (tile_first += tile_tokens) {
         var runs: [2]dispatch.Run = undefined;
         var runs_ahead: [2]dispatch.Run = undefined;
-        table.attend(&.{
+        const task: dispatch.AttendTask = .{
             .queries = queries.ptr,
+            .prepared = &prepared,
             .sums = &sums,
             .rows = &rows,
             .head_count = 1,
@@ -247,7 +249,9 @@ pub fn attendRows(table: *const Table, stored: Stored, queries: []const f32, see
             .tile = stored.tile(&runs, tile_first, all),
             .ahead = stored.tile(&runs_ahead, tile_first + tile_tokens, all),
             .is_token_major = 0,
-        });
+        };
+        if (tile_first == 0 and task.tile.storage.isPrepared()) table.prepare(&task);
+        table.attend(&task);
     }
     var results: Results = undefined;
     for (0..sees.len) |r| results.lse[r] = table.finish(&.{

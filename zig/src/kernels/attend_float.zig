@@ -6,6 +6,7 @@ const convert = @import("convert.zig");
 const softmax = @import("softmax.zig");
 const table = @import("table.zig");
 const tiles = @import("tile.zig");
+const Ahead = @import("ahead.zig").Ahead;
 const Dtype = @import("../dtype.zig").Dtype;
 const Tile = tiles.Tile;
 
@@ -28,16 +29,27 @@ fn linesAStep(comptime dtype: Dtype, comptime vectors: u32) u32 {
     return @max(1, vectors * lanes * dtype.elementBytes() / 64);
 }
 
+/// Lines that pass 1 asks for, for one head.
+pub fn linesOfScores(comptime dtype: Dtype, task: *const table.AttendTask, tile: *const Tile) u32 {
+    const blocks = (tile.rows.token_count + token_block - 1) / token_block;
+    return blocks * @as(u32, task.head_dim / lanes -| 1) * linesAStep(dtype, token_block);
+}
+
+/// Lines that pass 3 asks for, for one head.
+pub fn linesOfSums(comptime dtype: Dtype, task: *const table.AttendTask, tile: *const Tile) u32 {
+    const vectors = (task.head_dim + lanes - 1) / lanes;
+    const sweeps = vectors / dim_block + vectors % dim_block;
+    return sweeps * (tile.rows.token_count - (tile.rows.token_count + 3) / 4) * linesAStep(dtype, dim_block);
+}
+
 /// Pass 1: scores[row][token] = query . key.
 pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
-    const steps = (task.head_dim / lanes -| 1) * ((tile.rows.token_count + token_block - 1) / token_block);
-    tile.keys_ahead.reserve(steps * linesAStep(dtype, token_block));
-    tile.keys_ahead.askRest();
+    const row_end = tile.row_first + task.row_count;
     var token: u32 = 0;
     while (token < tile.rows.token_count) : (token += token_block) {
-        var r: u32 = 0;
-        while (r + row_block <= task.row_count) : (r += row_block) scoreBlock(dtype, row_block, task, r, token, tile);
-        while (r < task.row_count) : (r += 1) scoreBlock(dtype, 1, task, r, token, tile);
+        var r = tile.row_first;
+        while (r + row_block <= row_end) : (r += row_block) scoreBlock(dtype, row_block, task, r, token, tile);
+        while (r < row_end) : (r += 1) scoreBlock(dtype, 1, task, r, token, tile);
     }
 }
 
@@ -51,25 +63,25 @@ inline fn scoreBlock(
 ) void {
     const element_bytes = comptime dtype.elementBytes();
     const keys = tile.rows.keys[token_first..][0..token_block];
+    const offset = tile.rows.offset_k;
     const queries = task.queries + row_first * task.head_dim_padded;
     var products: [row_count][token_block]Vector = @splat(@splat(@splat(0)));
 
-    var place = tile.keys_ahead.place;
+    var lines = tile.ahead.take(@as(u32, task.head_dim / lanes -| 1) * linesAStep(dtype, token_block));
     var dim: u32 = 0;
     while (dim + lanes <= task.head_dim) : (dim += lanes) {
-        if (dim != 0) tile.keys_ahead.step(linesAStep(dtype, token_block), &place);
+        if (dim != 0) lines.ask(linesAStep(dtype, token_block));
         var key: [token_block]Vector = undefined;
-        inline for (&key, keys) |*vector, source| vector.* = convert.load(dtype, source + dim * element_bytes);
+        inline for (&key, keys) |*vector, source| vector.* = convert.load(dtype, source + offset + dim * element_bytes);
         inline for (0..row_count) |r| {
             const query: Vector = queries[r * task.head_dim_padded + dim ..][0..lanes].*;
             inline for (0..token_block) |t| products[r][t] = softmax.mulAdd(query, key[t], products[r][t]);
         }
     }
-    tile.keys_ahead.place = place;
     if (dim < task.head_dim) {
         const rest = task.head_dim - dim;
         inline for (0..token_block) |t| {
-            const key = convert.loadPartial(dtype, keys[t] + dim * element_bytes, rest);
+            const key = convert.loadPartial(dtype, keys[t] + offset + dim * element_bytes, rest);
             inline for (0..row_count) |r| {
                 const query: Vector = queries[r * task.head_dim_padded + dim ..][0..lanes].*;
                 products[r][t] = softmax.mulAdd(query, key, products[r][t]);
@@ -93,13 +105,10 @@ inline fn scoreBlock(
 
 /// Pass 3: sums[row][dim] += weight * value, tokens in order.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
-    const vectors = (task.head_dim + lanes - 1) / lanes;
-    const steps = (vectors / dim_block + vectors % dim_block) * (tile.rows.token_count - (tile.rows.token_count + 3) / 4);
-    tile.values_ahead.reserve(steps * linesAStep(dtype, dim_block));
-    tile.values_ahead.askRest();
-    var r: u32 = 0;
-    while (r + row_block <= task.row_count) : (r += row_block) accumulateRows(dtype, row_block, task, tile, r);
-    while (r < task.row_count) : (r += 1) accumulateRows(dtype, 1, task, tile, r);
+    const row_end = tile.row_first + task.row_count;
+    var r = tile.row_first;
+    while (r + row_block <= row_end) : (r += row_block) accumulateRows(dtype, row_block, task, tile, r);
+    while (r < row_end) : (r += 1) accumulateRows(dtype, 1, task, tile, r);
 }
 
 fn accumulateRows(
@@ -138,12 +147,15 @@ inline fn accumulateDims(
     inline for (&sum, 0..) |*row, r| {
         inline for (row, 0..) |*vector, i| vector.* = sums[r * task.head_dim_padded + i * lanes ..][0..lanes].*;
     }
-    var place = tile.values_ahead.place;
+    const offset = tile.rows.offset_v;
+    var lines: Ahead.Lines = undefined;
     for (tile.rows.values[0..tile.rows.token_count], 0..) |source, token| {
-        if (token % 4 != 0) tile.values_ahead.step(linesAStep(dtype, dim_block), &place);
+        // Of each four tokens one asks for nothing.
+        const line_count = comptime linesAStep(dtype, dim_block);
+        if (token % 4 == 0) lines = tile.ahead.take(3 * @as(u32, line_count)) else lines.ask(line_count);
         var value: [vector_count]Vector = undefined;
         inline for (&value, 0..) |*vector, i| {
-            const at = source + (dim_first + i * lanes) * element_bytes;
+            const at = source + offset + (dim_first + i * lanes) * element_bytes;
             vector.* = if (vector_count == 1 and element_count < lanes)
                 convert.loadPartial(dtype, at, element_count)
             else
@@ -154,7 +166,6 @@ inline fn accumulateDims(
             inline for (0..vector_count) |i| sum[r][i] = softmax.mulAdd(weight, value[i], sum[r][i]);
         }
     }
-    tile.values_ahead.place = place;
     inline for (sum, 0..) |row, r| {
         inline for (row, 0..) |vector, i| sums[r * task.head_dim_padded + i * lanes ..][0..lanes].* = vector;
     }

@@ -22,7 +22,7 @@ const softmax = @import("softmax.zig");
 const table = @import("table.zig");
 const Ahead = @import("ahead.zig").Ahead;
 const Dtype = @import("../dtype.zig").Dtype;
-const Queries = @import("tile.zig").Queries;
+const QueryDigits = @import("tile.zig").QueryDigits;
 const Tile = @import("tile.zig").Tile;
 
 const lanes = convert.lanes;
@@ -69,9 +69,9 @@ fn codeOffset(comptime dtype: Dtype) comptime_int {
     };
 }
 
-/// Of how many numbers a total is needed, where one product has `number_count`.
-fn totalNumbers(comptime dtype: Dtype, comptime number_count: u32) u32 {
-    return if (codeOffset(dtype) == 0) 0 else number_count;
+/// The totals that sums over `numbers` have their offset taken off with.
+fn totalsOf(comptime dtype: Dtype, comptime totals: digits_of.Totals) digits_of.Totals {
+    return if (codeOffset(dtype) == 0) .none else totals;
 }
 
 /// The codes of some lanes, [part]: `stride` bytes from vector to vector, which hold four or more sums each.
@@ -101,22 +101,21 @@ inline fn dotRows(
     const bits = comptime dtype.codeBits();
     var high: [row_count][part_count]dot.Sums = @splat(@splat(@splat(0)));
     var low: [row_count][part_count]dot.Sums = @splat(@splat(@splat(0)));
-    var place = ahead.place;
+    var lines = ahead.take(number_count / group.quad / comptime dot.vectorCount(bits) * linesAStep());
     if (comptime dot.mustFold(bits)) {
         var first = number_first;
         while (first < number_first + number_count) : (first += dot.fold_numbers) {
             var high_pairs: [row_count][part_count]dot.Partial(bits) = @splat(@splat(@splat(0)));
             var low_pairs: [row_count][part_count]dot.Partial(bits) = @splat(@splat(@splat(0)));
-            addRows(bits, row_count, &high_pairs, &low_pairs, codes, digits, first, dot.fold_numbers, ahead, &place);
+            addRows(bits, row_count, &high_pairs, &low_pairs, codes, digits, first, dot.fold_numbers, &lines);
             inline for (0..row_count) |r| inline for (0..part_count) |p| {
                 high[r][p] +%= dot.fold(high_pairs[r][p]);
                 low[r][p] +%= dot.fold(low_pairs[r][p]);
             };
         }
     } else {
-        addRows(bits, row_count, &high, &low, codes, digits, number_first, number_count, ahead, &place);
+        addRows(bits, row_count, &high, &low, codes, digits, number_first, number_count, &lines);
     }
-    ahead.place = place;
     var sums: [row_count][part_count]dot.Sums = undefined;
     inline for (0..row_count) |r| {
         const excess = if (codeOffset(dtype) == 0) 0 else codeOffset(dtype) *% digits[r].totals[number_first / number_count];
@@ -137,13 +136,12 @@ inline fn addRows(
     digits: anytype,
     number_first: u32,
     number_count: u32,
-    ahead: *const Ahead,
-    place: *Ahead.Place,
+    lines: *Ahead.Lines,
 ) void {
     const vector_numbers = comptime group.quad * dot.vectorCount(bits);
     var number = number_first;
     while (number < number_first + number_count) : (number += vector_numbers) {
-        ahead.step(comptime linesAStep(), place);
+        lines.ask(comptime linesAStep());
         var loaded: [part_count][dot.vectorCount(bits)]dot.Codes = undefined;
         inline for (&loaded, codes) |*part, source| {
             part.* = dot.load(bits, source + number / vector_numbers * group.vector_bytes);
@@ -171,18 +169,23 @@ pub inline fn planeOf(comptime dtype: Dtype, comptime side: group.Side, task: *c
     return plane;
 }
 
+/// Lines that either pass asks for, for one head.
+pub fn linesOfPass(comptime dtype: Dtype, task: *const table.AttendTask) u32 {
+    const step_codes = comptime block_lanes * group.quad * dot.vectorCount(dtype.codeBits());
+    return task.head_dim * tile_tokens / step_codes * linesAStep();
+}
+
 /// Pass 1: scores[row][token] = query . key.
 pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     @setEvalBranchQuota(10_000); // what is inlined counts as one function
     assert(task.head_dim <= head_dim_max);
     const plane = planeOf(dtype, .keys, task);
-    const vector_count = task.head_dim / group.quad / comptime dot.vectorCount(dtype.codeBits());
-    tile.keys_ahead.reserve(tile_tokens / block_lanes * vector_count * linesAStep());
     var token: u32 = 0;
     while (token < tile_tokens) : (token += block_lanes) {
-        var r: u32 = 0;
-        while (r < task.row_count) {
-            const block = blockOf(task.row_count - r);
+        var r = tile.row_first;
+        const row_end = r + task.row_count;
+        while (r < row_end) {
+            const block = blockOf(row_end - r);
             switch (block) {
                 inline 1, 2, 4 => |row_count| if (row_count <= row_block) {
                     scoreBlock(dtype, row_count, task, plane, r, token, tile);
@@ -194,22 +197,40 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     }
 }
 
-/// The digits of a head's queries for the keys at `plane_bytes`, and their share of the mins.
-pub fn setQueries(
-    comptime dtype: Dtype,
-    task: *const table.AttendTask,
-    /// [row][head_dim_padded]
-    of_head: [*]const f32,
-    plane_bytes: [*]const u8,
-    ahead: *Ahead,
-    queries: *Queries,
-) void {
+/// The digits of all queries of a task, for keys whose scales are those of a token.
+pub fn prepareQueries(task: *const table.AttendTask) void {
+    const all_rows: [*]QueryDigits = @ptrCast(task.prepared);
+    const rows = all_rows[0 .. task.head_count * task.row_count];
+    const ones: [head_dim_max / lanes]Vector = @splat(@splat(1));
+    for (rows, 0..) |*row, r| {
+        const query = task.queries + r * task.head_dim_padded;
+        var magnitudes: [rows_at_once]digits_of.Magnitudes = @splat(.{});
+        var dim: u32 = 0;
+        while (dim < task.head_dim) : (dim += lanes) magnitudes[0].add(query[dim..][0..lanes].*);
+        QueryDigits.choose(row[0..1], magnitudes);
+        _ = row.write(.groups, query, &ones, row.factor, task.head_dim);
+    }
+}
+
+/// The digits of the queries of the head at work, and their share of the mins, for keys of which each dim has a scale.
+pub fn setQueries(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     @setEvalBranchQuota(10_000); // what is inlined counts as one function
-    var r: u32 = 0;
-    while (r < task.row_count) {
-        const count = softmax.rowsAtOnce(task.row_count - r);
+    const plane = planeOf(dtype, .keys, task);
+    const vector_count = task.head_dim / lanes;
+    var scales: [head_dim_max / lanes]Vector = undefined;
+    var mins: [head_dim_max / lanes]Vector = undefined;
+    for (scales[0..vector_count], mins[0..vector_count], 0..) |*scale, *min, i| {
+        scale.* = convert.load(.f16, tile.rows.planeK() + plane.codeBytes() + 2 * i * lanes);
+        min.* = convert.load(.f16, tile.rows.planeK() + plane.minOffset() + 2 * i * lanes);
+    }
+    var r = tile.row_first;
+    const row_end = r + task.row_count;
+    while (r < row_end) {
+        const count = softmax.rowsAtOnce(row_end - r);
         switch (count) {
-            inline 1, rows_at_once => |row_count| setQueryRows(dtype, row_count, task, of_head, plane_bytes, ahead, queries, r),
+            inline 1, rows_at_once => |row_count| {
+                setQueryRows(dtype, row_count, task, scales[0..vector_count], mins[0..vector_count], tile, r);
+            },
             else => unreachable,
         }
         r += count;
@@ -221,45 +242,30 @@ inline fn setQueryRows(
     comptime dtype: Dtype,
     comptime row_count: u32,
     task: *const table.AttendTask,
-    /// [row][head_dim_padded]
-    of_head: [*]const f32,
-    plane_bytes: [*]const u8,
-    ahead: *Ahead,
-    queries: *Queries,
+    scales: []const Vector,
+    mins: []const Vector,
+    tile: *Tile,
     first: u32,
 ) void {
-    const plane = planeOf(dtype, .keys, task);
-    const scales = plane_bytes + plane.codeBytes();
-    const mins = plane_bytes + plane.minOffset();
-    var scaled: [row_count][head_dim_max]f32 align(64) = undefined;
     var magnitudes: [rows_at_once]digits_of.Magnitudes = @splat(.{});
     var constants: [rows_at_once]Vector = @splat(@splat(0));
-    // Not in the loop, whose sums fill the vector registers.
-    ahead.ask(ahead.share / 8);
-    var dim: u32 = 0;
-    while (dim < task.head_dim) : (dim += lanes) {
-        const scale = if (comptime dtype.isAffine()) convert.load(.f16, scales + 2 * dim);
-        const min = if (comptime dtype.isAffine()) convert.load(.f16, mins + 2 * dim);
-        inline for (0..row_count) |i| {
-            var elements: Vector = of_head[(first + i) * task.head_dim_padded + dim ..][0..lanes].*;
-            if (comptime dtype.isAffine()) {
-                constants[i] = softmax.mulAdd(elements, min, constants[i]);
-                elements *= scale;
-            }
-            scaled[i][dim..][0..lanes].* = elements;
-            magnitudes[i].add(elements);
-        }
+    for (scales, mins, 0..) |scale, min, v| inline for (0..row_count) |i| {
+        const elements: Vector = task.queries[(first + i) * task.head_dim_padded + v * lanes ..][0..lanes].*;
+        constants[i] = softmax.mulAdd(elements, min, constants[i]);
+        magnitudes[i].add(elements * scale);
+    };
+    const rows = tile.queries[first..][0..row_count];
+    QueryDigits.choose(rows, magnitudes);
+    const sums: [rows_at_once]f32 = softmax.sumFour(constants);
+    tile.query_constants[first..][0..row_count].* = sums[0..row_count].*;
+    const totals = comptime totalsOf(dtype, .whole);
+    var total: [rows_at_once]digits_of.VectorI32 = @splat(@splat(0));
+    inline for (rows, 0..) |*digits, i| {
+        tile.ahead.askSome();
+        const query = task.queries + (first + i) * task.head_dim_padded;
+        total[i] = digits.write(totals, query, scales.ptr, digits.factor, task.head_dim);
     }
-    const rows = queries.digits[first..][0..row_count];
-    Queries.Row.choose(rows, magnitudes);
-    if (comptime dtype.isAffine()) {
-        const sums: [rows_at_once]f32 = softmax.sumFour(constants);
-        queries.constants[first..][0..row_count].* = sums[0..row_count].*;
-    }
-    for (rows, &scaled) |*digits, *values| {
-        ahead.ask(ahead.share / 16);
-        digits.write(comptime totalNumbers(dtype, if (dtype.isAffine()) head_dim_max else group.record_values), values, task.head_dim);
-    }
+    if (totals == .whole) QueryDigits.setTotals(rows, total, task.head_dim);
 }
 
 inline fn scoreBlock(
@@ -271,24 +277,23 @@ inline fn scoreBlock(
     token_first: u32,
     tile: *Tile,
 ) void {
-    const queries = tile.queries();
-    const bytes = tile.rows.plane_k;
+    const bytes = tile.rows.planeK();
     const token = task.tile.storage.tile_token + token_first;
     const codes = codesAt(bytes, token, plane.codeBytes() / (plane.block_size / group.lane_count));
-    const digits = queries.digits[row_first..][0..row_count];
+    const digits = tile.queryDigits(task)[row_first..][0..row_count];
     var scores: [row_count][part_count]Vector = @splat(@splat(@splat(0)));
     if (comptime dtype.isAffine()) {
-        const sums = dotRows(dtype, row_count, codes, digits, 0, task.head_dim, &tile.keys_ahead);
+        const sums = dotRows(dtype, row_count, codes, digits, 0, task.head_dim, &tile.ahead);
         inline for (0..row_count) |r| inline for (0..part_count) |p| {
             const step: Vector = @splat(digits[r].step);
-            const constant: Vector = @splat(queries.constants[row_first + r]);
+            const constant: Vector = @splat(tile.query_constants[row_first + r]);
             scores[r][p] = softmax.mulAdd(@as(Vector, @floatFromInt(sums[r][p])), step, constant);
         };
     } else {
         var scales = bytes + plane.codeBytes() + 2 * token;
         var dim: u32 = 0;
         while (dim < task.head_dim) : (dim += group.record_values) {
-            const sums = dotRows(dtype, row_count, codes, digits, dim, group.record_values, &tile.keys_ahead);
+            const sums = dotRows(dtype, row_count, codes, digits, dim, group.record_values, &tile.ahead);
             inline for (0..part_count) |p| {
                 const scale = convert.load(.f16, scales + 2 * p * lanes);
                 inline for (0..row_count) |r| {
@@ -308,30 +313,79 @@ inline fn scoreBlock(
 
 /// Weights of a tile's values, for one group of dims.
 pub const Weights = struct {
-    digits: [row_count_max]digits_of.Digits(tile_tokens),
+    digits: [row_count_max]Row,
     /// What the mins add to every sum.
     constants: [row_count_max]f32,
+
+    const Row = digits_of.Digits(tile_tokens);
+};
+
+const scale_vectors = tile_tokens / lanes;
+
+/// How numbers are made of weights times scales, for each group of dims of a tile's values.
+///
+/// A weight is 1 at most, that of the largest score of its row in the tile. So the step is that of the largest scale, for
+/// all rows alike: no weight has to be known before. A token whose scale is smaller has so much fewer bits of its weight,
+/// and its values are smaller in the same measure.
+pub const Scales = struct {
+    group_count: u32,
+    steps: [groups_max]f32,
+    factors: [groups_max]f32,
+
+    const groups_max = head_dim_max / group.record_values;
+
+    pub fn init(comptime dtype: Dtype, task: *const table.AttendTask, tile: *const Tile) Scales {
+        const plane = planeOf(dtype, .values, task);
+        var scales: Scales = .{ .group_count = task.head_dim / plane.groupSize(), .steps = undefined, .factors = undefined };
+        var first: u32 = 0;
+        while (first < scales.group_count) : (first += rows_at_once) {
+            var magnitudes: [rows_at_once]digits_of.Magnitudes = @splat(.{});
+            inline for (&magnitudes, 0..) |*of_group, i| {
+                // Of fewer than four groups the last one is taken again.
+                const dim_group = @min(first + i, scales.group_count - 1);
+                for (load(plane, .scales, tile, dim_group)) |scale| of_group.add(scale);
+            }
+            const steps, const factors = digits_of.stepsOf(magnitudes);
+            scales.steps[first..][0..rows_at_once].* = steps;
+            scales.factors[first..][0..rows_at_once].* = factors;
+        }
+        return scales;
+    }
+
+    /// The scales of a group of dims, or its mins, [token].
+    inline fn load(
+        plane: group.Plane,
+        comptime which: enum { scales, mins },
+        tile: *const Tile,
+        dim_group: u32,
+    ) [scale_vectors]Vector {
+        const stretch = tile.rows.planeV() + if (which == .scales) plane.codeBytes() else plane.minOffset();
+        const first = stretch + 2 * (dim_group * plane.block_size + tile.rows.tile.storage.tile_token);
+        var vectors: [scale_vectors]Vector = undefined;
+        inline for (&vectors, 0..) |*vector, i| vector.* = convert.load(.f16, first + 2 * i * lanes);
+        return vectors;
+    }
 };
 
 /// Pass 3: sums[row][dim] += weight * value.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     @setEvalBranchQuota(10_000); // what is inlined counts as one function
     const plane = planeOf(dtype, .values, task);
-    const vector_count = tile_tokens / group.quad / comptime dot.vectorCount(dtype.codeBits());
-    tile.values_ahead.reserve(task.head_dim / block_lanes * vector_count * linesAStep());
     const group_size = plane.groupSize();
+    const scales: Scales = .init(dtype, task, tile);
     // Those of the next group are made before they are needed: both wait for different things, and so together.
     var weights: [2]Weights = undefined;
-    setWeights(dtype, task, tile, 0, &weights[0]);
+    setWeights(dtype, task, tile, &scales, 0, &weights[0]);
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += block_lanes) {
         const dim_group = dim / group_size;
         if (dim % group_size == 0 and dim + group_size < task.head_dim) {
-            setWeights(dtype, task, tile, dim_group + 1, &weights[(dim_group + 1) % 2]);
+            setWeights(dtype, task, tile, &scales, dim_group + 1, &weights[(dim_group + 1) % 2]);
         }
-        var r: u32 = 0;
-        while (r < task.row_count) {
-            const block = blockOf(task.row_count - r);
+        var r = tile.row_first;
+        const row_end = r + task.row_count;
+        while (r < row_end) {
+            const block = blockOf(row_end - r);
             switch (block) {
                 inline 1, 2, 4 => |row_count| if (row_count <= row_block) {
                     accumulateBlock(dtype, row_count, task, plane, &weights[dim_group % 2], r, dim, tile);
@@ -341,7 +395,14 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
             r += block;
         }
     }
-    tile.values_ahead.askRest();
+}
+
+/// Groups of dims of the values.
+pub fn groupCount(task: *const table.AttendTask) u32 {
+    return switch (task.tile.storage.dtype_v) {
+        .f32, .f16, .bf16 => unreachable,
+        inline else => |dtype| task.head_dim / planeOf(dtype, .values, task).groupSize(),
+    };
 }
 
 /// The digits of all rows' weights for one group of dims, and their share of the mins.
@@ -349,24 +410,23 @@ pub fn setWeights(
     comptime dtype: Dtype,
     task: *const table.AttendTask,
     tile: *Tile,
+    scales: *const Scales,
     dim_group: u32,
     weights: *Weights,
 ) void {
+    @setEvalBranchQuota(10_000); // what is inlined counts as one function
     const plane = planeOf(dtype, .values, task);
-    const first = 2 * (dim_group * plane.block_size + task.tile.storage.tile_token);
-    const scales = tile.rows.plane_v + plane.codeBytes() + first;
-    const mins = tile.rows.plane_v + plane.minOffset() + first;
-    var scale: [tile_tokens / lanes]Vector = undefined;
-    var min: [tile_tokens / lanes]Vector = undefined;
-    inline for (&scale, &min, 0..) |*s, *m, i| {
-        s.* = convert.load(.f16, scales + 2 * i * lanes);
-        if (comptime dtype.isAffine()) m.* = convert.load(.f16, mins + 2 * i * lanes);
-    }
-    var r: u32 = 0;
-    while (r < task.row_count) {
-        const count = softmax.rowsAtOnce(task.row_count - r);
+    var factors = Scales.load(plane, .scales, tile, dim_group);
+    for (&factors) |*factor| factor.* *= @splat(scales.factors[dim_group]);
+    const mins = if (comptime dtype.isAffine()) Scales.load(plane, .mins, tile, dim_group);
+    var r = tile.row_first;
+    const row_end = r + task.row_count;
+    while (r < row_end) {
+        const count = softmax.rowsAtOnce(row_end - r);
         switch (count) {
-            inline 1, rows_at_once => |row_count| setWeightRows(dtype, row_count, tile, &scale, &min, weights, r),
+            inline 1, rows_at_once => |row_count| {
+                setWeightRows(dtype, row_count, tile, &factors, &mins, scales.steps[dim_group], weights, r);
+            },
             else => unreachable,
         }
         r += count;
@@ -377,31 +437,31 @@ inline fn setWeightRows(
     comptime dtype: Dtype,
     comptime row_count: u32,
     tile: *Tile,
-    scale: *const [tile_tokens / lanes]Vector,
-    min: *const [tile_tokens / lanes]Vector,
+    factors: *const [scale_vectors]Vector,
+    mins: anytype,
+    step: f32,
     weights: *Weights,
     first: u32,
 ) void {
-    var scaled: [row_count][tile_tokens]f32 align(64) = undefined;
-    var magnitudes: [rows_at_once]digits_of.Magnitudes = @splat(.{});
-    var constants: [rows_at_once]Vector = @splat(@splat(0));
-    inline for (0..row_count) |r| inline for (scale, min, 0..) |s, m, i| {
-        const weight: Vector = tile.scores[first + r][i * lanes ..][0..lanes].*;
-        scaled[r][i * lanes ..][0..lanes].* = weight * s;
-        magnitudes[r].add(weight * s);
-        if (comptime dtype.isAffine()) constants[r] = softmax.mulAdd(weight, m, constants[r]);
-    };
     const rows = weights.digits[first..][0..row_count];
-    digits_of.Digits(tile_tokens).choose(rows, magnitudes);
-    if (comptime dtype.isAffine()) {
-        const sums: [rows_at_once]f32 = softmax.sumFour(constants);
-        weights.constants[first..][0..row_count].* = sums[0..row_count].*;
-    } else {
-        weights.constants[first..][0..row_count].* = @splat(0);
+    const base_weights = tile.base_weights[first..][0..row_count];
+    const constants = weights.constants[first..][0..row_count];
+    const totals = comptime totalsOf(dtype, .whole);
+    var total: [rows_at_once]digits_of.VectorI32 = @splat(@splat(0));
+    var min_sums: [rows_at_once]Vector = @splat(@splat(0));
+    inline for (rows, tile.scores[first..][0..row_count], base_weights, 0..) |*digits, *of_row, base_weight, r| {
+        tile.ahead.askSome();
+        digits.step = step * base_weight;
+        total[r] = digits.write(totals, of_row, factors, 1, tile_tokens);
+        if (comptime dtype.isAffine()) inline for (mins, 0..) |min, i| {
+            min_sums[r] = softmax.mulAdd(@as(Vector, of_row[i * lanes ..][0..lanes].*), min, min_sums[r]);
+        };
     }
-    for (rows, &scaled) |*digits, *values| {
-        tile.values_ahead.ask(tile.values_ahead.share / 32);
-        digits.write(comptime totalNumbers(dtype, tile_tokens), values, tile_tokens);
+    if (totals == .whole) Weights.Row.setTotals(rows, total, tile_tokens);
+    constants.* = @splat(0);
+    if (comptime dtype.isAffine()) {
+        const sums: [rows_at_once]f32 = softmax.sumFour(min_sums);
+        for (constants, sums[0..row_count], base_weights) |*constant, sum, base_weight| constant.* = sum * base_weight;
     }
 }
 
@@ -416,10 +476,10 @@ inline fn accumulateBlock(
     tile: *Tile,
 ) void {
     const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
-    const bytes = tile.rows.plane_v + task.tile.storage.tile_token * token_bytes;
+    const bytes = tile.rows.planeV() + task.tile.storage.tile_token * token_bytes;
     const codes = codesAt(bytes, dim, plane.block_size * token_bytes);
     const digits = weights.digits[row_first..][0..row_count];
-    const products = dotRows(dtype, row_count, codes, digits, 0, tile_tokens, &tile.values_ahead);
+    const products = dotRows(dtype, row_count, codes, digits, 0, tile_tokens, &tile.ahead);
     inline for (0..row_count) |r| inline for (0..part_count) |p| {
         const step: Vector = @splat(digits[r].step);
         const at = task.sums[(row_first + r) * task.head_dim_padded + dim + p * lanes ..][0..lanes];

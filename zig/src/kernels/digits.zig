@@ -3,7 +3,7 @@
 //!     n = round(x / step)        step = largest |x| / 16256        n = 128 * high + low
 //!
 //! 16256 = 127 * 128, so that high is -127 to 127 and low -64 to 63: both are bytes that every way of `dot.zig` takes. A
-//! number is wrong by at most half a step, 2^-14.99 of the largest one of its row.
+//! number is wrong by at most half a step, 2^-14.99 of the largest one of its row, or of a bound on it.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -14,7 +14,7 @@ const lanes = convert.lanes;
 const rows_at_once = softmax.rows_at_once;
 const Vector = convert.Vector;
 const VectorU32 = convert.VectorU32;
-const VectorI32 = @Vector(lanes, i32);
+pub const VectorI32 = @Vector(lanes, i32);
 
 /// The largest number.
 const number_max = 127 * 128;
@@ -31,64 +31,83 @@ pub fn Digits(comptime number_count_max: u32) type {
         /// 1 / step.
         factor: f32,
         step: f32,
-        /// Of each so many numbers as `write` was told.
-        totals: [number_count_max / 32]i32,
+        /// Of all numbers, or of each 32: see `Totals`.
+        totals: [number_count_max / group_numbers]i32,
 
         const Self = @This();
 
         /// First chooses the steps of up to four rows, by the largest of their magnitudes. A magnitude that is not finite makes
         /// the step so, and numbers that mean nothing.
         pub inline fn choose(rows: []Self, magnitudes: [rows_at_once]Magnitudes) void {
-            var bits: [rows_at_once]VectorU32 = undefined;
-            inline for (&bits, magnitudes) |*to, from| to.* = from.bits;
-            const Four = @Vector(rows_at_once, f32);
-            const largest: Four = @bitCast(softmax.largestFourIntegers(bits));
-            const is_zero = largest < @as(Four, @splat(magnitude_min));
-            const zeros: Four = @splat(0);
-            const number: Four = @splat(number_max);
-            const steps: [rows_at_once]f32 = @select(f32, is_zero, zeros, largest * @as(Four, @splat(1.0 / @as(f32, number_max))));
-            const factors: [rows_at_once]f32 = @select(f32, is_zero, zeros, number / largest);
+            const steps, const factors = stepsOf(magnitudes);
             for (rows, steps[0..rows.len], factors[0..rows.len]) |*row, step, factor| {
                 row.step = step;
                 row.factor = factor;
             }
         }
 
-        /// Then writes the digits of `count` values of a row, a multiple of 32.
-        /// `total_numbers`: of how many numbers totals are wanted; 0 for none.
+        /// Then writes the digits of values[i] * factors[i] * factor, of `count` values, a multiple of 32.
+        /// Gives the sums of the numbers, lane by lane and each `low_offset` too much, for `setTotals`.
         pub inline fn write(
             digits: *Self,
-            comptime total_numbers: u32,
-            values: *align(64) const [number_count_max]f32,
+            comptime totals: Totals,
+            values: [*]const f32,
+            factors: [*]const Vector,
+            factor: f32,
             count: u32,
-        ) void {
-            assert(count % 32 == 0 and count <= number_count_max);
-            const factor: Vector = @splat(digits.factor);
+        ) VectorI32 {
+            assert(count % group_numbers == 0 and count <= number_count_max);
             var total: VectorI32 = @splat(0);
             var at: u32 = 0;
             // Four vectors at a time. Of the widest, two may be left at the end: behind them stands what nobody looks at.
             while (at < count) : (at += 4 * lanes) {
-                var high: [4]VectorI32 = undefined;
-                var low: [4]VectorI32 = undefined;
-                inline for (&high, &low, 0..) |*h, *l, i| {
-                    const shifted = shiftedNumbers(@as(Vector, values[at + i * lanes ..][0..lanes].*) * factor);
-                    h.* = shifted >> @splat(7);
-                    l.* = shifted & @as(VectorI32, @splat(127));
-                    if (total_numbers != 0) {
-                        const end = at + (i + 1) * lanes;
-                        if (end <= count) total +%= shifted;
-                        if (end % total_numbers == 0 or end == count) {
-                            const number_count: i32 = @intCast(if (end % total_numbers == 0) total_numbers else end % total_numbers);
-                            digits.totals[(end - 1) / total_numbers] = @reduce(.Add, total) -% low_offset * number_count;
-                            total = @splat(0);
-                        }
+                var numbers: [4]VectorI32 = undefined;
+                inline for (&numbers, 0..) |*number, i| {
+                    const is_there = (i + 1) * lanes <= group_numbers or at + i * lanes < count;
+                    const value: Vector = if (is_there) values[at + i * lanes ..][0..lanes].* else @splat(0);
+                    number.* = shiftedNumbers(value, factors[at / lanes + i] * @as(Vector, @splat(factor)));
+                    if (totals == .none) continue;
+                    const end = at + (i + 1) * lanes;
+                    if (end <= count) total +%= number.*;
+                    if (totals == .groups and end % group_numbers == 0) {
+                        digits.totals[end / group_numbers - 1] = @reduce(.Add, total) -% low_offset * group_numbers;
+                        total = @splat(0);
                     }
                 }
-                digits.high[at..][0 .. 4 * lanes].* = pack.narrow(high);
-                digits.low[at..][0 .. 4 * lanes].* = pack.narrow(low) -% @as(@Vector(4 * lanes, i8), @splat(low_offset));
+                const high, const low = pack.digits(numbers);
+                digits.high[at..][0 .. 4 * lanes].* = high;
+                digits.low[at..][0 .. 4 * lanes].* = low -% @as(@Vector(4 * lanes, i8), @splat(low_offset));
             }
+            return total;
+        }
+
+        /// Sets the first total of each row, that of all its `count` numbers.
+        pub inline fn setTotals(rows: []Self, totals: [rows_at_once]VectorI32, count: u32) void {
+            const sums: [rows_at_once]i32 = softmax.sumFourIntegers(totals);
+            const excess = low_offset * @as(i32, @intCast(count));
+            for (rows, sums[0..rows.len]) |*row, sum| row.totals[0] = sum -% excess;
         }
     };
+}
+
+/// Of which numbers `write` makes totals: of none, of all of them, of each 32.
+pub const Totals = enum { none, whole, groups };
+
+/// Numbers of a total of `groups`.
+const group_numbers = 32;
+
+/// Step and factor for each of four largest magnitudes.
+pub inline fn stepsOf(magnitudes: [rows_at_once]Magnitudes) struct { [rows_at_once]f32, [rows_at_once]f32 } {
+    var bits: [rows_at_once]VectorU32 = undefined;
+    inline for (&bits, magnitudes) |*to, from| to.* = from.bits;
+    const Four = @Vector(rows_at_once, f32);
+    const largest: Four = @bitCast(softmax.largestFourIntegers(bits));
+    const is_zero = largest < @as(Four, @splat(magnitude_min));
+    const zeros: Four = @splat(0);
+    const number: Four = @splat(number_max);
+    const steps = @select(f32, is_zero, zeros, largest * @as(Four, @splat(1.0 / @as(f32, number_max))));
+    const factors = @select(f32, is_zero, zeros, number / largest);
+    return .{ steps, factors };
 }
 
 /// The magnitudes of values, compared as integers: NaN is larger than Inf.
@@ -104,11 +123,12 @@ pub const Magnitudes = struct {
 /// What makes low digits of numbers be 0 to 127.
 const low_offset = 64;
 
-/// To the nearest integer, half to even, and `low_offset` more; defined for any bits. Adding 1.5 * 2^23 puts the integer into
-/// the low bits.
-inline fn shiftedNumbers(values: Vector) VectorI32 {
-    const magic: Vector = @splat(0x1.8p23);
-    return @as(VectorI32, @bitCast(values + magic)) -% (@as(VectorI32, @bitCast(magic)) -% @as(VectorI32, @splat(low_offset)));
+/// values * factors to the nearest integer, half to even, and `low_offset` more; defined for any bits. Adding 1.5 * 2^23
+/// puts the integer into the low bits.
+inline fn shiftedNumbers(values: Vector, factors: Vector) VectorI32 {
+    const magic = 0x1.8p23;
+    const sums: VectorI32 = @bitCast(softmax.mulAdd(values, factors, @as(Vector, @splat(magic + low_offset))));
+    return sums -% @as(VectorI32, @splat(@bitCast(@as(f32, magic))));
 }
 
 fn set(digits: anytype, values: anytype) void {
@@ -116,7 +136,8 @@ fn set(digits: anytype, values: anytype) void {
     var at: usize = 0;
     while (at < values.len) : (at += lanes) magnitudes[0].add(values[at..][0..lanes].*);
     @TypeOf(digits.*).choose(digits[0..1], magnitudes);
-    digits.write(32, values, values.len);
+    const ones: [values.len / lanes]Vector = @splat(@splat(1));
+    _ = digits.write(.groups, values, &ones, digits.factor, values.len);
 }
 
 test Digits {

@@ -17,6 +17,7 @@ pub const Storage = kernel_table.Storage;
 pub const Table = kernel_table.Table;
 pub const TileRuns = kernel_table.TileRuns;
 pub const lanes_max = kernel_table.lanes_max;
+pub const PreparedRow = kernel_table.PreparedRow;
 pub const row_count_max = kernel_table.row_count_max;
 pub const tile_tokens = kernel_table.tile_tokens;
 

@@ -19,18 +19,35 @@ pub inline fn bytes(comptime is_signed: bool, floats: [4]Vector, comptime is_cut
     return if (is_signed) packSigned(pairs[0], pairs[1]) else packUnsigned(pairs[0], pairs[1]);
 }
 
-/// Four vectors of integers that fit bytes, as bytes in their order.
-pub inline fn narrow(integers: [4]VectorI32) @Vector(lanes * 4, i8) {
+const Digits = @Vector(lanes * 4, i8);
+
+/// Numbers of 15 bits, -2^14 to 2^14 - 1, as what is above their lowest seven bits and what these bits are, 0 to 127.
+pub inline fn digits(numbers: [4]VectorI32) struct { Digits, Digits } {
+    const low_bits = 7;
+    const mask: VectorI16 = @splat((1 << low_bits) - 1);
+    const words = if (builtin.cpu.arch == .x86_64)
+        .{ packWords(numbers[0], numbers[1]), packWords(numbers[2], numbers[3]) }
+    else
+        .{ joinWords(numbers[0], numbers[1]), joinWords(numbers[2], numbers[3]) };
+    const shift: @Vector(lanes * 2, u4) = @splat(low_bits);
+    return .{ joinBytes(words[0] >> shift, words[1] >> shift), joinBytes(words[0] & mask, words[1] & mask) };
+}
+
+/// Words that fit bytes, as bytes in the order of the numbers.
+inline fn joinBytes(a: VectorI16, b: VectorI16) Digits {
     if (builtin.cpu.arch != .x86_64) {
-        var parts: [4][lanes]i8 = undefined;
-        inline for (&parts, integers) |*to, from| to.* = @as(@Vector(lanes, i8), @truncate(from));
+        const parts = [2][lanes * 2]i8{ @as(@Vector(lanes * 2, i8), @truncate(a)), @as(@Vector(lanes * 2, i8), @truncate(b)) };
         return @bitCast(parts);
     }
-    const packed_bytes = packSigned(packWords(integers[0], integers[1]), packWords(integers[2], integers[3]));
     // Of each four lanes, those of the first vector come first.
     comptime var order: [lanes]i32 = undefined;
     inline for (&order, 0..) |*from, i| from.* = i % (lanes / 4) * 4 + i / (lanes / 4);
-    return @bitCast(@shuffle(i32, @as(VectorI32, @bitCast(packed_bytes)), undefined, order));
+    return @bitCast(@shuffle(i32, @as(VectorI32, @bitCast(packSigned(a, b))), undefined, order));
+}
+
+inline fn joinWords(a: VectorI32, b: VectorI32) VectorI16 {
+    const parts = [2][lanes]i16{ @as(@Vector(lanes, i16), @truncate(a)), @as(@Vector(lanes, i16), @truncate(b)) };
+    return @bitCast(parts);
 }
 
 // What does not fit becomes the smallest i32: defined, unlike @intFromFloat.

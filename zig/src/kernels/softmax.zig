@@ -28,7 +28,8 @@ pub inline fn mulAdd(a: anytype, b: @TypeOf(a), c: @TypeOf(a)) @TypeOf(a) {
 pub inline fn exp(x: Vector) Vector {
     // Adding and subtracting 1.5 * 2^23 rounds to an integer, half to even, on every level alike.
     const magic: Vector = @splat(0x1.8p23);
-    const n = mulAdd(x, @as(Vector, @splat(std.math.log2e)), magic) - magic;
+    const shifted = mulAdd(x, @as(Vector, @splat(std.math.log2e)), magic);
+    const n = shifted - magic;
     // ln 2 in two parts: the first has 15 significant bits, so n * ln2_high is exact.
     const ln2_high: Vector = @splat(0x1.62e4p-1);
     const ln2_low: Vector = @splat(0x1.7f7d1cp-20);
@@ -39,8 +40,8 @@ pub inline fn exp(x: Vector) Vector {
         y = mulAdd(y, r, @as(Vector, @splat(coefficient)));
     }
 
-    // The low bits of (n + magic) are n itself; shifted to the exponent they multiply by 2^n.
-    const n_bits: VectorU32 = @bitCast(n + magic);
+    // The low bits of n + magic are n itself; put where the exponent is they multiply by 2^n.
+    const n_bits: VectorU32 = @bitCast(shifted);
     const scaled: Vector = @bitCast(@as(VectorU32, @bitCast(y)) +% (n_bits << @splat(23)));
     const underflows = x < @as(Vector, @splat(-87.0));
     return @select(f32, underflows, @as(Vector, @splat(0)), scaled);

@@ -27,6 +27,9 @@ pub const row_count_max = 16;
 /// The largest head_dim.
 pub const head_dim_max = 256;
 
+/// What `Table.prepare` makes of a row's query: numbers of two digits.
+pub const PreparedRow = extern struct { bytes: [576]u8 align(64) };
+
 /// Vectors of the widest level have this many f32 lanes; head_dim is padded with zeros to a multiple of it.
 pub const lanes_max = 16;
 
@@ -54,6 +57,11 @@ pub const Storage = extern struct {
     /// Tokens of a plane, and which of them has the position at which the tile begins; unused where both sides are floats.
     block_size: u32 = 0,
     tile_token: u32 = 0,
+
+    /// Keys are multiplied by what `Table.prepare` makes of the queries.
+    pub fn isPrepared(storage: Storage) bool {
+        return !storage.dtype_k.isFloat() and !storage.dtype_k.isAffine();
+    }
 
     pub fn isFloat(storage: Storage) bool {
         return storage.dtype_k.isFloat() and storage.dtype_v.isFloat();
@@ -94,6 +102,8 @@ pub const Row = extern struct {
 pub const AttendTask = extern struct {
     /// Queries times softmax_scale, [head][row][head_dim_padded], padding 0.
     queries: [*]const f32,
+    /// What `Table.prepare` makes of the queries, [head][row], for keys whose scales are those of a token: q8_0 and q4_0.
+    prepared: [*]PreparedRow,
     /// Sums of weight * value, [head][row][head_dim_padded].
     sums: [*]f32,
     /// [head][row]
@@ -196,6 +206,8 @@ pub const Table = extern struct {
         element_count: usize,
     ) callconv(.c) void,
     attend: *const fn (task: *const AttendTask) callconv(.c) void,
+    /// Fills `prepared`, before the first tile with keys of q8_0 or q4_0.
+    prepare: *const fn (task: *const AttendTask) callconv(.c) void,
     /// Adds to the state of a row that of the positions that come next.
     merge: *const fn (
         row: *Row,

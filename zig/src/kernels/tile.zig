@@ -5,8 +5,10 @@ const assert = std.debug.assert;
 const table = @import("table.zig");
 const digits_of = @import("digits.zig");
 const Ahead = @import("ahead.zig").Ahead;
+const Source = @import("ahead.zig").Source;
 const tile_tokens = table.tile_tokens;
 const head_dim_max = table.head_dim_max;
+const row_count_max = table.row_count_max;
 
 /// The tokens of a tile, slot by slot, with the rows of one KV head.
 ///
@@ -24,12 +26,12 @@ pub const TileRows = struct {
     has_positions: bool,
     /// Absolute position of each token; behind the last one it repeats. See `setPositions`.
     positions: [tile_tokens]u32,
-    /// Rows of float sides.
+    /// Rows of float sides, those of the first head.
     keys: [tile_tokens][*]const u8,
     values: [tile_tokens][*]const u8,
-    /// Planes of quantized sides.
-    plane_k: [*]const u8,
-    plane_v: [*]const u8,
+    /// From the first head to the one at work.
+    offset_k: u64,
+    offset_v: u64,
 
     /// No position is this one: every row's end is at most this, and no tree reaches it.
     pub const hidden = std.math.maxInt(u32);
@@ -43,7 +45,7 @@ pub const TileRows = struct {
             rows.position_last < row.tree_first;
     }
 
-    /// Of a tile with runs, for its first KV head.
+    /// Of a tile with runs.
     pub fn fill(rows: *TileRows, tile: *const table.TileRuns) void {
         const last_run = tile.runs[tile.run_count - 1];
         rows.tile = tile;
@@ -55,8 +57,6 @@ pub const TileRows = struct {
         for (tile.runs[0..tile.run_count]) |run| seen += run.token_count;
         rows.is_whole = seen == tile_tokens;
         rows.token_count = if (tile.storage.isFloat()) seen else tile_tokens;
-        rows.plane_k = tile.runs[0].keys;
-        rows.plane_v = tile.runs[0].values;
         if (tile.storage.dtype_k.isFloat()) rows.fillSide(&rows.keys, "keys", tile.storage.token_stride_k);
         if (tile.storage.dtype_v.isFloat()) rows.fillSide(&rows.values, "values", tile.storage.token_stride_v);
     }
@@ -92,17 +92,20 @@ pub const TileRows = struct {
         }
     };
 
-    /// Goes on to the next KV head.
-    pub fn nextHead(rows: *TileRows) void {
+    /// Sets a head to work.
+    pub fn select(rows: *TileRows, head: u32) void {
         const storage = &rows.tile.storage;
-        rows.plane_k += storage.head_stride_k;
-        rows.plane_v += storage.head_stride_v;
-        if (storage.dtype_k.isFloat()) for (&rows.keys) |*row| {
-            row.* += storage.head_stride_k;
-        };
-        if (storage.dtype_v.isFloat()) for (&rows.values) |*row| {
-            row.* += storage.head_stride_v;
-        };
+        rows.offset_k = if (head == 0) 0 else head * storage.head_stride_k;
+        rows.offset_v = if (head == 0) 0 else head * storage.head_stride_v;
+    }
+
+    /// The planes of quantized sides, of the head at work.
+    pub fn planeK(rows: *const TileRows) [*]const u8 {
+        return rows.tile.runs[0].keys + rows.offset_k;
+    }
+
+    pub fn planeV(rows: *const TileRows) [*]const u8 {
+        return rows.tile.runs[0].values + rows.offset_v;
     }
 
     /// Writes `positions`, if they are not there yet: few rows look at them.
@@ -119,48 +122,83 @@ pub const TileRows = struct {
     }
 };
 
-/// Queries as numbers of digits, for the keys of one head of a tile.
-pub const Queries = struct {
-    digits: [table.row_count_max]Row,
-    /// What the mins add to every score.
-    constants: [table.row_count_max]f32,
+/// Queries as numbers of digits.
+pub const QueryDigits = digits_of.Digits(head_dim_max);
 
-    pub const Row = digits_of.Digits(head_dim_max);
-};
+comptime {
+    assert(@sizeOf(QueryDigits) == @sizeOf(table.PreparedRow));
+}
 
+/// A tile and a few of its heads, whose rows are at work together: those of the first head, then those of the next. A row
+/// has its place among them in all of the arrays.
 pub const Tile = struct {
     rows: TileRows,
-    /// Of the head at work and of the one after it, in turn.
-    queries_in_turn: [2]Queries,
-    turn: u1,
-    /// What is read next: asked for bit by bit while this tile computes.
-    keys_ahead: Ahead,
-    values_ahead: Ahead,
+    /// The first row of the head at work.
+    row_first: u32,
+    /// Queries times the scales of the keys, where each dim has its own, and what the mins add to every score.
+    queries: [row_count_max]QueryDigits,
+    query_constants: [row_count_max]f32,
     /// Scores, later weights, [row][token].
-    scores: [table.row_count_max][tile_tokens]f32 align(64),
+    scores: [row_count_max][tile_tokens]f32 align(64),
+    /// What a weight of 1 stands for, [row].
+    base_weights: [row_count_max]f32 align(64),
+    /// What is read next, and where it lies.
+    ahead: Ahead,
+    keys: Source,
+    values: Source,
+    next_keys: Source,
+    next_values: Source,
 
-    /// Of the head at work.
-    pub fn queries(tile: *const Tile) *const Queries {
-        return &tile.queries_in_turn[tile.turn];
+    /// Of a tile with runs.
+    pub fn init(tile: *Tile, task: *const table.AttendTask) void {
+        tile.rows.fill(&task.tile);
+        if (task.is_token_major != 0) {
+            tile.next_keys.init(&task.ahead, .keys, task.head_dim, task.head_count);
+            tile.next_values.init(&task.ahead, .values, task.head_dim, task.head_count);
+        } else {
+            tile.keys.init(&task.tile, .keys, task.head_dim, 1);
+            tile.values.init(&task.tile, .values, task.head_dim, 1);
+            tile.next_keys.init(&task.ahead, .keys, task.head_dim, 1);
+        }
     }
 
-    /// A head is about to be at work: the next one of this tile comes next, or the first one of the next tile. Where the
-    /// heads of a token lie side by side, each asks for its share of the next tile's rows, in the order they lie in.
-    pub fn beginAhead(tile: *Tile, task: *const table.AttendTask, head: u32) void {
+    /// Some heads are about to be at work. Meanwhile their values are asked for, and then the keys of the next ones. Where
+    /// the heads of a token lie side by side, each asks for its share of the next tile's rows, in the order they lie in.
+    pub fn beginAhead(tile: *Tile, task: *const table.AttendTask, heads: Heads) void {
         if (task.is_token_major != 0) {
-            if (head != 0) {
-                tile.keys_ahead.nextHead();
-                tile.values_ahead.nextHead();
-                return;
-            }
-            tile.keys_ahead.init(&task.ahead, .keys, task.head_dim, 0, task.head_count);
-            tile.values_ahead.init(&task.ahead, .values, task.head_dim, 0, task.head_count);
+            if (heads.first != 0) return;
+            tile.ahead.init(.{
+                .{ .source = &tile.next_keys, .head_first = 0, .head_count = 1 },
+                .{ .source = &tile.next_values, .head_first = 0, .head_count = 1 },
+            }, (task.head_count + heads.count - 1) / heads.count);
             return;
         }
-        const is_last = head + 1 == task.head_count;
-        const next = if (is_last) &task.ahead else &task.tile;
-        const index: u64 = if (is_last) 0 else head + 1;
-        tile.keys_ahead.init(next, .keys, task.head_dim, index * next.storage.head_stride_k, 1);
-        tile.values_ahead.init(next, .values, task.head_dim, index * next.storage.head_stride_v, 1);
+        const end = heads.first + heads.count;
+        tile.ahead.init(.{
+            .{ .source = &tile.values, .head_first = heads.first, .head_count = heads.count },
+            if (end == task.head_count)
+                .{ .source = &tile.next_keys, .head_first = 0, .head_count = heads.limit }
+            else
+                .{ .source = &tile.keys, .head_first = end, .head_count = @min(heads.limit, task.head_count - end) },
+        }, 1);
     }
+
+    /// Of the rows at work, [row].
+    pub fn queryDigits(tile: *const Tile, task: *const table.AttendTask) [*]const QueryDigits {
+        return if (task.tile.storage.dtype_k.isAffine()) &tile.queries else @ptrCast(task.prepared);
+    }
+
+    /// Sets one of the heads to work.
+    pub fn select(tile: *Tile, task: *const table.AttendTask, heads: Heads, index: u32) void {
+        tile.rows.select(heads.first + index);
+        tile.row_first = index * task.row_count;
+    }
+};
+
+/// Heads whose rows are at work together.
+pub const Heads = struct {
+    first: u32,
+    count: u32,
+    /// As many as are at work together, but for the last ones.
+    limit: u32,
 };
