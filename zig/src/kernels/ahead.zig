@@ -183,6 +183,16 @@ pub const Ahead = struct {
         }
     };
 
+    /// The next lines where it is the turn of a loop: rows that do not fit the registers together take turns in asking.
+    pub inline fn takeIf(ahead: *Ahead, is_turn: bool, count: u32) Lines {
+        return if (is_turn) ahead.take(count) else ahead.nothing();
+    }
+
+    /// One line for ever. It is one that is there: to look for a page that is not takes long.
+    inline fn nothing(ahead: *const Ahead) Lines {
+        return .{ .at = @intFromPtr(ahead), .stride = 0 };
+    }
+
     /// The next `count` lines, for a loop to ask for them.
     pub inline fn take(ahead: *Ahead, count: u32) Lines {
         const place = &ahead.place;
@@ -202,8 +212,7 @@ pub const Ahead = struct {
             const line = ahead.next() orelse break;
             @prefetch(@as([*]const u8, @ptrFromInt(line)), first_level);
         }
-        // One line for ever. It is one that is there: to look for a page that is not takes long.
-        return .{ .at = @intFromPtr(ahead), .stride = 0 };
+        return ahead.nothing();
     }
 
     /// The next line, or null when all have been asked for.

@@ -29,6 +29,14 @@ fn linesAStep(comptime dtype: Dtype, comptime vectors: u32) u32 {
     return @max(1, vectors * lanes * dtype.elementBytes() / 64);
 }
 
+/// Blocks of rows that are at work one after the other.
+fn blockCount(row_count: u32) u32 {
+    return row_count / row_block + row_count % row_block;
+}
+
+/// Which of the blocks of rows is at work: they take turns in asking.
+const Turn = struct { index: u32, count: u32 };
+
 /// Lines that pass 1 asks for, for one head.
 pub fn linesOfScores(comptime dtype: Dtype, task: *const table.AttendTask, tile: *const Tile) u32 {
     const blocks = (tile.rows.token_count + token_block - 1) / token_block;
@@ -47,9 +55,16 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     const row_end = tile.row_first + task.row_count;
     var token: u32 = 0;
     while (token < tile.rows.token_count) : (token += token_block) {
+        var turn = token / token_block % blockCount(task.row_count);
         var r = tile.row_first;
-        while (r + row_block <= row_end) : (r += row_block) scoreBlock(dtype, row_block, task, r, token, tile);
-        while (r < row_end) : (r += 1) scoreBlock(dtype, 1, task, r, token, tile);
+        while (r + row_block <= row_end) : (r += row_block) {
+            scoreBlock(dtype, row_block, task, r, token, tile, turn == 0);
+            turn -%= 1;
+        }
+        while (r < row_end) : (r += 1) {
+            scoreBlock(dtype, 1, task, r, token, tile, turn == 0);
+            turn -%= 1;
+        }
     }
 }
 
@@ -60,6 +75,7 @@ inline fn scoreBlock(
     row_first: u32,
     token_first: u32,
     tile: *Tile,
+    asks: bool,
 ) void {
     const element_bytes = comptime dtype.elementBytes();
     const keys = tile.rows.keys[token_first..][0..token_block];
@@ -67,7 +83,7 @@ inline fn scoreBlock(
     const queries = task.queries + row_first * task.head_dim_padded;
     var products: [row_count][token_block]Vector = @splat(@splat(@splat(0)));
 
-    var lines = tile.ahead.take(@as(u32, task.head_dim / lanes -| 1) * linesAStep(dtype, token_block));
+    var lines = tile.ahead.takeIf(asks, @as(u32, task.head_dim / lanes -| 1) * linesAStep(dtype, token_block));
     var dim: u32 = 0;
     while (dim + lanes <= task.head_dim) : (dim += lanes) {
         if (dim != 0) lines.ask(linesAStep(dtype, token_block));
@@ -106,9 +122,16 @@ inline fn scoreBlock(
 /// Pass 3: sums[row][dim] += weight * value, tokens in order.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     const row_end = tile.row_first + task.row_count;
+    var turn: Turn = .{ .index = 0, .count = blockCount(task.row_count) };
     var r = tile.row_first;
-    while (r + row_block <= row_end) : (r += row_block) accumulateRows(dtype, row_block, task, tile, r);
-    while (r < row_end) : (r += 1) accumulateRows(dtype, 1, task, tile, r);
+    while (r + row_block <= row_end) : (r += row_block) {
+        accumulateRows(dtype, row_block, task, tile, r, turn);
+        turn.index += 1;
+    }
+    while (r < row_end) : (r += 1) {
+        accumulateRows(dtype, 1, task, tile, r, turn);
+        turn.index += 1;
+    }
 }
 
 fn accumulateRows(
@@ -117,16 +140,17 @@ fn accumulateRows(
     task: *const table.AttendTask,
     tile: *Tile,
     row_first: u32,
+    turn: Turn,
 ) void {
     var dim: u32 = 0;
     while (dim + dim_block * lanes <= task.head_dim) : (dim += dim_block * lanes) {
-        accumulateDims(dtype, row_count, dim_block, task, tile, row_first, dim, lanes);
+        accumulateDims(dtype, row_count, dim_block, task, tile, turn, row_first, dim, lanes);
     }
     while (dim + lanes <= task.head_dim) : (dim += lanes) {
-        accumulateDims(dtype, row_count, 1, task, tile, row_first, dim, lanes);
+        accumulateDims(dtype, row_count, 1, task, tile, turn, row_first, dim, lanes);
     }
     if (dim < task.head_dim) {
-        accumulateDims(dtype, row_count, 1, task, tile, row_first, dim, task.head_dim - dim);
+        accumulateDims(dtype, row_count, 1, task, tile, turn, row_first, dim, task.head_dim - dim);
     }
 }
 
@@ -136,6 +160,7 @@ inline fn accumulateDims(
     comptime vector_count: u32,
     task: *const table.AttendTask,
     tile: *Tile,
+    turn: Turn,
     row_first: u32,
     dim_first: u32,
     /// Elements of the last vector; below `lanes` only for a single vector at the end of a row.
@@ -152,7 +177,10 @@ inline fn accumulateDims(
     for (tile.rows.values[0..tile.rows.token_count], 0..) |source, token| {
         // Of each four tokens one asks for nothing.
         const line_count = comptime linesAStep(dtype, dim_block);
-        if (token % 4 == 0) lines = tile.ahead.take(3 * @as(u32, line_count)) else lines.ask(line_count);
+        if (token % 4 == 0)
+            lines = tile.ahead.takeIf(token / 4 % turn.count == turn.index, 3 * @as(u32, line_count))
+        else
+            lines.ask(line_count);
         var value: [vector_count]Vector = undefined;
         inline for (&value, 0..) |*vector, i| {
             const at = source + offset + (dim_first + i * lanes) * element_bytes;

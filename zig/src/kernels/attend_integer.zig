@@ -58,6 +58,12 @@ inline fn blockOf(rest: u32) u32 {
     return if (rest >= row_block) row_block else if (rest >= 2) 2 else 1;
 }
 
+/// Blocks of rows that are at work one after the other: they take turns in asking.
+fn blockCount(row_count: u32) u32 {
+    const rest = row_count % row_block;
+    return row_count / row_block + rest / 2 + rest % 2;
+}
+
 /// What a code holds more than its value, as `dot.load` gives it: a multiple of the sum of the numbers that a sum has too
 /// much.
 fn codeOffset(comptime dtype: Dtype) comptime_int {
@@ -97,11 +103,12 @@ inline fn dotRows(
     number_first: u32,
     number_count: u32,
     ahead: *Ahead,
+    asks: bool,
 ) [row_count][part_count]dot.Sums {
     const bits = comptime dtype.codeBits();
     var high: [row_count][part_count]dot.Sums = @splat(@splat(@splat(0)));
     var low: [row_count][part_count]dot.Sums = @splat(@splat(@splat(0)));
-    var lines = ahead.take(number_count / group.quad / comptime dot.vectorCount(bits) * linesAStep());
+    var lines = ahead.takeIf(asks, number_count / group.quad / comptime dot.vectorCount(bits) * linesAStep());
     if (comptime dot.mustFold(bits)) {
         var first = number_first;
         while (first < number_first + number_count) : (first += dot.fold_numbers) {
@@ -182,17 +189,19 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     const plane = planeOf(dtype, .keys, task);
     var token: u32 = 0;
     while (token < tile_tokens) : (token += block_lanes) {
+        var turn = token / block_lanes % blockCount(task.row_count);
         var r = tile.row_first;
         const row_end = r + task.row_count;
         while (r < row_end) {
             const block = blockOf(row_end - r);
             switch (block) {
                 inline 1, 2, 4 => |row_count| if (row_count <= row_block) {
-                    scoreBlock(dtype, row_count, task, plane, r, token, tile);
+                    scoreBlock(dtype, row_count, task, plane, r, token, tile, turn == 0);
                 },
                 else => unreachable,
             }
             r += block;
+            turn -%= 1;
         }
     }
 }
@@ -276,6 +285,7 @@ inline fn scoreBlock(
     row_first: u32,
     token_first: u32,
     tile: *Tile,
+    asks: bool,
 ) void {
     const bytes = tile.rows.planeK();
     const token = task.tile.storage.tile_token + token_first;
@@ -283,7 +293,7 @@ inline fn scoreBlock(
     const digits = tile.queryDigits(task)[row_first..][0..row_count];
     var scores: [row_count][part_count]Vector = @splat(@splat(@splat(0)));
     if (comptime dtype.isAffine()) {
-        const sums = dotRows(dtype, row_count, codes, digits, 0, task.head_dim, &tile.ahead);
+        const sums = dotRows(dtype, row_count, codes, digits, 0, task.head_dim, &tile.ahead, asks);
         inline for (0..row_count) |r| inline for (0..part_count) |p| {
             const step: Vector = @splat(digits[r].step);
             const constant: Vector = @splat(tile.query_constants[row_first + r]);
@@ -293,7 +303,7 @@ inline fn scoreBlock(
         var scales = bytes + plane.codeBytes() + 2 * token;
         var dim: u32 = 0;
         while (dim < task.head_dim) : (dim += group.record_values) {
-            const sums = dotRows(dtype, row_count, codes, digits, dim, group.record_values, &tile.ahead);
+            const sums = dotRows(dtype, row_count, codes, digits, dim, group.record_values, &tile.ahead, asks);
             inline for (0..part_count) |p| {
                 const scale = convert.load(.f16, scales + 2 * p * lanes);
                 inline for (0..row_count) |r| {
@@ -382,17 +392,19 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
         if (dim % group_size == 0 and dim + group_size < task.head_dim) {
             setWeights(dtype, task, tile, &scales, dim_group + 1, &weights[(dim_group + 1) % 2]);
         }
+        var turn = dim / block_lanes % blockCount(task.row_count);
         var r = tile.row_first;
         const row_end = r + task.row_count;
         while (r < row_end) {
             const block = blockOf(row_end - r);
             switch (block) {
                 inline 1, 2, 4 => |row_count| if (row_count <= row_block) {
-                    accumulateBlock(dtype, row_count, task, plane, &weights[dim_group % 2], r, dim, tile);
+                    accumulateBlock(dtype, row_count, task, plane, &weights[dim_group % 2], r, dim, tile, turn == 0);
                 },
                 else => unreachable,
             }
             r += block;
+            turn -%= 1;
         }
     }
 }
@@ -474,12 +486,13 @@ inline fn accumulateBlock(
     row_first: u32,
     dim: u32,
     tile: *Tile,
+    asks: bool,
 ) void {
     const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
     const bytes = tile.rows.planeV() + task.tile.storage.tile_token * token_bytes;
     const codes = codesAt(bytes, dim, plane.block_size * token_bytes);
     const digits = weights.digits[row_first..][0..row_count];
-    const products = dotRows(dtype, row_count, codes, digits, 0, tile_tokens, &tile.ahead);
+    const products = dotRows(dtype, row_count, codes, digits, 0, tile_tokens, &tile.ahead, asks);
     inline for (0..row_count) |r| inline for (0..part_count) |p| {
         const step: Vector = @splat(digits[r].step);
         const at = task.sums[(row_first + r) * task.head_dim_padded + dim + p * lanes ..][0..lanes];
