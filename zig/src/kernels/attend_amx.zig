@@ -205,9 +205,10 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
         .stride = strip_bytes,
         .count = strip_count_max,
     };
+    const digits = tile.queryDigits(task)[tile.row_first..][0..task.row_count];
     var products: [strip_count_max]Products = undefined;
     if (comptime dtype.isAffine()) {
-        multiply(dtype, strips, tile.queryDigits(task)[tile.row_first..], 0, task.head_dim, &tile.ahead, &products);
+        multiply(dtype, strips, digits, 0, task.head_dim, &tile.ahead, &products);
         setScores(task.row_count, &products, tile);
         return;
     }
@@ -215,12 +216,11 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
     var scales = tile.rows.planeK() + plane.codeBytes() + 2 * task.tile.storage.tile_token;
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += group.record_values) {
-        multiply(dtype, strips, tile.queryDigits(task)[tile.row_first..], dim, group.record_values, &tile.ahead, &products);
+        multiply(dtype, strips, digits, dim, group.record_values, &tile.ahead, &products);
         addScores(task.row_count, scales, &products, tile);
         strips.first += group.record_values * group.lane_count / 8 * @as(u32, comptime dtype.codeBits());
         scales += 2 * plane.block_size;
     }
-    const digits = tile.queryDigits(task)[tile.row_first..][0..task.row_count];
     for (tile.scores[tile.row_first..][0..task.row_count], digits) |*scores, of_row| {
         inline for (0..strip_count_max) |strip| {
             const score: Vector = scores[strip * lanes ..][0..lanes].*;

@@ -75,7 +75,7 @@ fn codeOffset(comptime dtype: Dtype) comptime_int {
     };
 }
 
-/// The totals that sums over `numbers` have their offset taken off with.
+/// The totals of digits that a format needs: none, where nothing is to be taken off its sums.
 fn totalsOf(comptime dtype: Dtype, comptime totals: digits_of.Totals) digits_of.Totals {
     return if (codeOffset(dtype) == 0) .none else totals;
 }
@@ -338,7 +338,6 @@ const scale_vectors = tile_tokens / lanes;
 /// all rows alike: no weight has to be known before. A token whose scale is smaller has so much fewer bits of its weight,
 /// and its values are smaller in the same measure.
 pub const Scales = struct {
-    group_count: u32,
     steps: [groups_max]f32,
     factors: [groups_max]f32,
 
@@ -346,13 +345,14 @@ pub const Scales = struct {
 
     pub fn init(comptime dtype: Dtype, task: *const table.AttendTask, tile: *const Tile) Scales {
         const plane = planeOf(dtype, .values, task);
-        var scales: Scales = .{ .group_count = task.head_dim / plane.groupSize(), .steps = undefined, .factors = undefined };
+        const group_count = task.head_dim / plane.groupSize();
+        var scales: Scales = undefined;
         var first: u32 = 0;
-        while (first < scales.group_count) : (first += rows_at_once) {
+        while (first < group_count) : (first += rows_at_once) {
             var magnitudes: [rows_at_once]digits_of.Magnitudes = @splat(.{});
             inline for (&magnitudes, 0..) |*of_group, i| {
                 // Of fewer than four groups the last one is taken again.
-                const dim_group = @min(first + i, scales.group_count - 1);
+                const dim_group = @min(first + i, group_count - 1);
                 for (load(plane, .scales, tile, dim_group)) |scale| of_group.add(scale);
             }
             const steps, const factors = digits_of.stepsOf(magnitudes);
