@@ -53,6 +53,14 @@
 //!     of several blocks of rows each in turn asks (GQA 8)           -20 %  -26 %
 //!     asking for all lines within the products                      twice the time: lines are forgotten
 //!     asking two heads ahead, or into the second level              no change
+//!     lines of a loop at a fixed distance, one instruction each     -4 %   -8 %   -3 %   no change   +2 %
+//!     asking between the loops in tighter bursts                    i8 +12 %
+//!     smaller bursts there, more of them                            q8_0 -9 %, i8 and q4_0 +25 %, not understood
+//!     5 lines in a loop that asked for 4, or 6                      i8 +50 %, +100 %
+//!     a line asked for twice while it is under way                  10 ns each, as long as memory takes for five lines
+//!     lines of a loop in another order                              no change, or slower
+//!     keys and values of a head side by side, not of all heads      +16 %
+//!     slabs of whole huge pages to their ends                       no change
 //!     the softmax spread over the products                          no change: the same ports
 //!
 //! In the second level a tile now takes 440 to 490 ns. The bytes of i8 take memory 405 ns, those of i4 214: 8 bits are near

@@ -104,6 +104,10 @@ pub const Source = struct {
     }
 };
 
+inline fn prefetch(line: usize) void {
+    @prefetch(@as([*]const u8, @ptrFromInt(line)), first_level);
+}
+
 fn linesOf(rows: Stretch) u32 {
     return rows.row_count * @as(u32, @intCast((rows.row_bytes + line_bytes - 1) / line_bytes));
 }
@@ -164,55 +168,53 @@ pub const Ahead = struct {
     /// Between the loops.
     pub inline fn askSome(ahead: *Ahead) void {
         for (0..ahead.pace) |_| {
-            var lines = ahead.take(1);
-            lines.ask(1);
+            if (ahead.takeOfRow(1)) |line| prefetch(line);
         }
     }
 
     /// Lines that a loop asks for, some in each step.
     pub const Lines = struct {
         at: usize,
-        /// From line to line; 0 where there is nothing to ask for.
-        stride: usize,
 
         pub inline fn ask(lines: *Lines, comptime count: u32) void {
-            inline for (0..count) |_| {
-                @prefetch(@as([*]const u8, @ptrFromInt(lines.at)), first_level);
-                lines.at += lines.stride;
-            }
+            inline for (0..count) |i| prefetch(lines.at + i * line_bytes);
+            lines.at += count * line_bytes;
         }
     };
 
     /// The next lines where it is the turn of a loop: rows that do not fit the registers together take turns in asking.
-    pub inline fn takeIf(ahead: *Ahead, is_turn: bool, count: u32) Lines {
-        return if (is_turn) ahead.take(count) else ahead.nothing();
+    pub inline fn takeIf(ahead: *Ahead, is_turn: bool, count: u32, instead: [*]const u8) Lines {
+        return if (is_turn) ahead.take(count, instead) else .{ .at = @intFromPtr(instead) };
     }
 
-    /// One line for ever. It is one that is there: to look for a page that is not takes long.
-    inline fn nothing(ahead: *const Ahead) Lines {
-        return .{ .at = @intFromPtr(ahead), .stride = 0 };
+    /// The next `count` lines, for a loop to ask for them. Where there are none it asks for those `instead`, which it reads
+    /// itself: they are there. To look for a page that is not, or to ask twice for a line that is under way, takes long.
+    pub inline fn take(ahead: *Ahead, count: u32, instead: [*]const u8) Lines {
+        return .{ .at = ahead.takeOfRow(count) orelse @intFromPtr(instead) };
     }
 
-    /// The next `count` lines, for a loop to ask for them.
-    pub inline fn take(ahead: *Ahead, count: u32) Lines {
+    /// The first of the next `count` lines. Where a row ends before, they are asked for at once.
+    inline fn takeOfRow(ahead: *Ahead, count: u32) ?usize {
         const place = &ahead.place;
         const at = place.at;
         const end = at + count * line_bytes;
         if (end > place.row_end) {
             @branchHint(.unlikely);
-            return ahead.takeAcross(count);
+            ahead.askAcross(count);
+            return null;
         }
         place.at = end;
-        return .{ .at = at, .stride = line_bytes };
+        return at;
     }
 
-    /// Where a row ends before: asks for them at once.
-    noinline fn takeAcross(ahead: *Ahead, count: u32) Lines {
+    noinline fn askAcross(ahead: *Ahead, count: u32) void {
         for (0..count) |_| {
-            const line = ahead.next() orelse break;
-            @prefetch(@as([*]const u8, @ptrFromInt(line)), first_level);
+            prefetch(ahead.next() orelse {
+                // Nothing is left to look for.
+                ahead.pace = 0;
+                return;
+            });
         }
-        return ahead.nothing();
     }
 
     /// The next line, or null when all have been asked for.
@@ -396,10 +398,13 @@ test "Heads without gaps are one row" {
     ahead.init(headsOf(&source, 0, 3), 1);
     const line_count = 3 * plane.bytes() / line_bytes;
     try testing.expectEqual(0x10_0000, ahead.next());
-    const lines = ahead.take(line_count - 1);
-    try testing.expectEqual(Ahead.Lines{ .at = 0x10_0000 + line_bytes, .stride = line_bytes }, lines);
+    ahead.plan(0, 1);
+    const instead: [*]const u8 = @ptrFromInt(0x20_0000);
+    try testing.expectEqual(0x10_0000 + line_bytes, ahead.take(line_count - 1, instead).at);
+    try testing.expectEqual(line_count, ahead.pace);
+    try testing.expectEqual(0x20_0000, ahead.take(1, instead).at);
+    try testing.expectEqual(0, ahead.pace);
     try testing.expectEqual(null, ahead.next());
-    try testing.expectEqual(0, ahead.take(1).stride);
 }
 
 test "Ahead asks for two sources one after the other, and plans what is left to ask for" {
@@ -499,5 +504,5 @@ test "Ahead of no rows asks for nothing" {
     ahead.init(headsOf(&source, 0, 1), 1);
     ahead.plan(3, 2);
     ahead.askSome();
-    try testing.expectEqual(0, ahead.take(2).stride);
+    try testing.expectEqual(0x10_0000, ahead.take(2, @ptrFromInt(0x10_0000)).at);
 }

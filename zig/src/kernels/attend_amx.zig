@@ -178,7 +178,7 @@ inline fn addStep(
     const digits_stride = @sizeOf(@TypeOf(digits[0]));
     // Half as many lines as these codes took, in four goes. The others are asked for while digits and weights are made.
     const lines_at_once = comptime @max(1, linesOf(dtype, operands.number_count) / 2 / 4);
-    var lines = ahead.take(4 * @as(u32, lines_at_once));
+    var lines = ahead.take(4 * @as(u32, lines_at_once), codes);
     amx.load(operands.high_digits, digits[0].high[number_first..].ptr, digits_stride);
     lines.ask(lines_at_once);
     amx.load(operands.low_digits, digits[0].low[number_first..].ptr, digits_stride);

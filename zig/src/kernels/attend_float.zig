@@ -83,7 +83,7 @@ inline fn scoreBlock(
     const queries = task.queries + row_first * task.head_dim_padded;
     var products: [row_count][token_block]Vector = @splat(@splat(@splat(0)));
 
-    var lines = tile.ahead.takeIf(asks, @as(u32, task.head_dim / lanes -| 1) * linesAStep(dtype, token_block));
+    var lines = tile.ahead.takeIf(asks, @as(u32, task.head_dim / lanes -| 1) * linesAStep(dtype, token_block), keys[0] + offset);
     var dim: u32 = 0;
     while (dim + lanes <= task.head_dim) : (dim += lanes) {
         if (dim != 0) lines.ask(linesAStep(dtype, token_block));
@@ -178,7 +178,7 @@ inline fn accumulateDims(
         // Of each four tokens one asks for nothing.
         const line_count = comptime linesAStep(dtype, dim_block);
         if (token % 4 == 0)
-            lines = tile.ahead.takeIf(token / 4 % turn.count == turn.index, 3 * @as(u32, line_count))
+            lines = tile.ahead.takeIf(token / 4 % turn.count == turn.index, 3 * @as(u32, line_count), source + offset)
         else
             lines.ask(line_count);
         var value: [vector_count]Vector = undefined;

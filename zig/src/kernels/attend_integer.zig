@@ -108,7 +108,7 @@ inline fn dotRows(
     const bits = comptime dtype.codeBits();
     var high: [row_count][part_count]dot.Sums = @splat(@splat(@splat(0)));
     var low: [row_count][part_count]dot.Sums = @splat(@splat(@splat(0)));
-    var lines = ahead.takeIf(asks, number_count / group.quad / comptime dot.vectorCount(bits) * linesAStep());
+    var lines = ahead.takeIf(asks, number_count / group.quad / comptime dot.vectorCount(bits) * linesAStep(), codes[0]);
     if (comptime dot.mustFold(bits)) {
         var first = number_first;
         while (first < number_first + number_count) : (first += dot.fold_numbers) {
