@@ -156,6 +156,7 @@ test {
     _ = sequence;
     _ = status;
     _ = @import("abi/handle.zig");
+    _ = @import("abi/memory_test.zig");
     _ = @import("abi/record.zig");
     _ = @import("abi/abi_test.zig");
     _ = @import("abi/buffer_pool_test.zig");

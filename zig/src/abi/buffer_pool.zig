@@ -1,10 +1,10 @@
 //! Bodies of the exports of a buffer pool; those of its buffers are in `aligned_buffer.zig`.
 
-const std = @import("std");
 const aligned_buffer = @import("aligned_buffer.zig");
 const buffer_pool = @import("../device/buffer_pool.zig");
 const cpu = @import("../device/cpu.zig");
 const handle = @import("handle.zig");
+const memory = @import("memory.zig");
 const record = @import("record.zig");
 const status = @import("status.zig");
 
@@ -30,7 +30,7 @@ const BufferPoolStatsRecord = extern struct {
 pub fn create(options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
     const parsed = record.read(BufferPoolRecord, options, options_bytes) catch |err| return status.fromError(err);
     const max_bytes = parsed.max_bytes.value();
-    return handle.create(.buffer_pool, .{ .buffer_pool = .init(std.heap.c_allocator, .{
+    return handle.create(.buffer_pool, .{ .buffer_pool = .init(memory.gpa, .{
         .buffers_per_class = parsed.buffers_per_class,
         .bytes_max = if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
     }) }) catch |err| status.fromError(err);

@@ -14,12 +14,13 @@ const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const Shape = @import("../shape.zig").Shape;
 const handle = @import("handle.zig");
+const memory = @import("memory.zig");
 const record = @import("record.zig");
 const status = @import("status.zig");
 const view = @import("view.zig");
 const ViewRecord = view.ViewRecord;
 
-const gpa = std.heap.c_allocator;
+const gpa = memory.gpa;
 
 /// What a contiguous cache is made of.
 const ContiguousRecord = extern struct {
@@ -88,7 +89,7 @@ fn planMemory(source: ?[*]const u8, source_bytes: u32, out: ?[*]u8, out_count: u
 pub fn create(options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
     const parsed = ContiguousRecord.read(options, options_bytes) catch |err| return status.fromError(err);
     checkTables(parsed.shape()) catch |err| return status.fromError(err);
-    var cache = ContiguousCache.init(gpa, parsed) catch |err| return status.fromError(err);
+    var cache = ContiguousCache.initSlabs(gpa, memory.slabs, parsed) catch |err| return status.fromError(err);
     return handle.create(.contiguous, .{ .contiguous = cache }) catch |err| {
         cache.deinit();
         return status.fromError(err);

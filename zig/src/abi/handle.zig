@@ -18,11 +18,12 @@ const BufferPool = buffer_pool.BufferPool;
 const cpu = @import("../device/cpu.zig");
 const BlockPools = @import("../cache/block_pools.zig").BlockPools;
 const ContiguousCache = @import("../cache/contiguous.zig").ContiguousCache;
+const memory = @import("memory.zig");
 const paged = @import("../cache/paged.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
 
-const gpa = std.heap.c_allocator;
+const gpa = memory.gpa;
 
 /// What a handle can name. The numbers cross the ABI inside handles; 0 is never valid.
 pub const Kind = enum(u3) {

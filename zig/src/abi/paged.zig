@@ -7,6 +7,7 @@ const buffer = @import("buffer.zig");
 const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const handle = @import("handle.zig");
+const memory = @import("memory.zig");
 const paged = @import("../cache/paged.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
@@ -14,7 +15,7 @@ const pool_bodies = @import("pool.zig");
 const record = @import("record.zig");
 const status = @import("status.zig");
 
-const gpa = std.heap.c_allocator;
+const gpa = memory.gpa;
 
 /// What a paged cache is made of. Its layers come in a buffer beside it.
 const PagedRecord = extern struct {
@@ -143,7 +144,7 @@ fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, la
     const pool = if (options.pool == 0) null else try handle.retain(.pool, options.pool);
     defer if (pool) |object| handle.release(object);
     if (options.retention_tokens == 0 and options.retention_sink_tokens != 0) return error.InvalidConfig;
-    var cache: PagedCache = try .init(gpa, .{
+    var cache: PagedCache = try .initSlabs(gpa, memory.slabs, .{
         .layers = list,
         .block_size = options.block_size,
         .max_seq_len = options.max_seq_len,

@@ -1,6 +1,5 @@
 //! Bodies of the exports of a block pool that several paged caches share.
 
-const std = @import("std");
 const block_pool = @import("../cache/block_pool.zig");
 const BlockPool = block_pool.BlockPool;
 const block_pools = @import("../cache/block_pools.zig");
@@ -9,9 +8,9 @@ const Format = block_pools.Format;
 const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const handle = @import("handle.zig");
+const memory = @import("memory.zig");
 const record = @import("record.zig");
 const BlockShape = @import("../shape.zig").BlockShape;
-const slab = @import("../device/slab.zig");
 const status = @import("status.zig");
 
 /// The caches a pool is for: one layer group, and the formats of its tail.
@@ -79,8 +78,8 @@ fn createPool(source: ?[*]const u8, source_bytes: u32) status.Error!i32 {
     };
     const max_bytes = options.max_bytes.value();
     var pools: BlockPools = try .init(
-        std.heap.c_allocator,
-        slab.system,
+        memory.gpa,
+        memory.slabs,
         shape,
         if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
         null,

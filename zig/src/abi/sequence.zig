@@ -4,6 +4,7 @@ const std = @import("std");
 const attend_options = @import("attend.zig");
 const buffer = @import("buffer.zig");
 const handle = @import("handle.zig");
+const memory = @import("memory.zig");
 const record = @import("record.zig");
 const row_types = @import("../cache/rows.zig");
 const Sequence = @import("../cache/paged.zig").Sequence;
@@ -12,7 +13,7 @@ const status = @import("status.zig");
 const view = @import("view.zig");
 const ViewRecord = view.ViewRecord;
 
-const gpa = std.heap.c_allocator;
+const gpa = memory.gpa;
 
 pub fn create(word: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);

@@ -1,0 +1,35 @@
+//! The bodies of the C ABI with memory that fails.
+
+const std = @import("std");
+const testing = std.testing;
+const contiguous = @import("contiguous.zig");
+const handle = @import("handle.zig");
+const memory = @import("memory.zig");
+const status = @import("status.zig");
+
+test "a body whose memory fails refuses, takes nothing, and works again afterwards" {
+    const options = [_]u32{ 40, 1, 1, 1, 4, 8, 0, 0, 0, 0 };
+    const before = handle.totals();
+    var fail_index: usize = 0;
+    while (true) : (fail_index += 1) {
+        var failing: std.testing.FailingAllocator = .init(memory.system.gpa, .{ .fail_index = fail_index });
+        const replaced = memory.replace(.{ .gpa = failing.allocator(), .slabs = memory.system.slabs });
+        const word = contiguous.create(@ptrCast(&options), 40);
+        _ = memory.replace(replaced);
+        if (word > 0) {
+            try testing.expectEqual(0, contiguous.free(@intCast(word)));
+            try testing.expect(!failing.has_induced_failure);
+            break;
+        }
+        try testing.expectEqual(status.fromError(error.OutOfMemory), word);
+        try testing.expectEqual(before, handle.totals());
+    }
+    try testing.expect(fail_index > 3);
+
+    var none: std.testing.FailingAllocator = .init(memory.system.slabs, .{ .fail_index = 0 });
+    const replaced = memory.replace(.{ .gpa = memory.system.gpa, .slabs = none.allocator() });
+    const word = contiguous.create(@ptrCast(&options), 40);
+    _ = memory.replace(replaced);
+    try testing.expectEqual(status.fromError(error.OutOfMemory), word);
+    try testing.expectEqual(before, handle.totals());
+}
