@@ -12,6 +12,7 @@ import { checkCount } from "./config.ts";
 import { KvError, type KvErrorCode } from "./error.ts";
 import { ATTEND_FLAGS, type AttendRecord } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
+import { type OptionNames, optionNames } from "./option_names.ts";
 import { checkFloats, inputCount, outputCount } from "./rows.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
@@ -48,6 +49,21 @@ export interface AttendOptions {
   /** Filled when given, `[query][q_head]`: the natural log of the sum of exp of the scores. */
   readonly lse?: Float32Array;
 }
+
+/** The names of {@linkcode AttendOptions}. */
+export const ATTEND_NAMES: OptionNames = optionNames<AttendOptions>({
+  queryCount: true,
+  softmaxScale: true,
+  causal: true,
+  windowTokens: true,
+  sinkTokens: true,
+  softcap: true,
+  alibiSlopes: true,
+  sinkLogits: true,
+  treeParents: true,
+  into: true,
+  lse: true,
+});
 
 /** Absent buffers cross as an empty array, because Bun refuses null. */
 export const NO_FLOATS: Float32Array = new Float32Array(0);

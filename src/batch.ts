@@ -9,6 +9,7 @@ import type { AppendOptions } from "./cache.ts";
 import { checkCount } from "./config.ts";
 import { KvError } from "./error.ts";
 import { countText } from "./ffi/status.ts";
+import { type OptionNames, optionNames } from "./option_names.ts";
 import { memoryOf, type Sequence } from "./sequence.ts";
 import type { SequenceMemory } from "./sequence_memory.ts";
 
@@ -20,6 +21,14 @@ export interface BatchAppendOptions extends AppendOptions {
   readonly tokenCounts?: ArrayLike<number>;
 }
 
+/** The names of {@linkcode BatchAppendOptions}. */
+export const BATCH_APPEND_NAMES: OptionNames = optionNames<BatchAppendOptions>({
+  sequences: true,
+  tokenCounts: true,
+  dtype: true,
+  layout: true,
+});
+
 /** Which sequences attend, and how. */
 export interface BatchAttendOptions extends Omit<AttendOptions, "queryCount" | "treeParents"> {
   /** The sequences; their queries stand one after the other. */
@@ -27,6 +36,21 @@ export interface BatchAttendOptions extends Omit<AttendOptions, "queryCount" | "
   /** Queries of each sequence; one each by default. */
   readonly queryCounts?: ArrayLike<number>;
 }
+
+/** The names of {@linkcode BatchAttendOptions}. */
+export const BATCH_ATTEND_NAMES: OptionNames = optionNames<BatchAttendOptions>({
+  sequences: true,
+  queryCounts: true,
+  softmaxScale: true,
+  causal: true,
+  windowTokens: true,
+  sinkTokens: true,
+  softcap: true,
+  alibiSlopes: true,
+  sinkLogits: true,
+  into: true,
+  lse: true,
+});
 
 /** The rules about a batch. */
 export const BATCH_RULES = {

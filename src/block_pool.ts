@@ -21,6 +21,7 @@ import { newRecord, poolRecord, uint64At } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { freePartWhenDropped, unwatch } from "./finalization.ts";
 import { checkFits, type KvFormat, type Sides, sidesOf } from "./format.ts";
+import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /** The caches a {@linkcode BlockPool} is for, and how large it may grow. */
 export interface BlockPoolOptions {
@@ -37,6 +38,15 @@ export interface BlockPoolOptions {
   /** Most bytes the pool may reserve, for blocks of all formats; by default what this machine or its cgroup has. */
   readonly maxBytes?: number;
 }
+
+const POOL_NAMES: OptionNames = optionNames<BlockPoolOptions>({
+  layerCount: true,
+  kvHeadCount: true,
+  headDim: true,
+  blockSize: true,
+  dtype: true,
+  maxBytes: true,
+});
 
 /** The blocks of a pool in one format, and what became of the requests for them. */
 export interface BlockPoolStats {
@@ -122,16 +132,14 @@ export class BlockPool {
    */
   constructor(options: BlockPoolOptions) {
     const action = "create a pool";
-    if (typeof options !== "object" || options === null) {
-      throw new TypeError(`Cannot ${action} as its options must be an object: ${typeof options}`);
-    }
+    checkOptions(options, POOL_NAMES, action);
     const { blockSize = 64, dtype = "f16", maxBytes } = options;
     const words = {
       layerCount: checkOption("layerCount", options.layerCount, action),
       kvHeadCount: checkOption("kvHeadCount", options.kvHeadCount, action),
       headDim: checkOption("headDim", options.headDim, action, HEAD_DIM_MAX),
       blockSize: checkBlockSize(blockSize, action),
-      ...dtypeCodes(dtype),
+      ...dtypeCodes(dtype, action),
       maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
     };
     const { layerCount, kvHeadCount, headDim } = words;
@@ -244,7 +252,7 @@ export function formatWords(
   blockSize: number,
   action: string,
 ): [k: number, v: number] {
-  const sides = format === undefined ? tail : sidesOf("format", format);
+  const sides = format === undefined ? tail : sidesOf("format", format, action);
   checkFits("format", sides, headDim, blockSize, action);
   return [dtypeCode("format.k", sides.k), dtypeCode("format.v", sides.v)];
 }

@@ -12,6 +12,7 @@ import { library } from "./ffi/library.ts";
 import { bufferPoolRecord, newRecord, uint64At } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { freePartWhenDropped, unwatch } from "./finalization.ts";
+import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /** How much a {@linkcode BufferPool} keeps, and how large it may grow. */
 export interface BufferPoolOptions {
@@ -20,6 +21,11 @@ export interface BufferPoolOptions {
   /** Most bytes of all its buffers, used or free; by default what this machine or its cgroup has. */
   readonly maxBytes?: number;
 }
+
+const BUFFER_POOL_NAMES: OptionNames = optionNames<BufferPoolOptions>({
+  buffersPerClass: true,
+  maxBytes: true,
+});
 
 /** What became of the requests for buffers, and what is kept. */
 export interface BufferPoolStats {
@@ -84,12 +90,9 @@ export class BufferPool {
    * @throws {RangeError} an option that is no count
    * @throws {KvError} `invalid_config` for a `maxBytes` of 0; `out_of_memory`; `library_unavailable`, `needs_permission`
    */
-  constructor(options: BufferPoolOptions = {}) {
+  constructor(options?: BufferPoolOptions) {
     const action = "create a buffer pool";
-    if (typeof options !== "object" || options === null) {
-      throw new TypeError(`Cannot ${action} as its options must be an object: ${typeof options}`);
-    }
-    const { buffersPerClass = 32, maxBytes } = options;
+    const { buffersPerClass = 32, maxBytes } = givenOptions(options, BUFFER_POOL_NAMES, action);
     checkCount("buffersPerClass", buffersPerClass);
     const limit = maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action);
     const record = bufferPoolRecord(buffersPerClass, limit);

@@ -9,6 +9,7 @@
 
 import type { AttendOptions } from "./attention.ts";
 import type { DType, FloatDType } from "./config.ts";
+import { type OptionNames, optionNames } from "./option_names.ts";
 import type { Rows } from "./rows.ts";
 
 /** How the rows given to append are stored in their arrays. */
@@ -18,6 +19,12 @@ export interface AppendOptions {
   /** `[n][kv_head][head_dim]`, the default, or `[kv_head][n][head_dim]`, as in a `past_key_values` tensor. */
   readonly layout?: "token_major" | "head_major";
 }
+
+/** The names of {@linkcode AppendOptions}. */
+export const APPEND_NAMES: OptionNames = optionNames<AppendOptions>({
+  dtype: true,
+  layout: true,
+});
 
 /** Where appended rows went. */
 export interface AppendResult {
@@ -37,6 +44,11 @@ export interface CommitOptions {
   readonly tokens?: Uint32Array;
 }
 
+/** The names of {@linkcode CommitOptions}. */
+export const COMMIT_NAMES: OptionNames = optionNames<CommitOptions>({
+  tokens: true,
+});
+
 /** What a copy is made of, and where it goes. */
 export interface GatherOptions {
   /** The dtype of the copy, `"f32"` by default. */
@@ -44,6 +56,12 @@ export interface GatherOptions {
   /** Where the rows go, `[row][kv_head][head_dim]`, at least as long as the rows; new arrays by default. */
   readonly into?: { readonly k: Rows; readonly v: Rows };
 }
+
+/** The names of {@linkcode GatherOptions}. */
+export const GATHER_NAMES: OptionNames = optionNames<GatherOptions>({
+  dtype: true,
+  into: true,
+});
 
 /** A copy of rows, `[row][kv_head][head_dim]`: f32, or the bits of f16 or bf16, or the arrays of `into`. */
 export interface GatheredRows {

@@ -11,6 +11,7 @@ import { KvError } from "./error.ts";
 import { library } from "./ffi/library.ts";
 import { contiguousRecord } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
+import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /** A float for each element: 4 bytes, 2 bytes (IEEE half), 2 bytes (the upper half of an f32). */
 export type FloatDType = "f32" | "f16" | "bf16";
@@ -45,6 +46,19 @@ export interface ContiguousCacheOptions {
   /** Most bytes the cache may reserve; by default what this machine or its cgroup has. */
   readonly maxBytes?: number;
 }
+
+const CONTIGUOUS_NAMES: OptionNames = optionNames<ContiguousCacheOptions>({
+  layerCount: true,
+  kvHeadCount: true,
+  headDim: true,
+  maxSeqLen: true,
+  sequenceCount: true,
+  dtype: true,
+  maxBytes: true,
+});
+
+/** The names of what has a value for keys and one for values. */
+export const SIDE_NAMES: OptionNames = optionNames<{ k: unknown; v: unknown }>({ k: true, v: true });
 
 /** Head dimensions the kernels are built for. */
 export const HEAD_DIM_MAX = 256;
@@ -82,9 +96,7 @@ export function memoryBytes(options: ContiguousCacheOptions): number {
 
 /** The checked record of `options`; `action` begins the text of a refusal. */
 export function recordOf(options: ContiguousCacheOptions, action: string): Uint32Array {
-  if (typeof options !== "object" || options === null) {
-    throw new TypeError(`Cannot ${action} as its options must be an object: ${typeof options}`);
-  }
+  checkOptions(options, CONTIGUOUS_NAMES, action);
   const { dtype = "f32", sequenceCount = 1, maxBytes } = options;
   return contiguousRecord({
     layerCount: checkOption("layerCount", options.layerCount, action),
@@ -92,7 +104,7 @@ export function recordOf(options: ContiguousCacheOptions, action: string): Uint3
     kvHeadCount: checkOption("kvHeadCount", options.kvHeadCount, action),
     headDim: checkOption("headDim", options.headDim, action, HEAD_DIM_MAX),
     maxSeqLen: checkOption("maxSeqLen", options.maxSeqLen, action, SEQ_LEN_MAX),
-    ...dtypeCodes(dtype),
+    ...dtypeCodes(dtype, action),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
   });
 }
@@ -143,9 +155,21 @@ export function floatDtypeCode(name: string, dtype: FloatDType): number {
 /** The numbers of the float dtypes of an option: one for both sides, or one for each. */
 export function dtypeCodes(
   dtype: FloatDType | { readonly k: FloatDType; readonly v: FloatDType },
+  action: string,
 ): { readonly dtypeK: number; readonly dtypeV: number } {
-  const { k, v } = typeof dtype === "object" && dtype !== null ? dtype : { k: dtype, v: dtype };
+  const { k, v } = eachSide(dtype, action, "dtype");
   return { dtypeK: floatDtypeCode("dtype.k", k), dtypeV: floatDtypeCode("dtype.v", v) };
+}
+
+/** What is given for both sides at once, or for each. */
+export function eachSide<Given extends DType>(
+  given: Given | { readonly k: Given; readonly v: Given },
+  action: string,
+  path: string,
+): { readonly k: Given; readonly v: Given } {
+  if (typeof given !== "object" || given === null) return { k: given, v: given };
+  checkOptions(given, SIDE_NAMES, action, path);
+  return given;
 }
 
 /** The dtype of a number in the ABI. */

@@ -10,14 +10,15 @@
  * @module
  */
 
-import type { AppendOptions, AppendResult, KvCache } from "./cache.ts";
+import { APPEND_NAMES, type AppendOptions, type AppendResult, type KvCache } from "./cache.ts";
 import { checkCount, type ContiguousCacheOptions, type FloatDType } from "./config.ts";
 import { ContiguousMemory } from "./contiguous_memory.ts";
-import { appendRows, NO_OPTIONS, rangeRules, writeRefusal } from "./contiguous_rows.ts";
+import { appendRows, rangeRules, writeRefusal } from "./contiguous_rows.ts";
 import { ContiguousSequence } from "./contiguous_sequence.ts";
 import { library } from "./ffi/library.ts";
 import { newRecord, uint64At } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
+import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
 import { inputCount, inputDtype, type Rows } from "./rows.ts";
 import type { Side } from "./view.ts";
 
@@ -26,6 +27,10 @@ export interface StoreOptions {
   /** What the bits in a `Uint16Array` are; the other arrays say it themselves. */
   readonly dtype?: FloatDType;
 }
+
+const STORE_NAMES: OptionNames = optionNames<StoreOptions>({
+  dtype: true,
+});
 
 /** Where the bytes of a contiguous cache are. */
 export interface ContiguousStats {
@@ -146,8 +151,8 @@ export class ContiguousCache {
    * @throws {KvError} in this order: `layer_out_of_range`, `sequence_out_of_range`, `cache_full`, `invalid_size`,
    * `commit_mismatch`, `not_finite`; `invalid_config`, `stale_handle`
    */
-  store(layer: number, sequence: number, k: Rows, v: Rows, options: StoreOptions = NO_OPTIONS): void {
-    const { dtype } = options; // first, as it may run the caller's code
+  store(layer: number, sequence: number, k: Rows, v: Rows, options?: StoreOptions): void {
+    const { dtype } = givenOptions(options, STORE_NAMES, "store"); // first, as it may run the caller's code
     checkCount("layer", layer);
     checkCount("sequence", sequence);
     const inputCode = inputDtype(k, v, dtype);
@@ -184,8 +189,8 @@ export class ContiguousCache {
    * @throws {KvError} `layer_out_of_range`, `sequence_out_of_range`, `cache_full`, `invalid_size`, `not_finite`,
    * `invalid_config`, `stale_handle`
    */
-  append(layer: number, sequence: number, k: Rows, v: Rows, options: AppendOptions = NO_OPTIONS): AppendResult {
-    const { dtype, layout } = options; // first, as it may run the caller's code
+  append(layer: number, sequence: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
+    const { dtype, layout } = givenOptions(options, APPEND_NAMES, "append"); // first, as it may run the caller's code
     return appendRows(this.#memory, this.#memory.handle, layer, sequence, k, v, dtype, layout);
   }
 

@@ -16,9 +16,6 @@ import { countText, refusal } from "./ffi/status.ts";
 import { inputCount, inputDtype, layoutCode, type Rows } from "./rows.ts";
 import { Appended, type Side, viewsOf, type ViewSource } from "./view.ts";
 
-/** Options left out; shared, so that a call without them allocates none. */
-export const NO_OPTIONS = {};
-
 /** Appends rows to one layer of one sequence; `handle` is 0 if the sequence object was freed. */
 export function appendRows(
   memory: ContiguousMemory,

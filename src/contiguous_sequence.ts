@@ -8,6 +8,7 @@
  */
 
 import {
+  ATTEND_NAMES,
   type AttendOptions,
   attendRefusal,
   givenCount,
@@ -17,24 +18,27 @@ import {
   readAttend,
   writeAttend,
 } from "./attention.ts";
-import type {
-  AppendOptions,
-  AppendResult,
-  CommitOptions,
-  ContiguousKv,
-  DevicePlacement,
-  GatheredRows,
-  GatherOptions,
-  KvCache,
-  View,
+import {
+  APPEND_NAMES,
+  type AppendOptions,
+  type AppendResult,
+  COMMIT_NAMES,
+  type CommitOptions,
+  type ContiguousKv,
+  type DevicePlacement,
+  type GatheredRows,
+  type GatherOptions,
+  type KvCache,
+  type View,
 } from "./cache.ts";
 import { checkTokens, pendingText } from "./commit.ts";
 import { checkCount } from "./config.ts";
 import type { ContiguousMemory } from "./contiguous_memory.ts";
-import { allViews, appendRows, NO_OPTIONS, rangeRules } from "./contiguous_rows.ts";
+import { allViews, appendRows, rangeRules } from "./contiguous_rows.ts";
 import { newRecord } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { gatherRows, type GatherSource } from "./gather.ts";
+import { givenOptions } from "./option_names.ts";
 import { inputCount, outputCount, type Rows } from "./rows.ts";
 
 /** One sequence; made by `ContiguousCache.sequence` and nobody else. */
@@ -81,13 +85,13 @@ export class ContiguousSequence implements KvCache {
     return true;
   }
 
-  append(layer: number, k: Rows, v: Rows, options: AppendOptions = NO_OPTIONS): AppendResult {
-    const { dtype, layout } = options; // first, as it may run the caller's code
+  append(layer: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
+    const { dtype, layout } = givenOptions(options, APPEND_NAMES, "append"); // first, as it may run the caller's code
     return appendRows(this.#memory, this.#handle, layer, this.#index, k, v, dtype, layout);
   }
 
-  commit(n: number, options: CommitOptions = NO_OPTIONS): void {
-    const { tokens } = options; // first, as it may run the caller's code
+  commit(n: number, options?: CommitOptions): void {
+    const { tokens } = givenOptions(options, COMMIT_NAMES, "commit"); // first, as it may run the caller's code
     checkCount("n", n);
     checkTokens(tokens, n);
     const status = this.#memory.library.kv_contiguous_commit(this.#handle, this.#index, n);
@@ -129,7 +133,7 @@ export class ContiguousSequence implements KvCache {
     return { ok: true, k, v, length };
   }
 
-  gather(layer: number, options: GatherOptions = NO_OPTIONS): GatheredRows {
+  gather(layer: number, options?: GatherOptions): GatheredRows {
     return gatherRows(this.#copies, layer, options);
   }
 
@@ -156,8 +160,8 @@ export class ContiguousSequence implements KvCache {
     return placement === 0 ? { device: "cpu", gpu: -1 } : { device: "cuda", gpu: placement - 1 };
   }
 
-  attend(layer: number, q: Float32Array, options: AttendOptions = NO_OPTIONS): Float32Array {
-    const given = readAttend(options); // first, as it may run the caller's code
+  attend(layer: number, q: Float32Array, options?: AttendOptions): Float32Array {
+    const given = readAttend(givenOptions(options, ATTEND_NAMES, "attend")); // first, as it may run the caller's code
     checkCount("layer", layer);
     const memory = this.#memory;
     const record = memory.attendRecord;

@@ -9,6 +9,7 @@ import { adapter, type LevelName, levelNames, library, libraryPath } from "./ffi
 import { newRecord, uint64At } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
 import { finalizedCaches } from "./finalization.ts";
+import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /** A CPU level: which instructions the kernels may use. */
 export type Level = LevelName;
@@ -109,6 +110,11 @@ export interface ReadRateOptions {
   readonly threads?: number;
 }
 
+const READ_RATE_NAMES: OptionNames = optionNames<ReadRateOptions>({
+  bytes: true,
+  threads: true,
+});
+
 /**
  * How fast this machine reads memory, in bytes a second: what the speed of attention is to be compared with.
  *
@@ -127,9 +133,10 @@ export interface ReadRateOptions {
  * @throws {KvError} `invalid_config` below 512 bytes a thread or past 1024 threads; `out_of_memory`;
  * `library_unavailable`, `needs_permission`
  */
-export function readRate(options: ReadRateOptions = {}): number {
-  const { bytes = 2 ** 30, threads = 1 } = options;
-  checkBytes("bytes", bytes, "measure the read rate");
+export function readRate(options?: ReadRateOptions): number {
+  const action = "measure the read rate";
+  const { bytes = 2 ** 30, threads = 1 } = givenOptions(options, READ_RATE_NAMES, action);
+  checkBytes("bytes", bytes, action);
   checkCount("threads", threads);
   const rate = new Float64Array(1);
   const status = library().kv_read_rate(bytes, threads, rate, rate.length);

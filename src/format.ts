@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type DType, dtypeCode } from "./config.ts";
+import { type DType, dtypeCode, eachSide } from "./config.ts";
 import { KvError } from "./error.ts";
 
 /** How keys and values are stored: one dtype for both, or one for each. */
@@ -16,9 +16,9 @@ export interface Sides {
   readonly v: DType;
 }
 
-/** The dtypes of a format, checked; `name` is that of the option. */
-export function sidesOf(name: string, format: KvFormat): Sides {
-  const { k, v } = typeof format === "object" && format !== null ? format : { k: format, v: format };
+/** The dtypes of a format, checked; `name` is that of the option, `action` begins the text of a refusal. */
+export function sidesOf(name: string, format: KvFormat, action: string): Sides {
+  const { k, v } = eachSide(format, action, name);
   dtypeCode(`${name}.k`, k);
   dtypeCode(`${name}.v`, v);
   return { k, v };

@@ -4,10 +4,11 @@
  * @module
  */
 
-import type { GatheredRows, GatherOptions } from "./cache.ts";
-import { checkCount, floatDtypeCode } from "./config.ts";
+import { GATHER_NAMES, type GatheredRows, type GatherOptions } from "./cache.ts";
+import { checkCount, floatDtypeCode, SIDE_NAMES } from "./config.ts";
 import { KvError, type KvErrorCode } from "./error.ts";
 import { countText, refusal } from "./ffi/status.ts";
+import { checkOptions, givenOptions } from "./option_names.ts";
 import { checkInto, newRows, outputCount, type Rows } from "./rows.ts";
 
 /** One sequence, as a copy sees it. */
@@ -23,9 +24,10 @@ export interface GatherSource {
 }
 
 /** Copies the rows of a layer. */
-export function gatherRows(source: GatherSource, layer: number, options: GatherOptions): GatheredRows {
+export function gatherRows(source: GatherSource, layer: number, options?: GatherOptions): GatheredRows {
   // First, as it may run the caller's code; and once, as a second look may find something else.
-  const { dtype = "f32", into } = options;
+  const { dtype = "f32", into } = givenOptions(options, GATHER_NAMES, "gather");
+  if (into !== undefined) checkOptions(into, SIDE_NAMES, "gather", "into");
   const intoK = into?.k, intoV = into?.v;
   checkCount("layer", layer);
   const code = floatDtypeCode("dtype", dtype);

@@ -11,6 +11,8 @@
 
 import { attendRefusal, givenCount, lseCount, NO_FLOATS, readAttend, writeAttend } from "./attention.ts";
 import {
+  BATCH_APPEND_NAMES,
+  BATCH_ATTEND_NAMES,
   BATCH_RULES,
   type BatchAppendOptions,
   type BatchAttendOptions,
@@ -26,6 +28,7 @@ import { library } from "./ffi/library.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { fidelityOf, type HeadFidelity } from "./fidelity.ts";
 import type { KvFormat } from "./format.ts";
+import { checkOptions } from "./option_names.ts";
 import { PagedMemory } from "./paged_memory.ts";
 import { largestBlock, type LayerShape, type PagedCacheOptions } from "./paged_options.ts";
 import { type Policy, policyWords } from "./policy.ts";
@@ -172,8 +175,9 @@ export class PagedCache {
    * `invalid_config` for a sequence named twice or of another cache, `stale_handle`
    */
   append(layer: number, k: Rows, v: Rows, options: BatchAppendOptions): void {
-    const { sequences, tokenCounts, dtype, layout } = options; // first, as it may run the caller's code
     const action = "append";
+    checkOptions(options, BATCH_APPEND_NAMES, action); // first, as it may run the caller's code
+    const { sequences, tokenCounts, dtype, layout } = options;
     const batch = batchOf(sequences);
     const counts = countsOf("tokenCounts", tokenCounts, batch.length, action);
     checkCount("layer", layer);
@@ -219,9 +223,10 @@ export class PagedCache {
    * @throws {KvError} `layer_out_of_range`, `invalid_size`, `invalid_config`, `not_finite`, `stale_handle`
    */
   attend(layer: number, q: Float32Array, options: BatchAttendOptions): Float32Array {
-    const { sequences, queryCounts } = options; // first, as it may run the caller's code
-    const given = { ...readAttend(options), queryCount: 1, treeParents: undefined };
     const action = "attend";
+    checkOptions(options, BATCH_ATTEND_NAMES, action); // first, as it may run the caller's code
+    const { sequences, queryCounts } = options;
+    const given = { ...readAttend(options), queryCount: 1, treeParents: undefined };
     const batch = batchOf(sequences);
     const counts = countsOf("queryCounts", queryCounts, batch.length, action);
     checkCount("layer", layer);

@@ -18,6 +18,7 @@ import {
 import { KvError } from "./error.ts";
 import { pagedRecord, type PolicyWords } from "./ffi/record.ts";
 import { headBytes, type KvFormat, type Sides, sidesOf } from "./format.ts";
+import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 import { type LogitErrorOptions, type Policy, policyWords, storeOf, storeWords } from "./policy.ts";
 import { type Retention, retentionWords } from "./retention.ts";
 
@@ -126,6 +127,38 @@ export const twoTierDefaults: {
   retention: { keep: "newest", tokens: 4096 },
 };
 
+const LAYER_NAMES: OptionNames = optionNames<LayerShape>({
+  kvHeadCount: true,
+  headDim: true,
+  windowTokens: true,
+  store: true,
+});
+
+const TAIL_NAMES: OptionNames = optionNames<TailOptions>({
+  dtype: true,
+  tokens: true,
+  sinkTokens: true,
+});
+
+const PAGED_NAMES: OptionNames = optionNames<PagedCacheOptions>({
+  layerCount: true,
+  kvHeadCount: true,
+  headDim: true,
+  windowTokens: true,
+  layers: true,
+  maxSeqLen: true,
+  blockSize: true,
+  dtype: true,
+  tail: true,
+  store: true,
+  measureFidelity: true,
+  maxLogitError: true,
+  queryNorm: true,
+  retention: true,
+  maxBytes: true,
+  pool: true,
+});
+
 /** What a native cache is made of. */
 export interface PagedPlan {
   readonly record: Uint32Array;
@@ -150,9 +183,7 @@ const KEEP_ALL: Retention = { keep: "all" };
 
 /** The checked words of `options`. */
 export function planOf(options: PagedCacheOptions): PagedPlan {
-  if (typeof options !== "object" || options === null) {
-    throw new TypeError(`Cannot ${CREATE} as its options must be an object: ${typeof options}`);
-  }
+  checkOptions(options, PAGED_NAMES, CREATE);
   const { maxSeqLen, blockSize = 64, dtype, tail, store, retention = KEEP_ALL, maxBytes, pool } = options;
   const { measureFidelity = false, maxLogitError, queryNorm } = options;
   const layers = layersOf(options);
@@ -167,8 +198,8 @@ export function planOf(options: PagedCacheOptions): PagedPlan {
     throw refuse("dtype and tail.dtype exclude each other: both are given");
   }
   const { tailDtype = "f16" } = { tailDtype: dtype === undefined ? own : dtype };
-  const codes = dtypeCodes(tailDtype);
-  const storeSides = store === undefined ? undefined : sidesOf("store", store);
+  const codes = dtypeCodes(tailDtype, CREATE);
+  const storeSides = store === undefined ? undefined : sidesOf("store", store, CREATE);
   const words = {
     layerCount: layers.length,
     maxSeqLen: checkOption("maxSeqLen", maxSeqLen, CREATE, SEQ_LEN_MAX),
@@ -201,9 +232,7 @@ export function planOf(options: PagedCacheOptions): PagedPlan {
 
 /** The options of a tail, each read once. */
 function tailOf(tail: TailOptions = {}): TailOptions {
-  if (typeof tail !== "object" || tail === null) {
-    throw new TypeError(`tail must be an object: ${tail === null ? "null" : typeof tail}`);
-  }
+  checkOptions(tail, TAIL_NAMES, CREATE, "tail");
   const { dtype, tokens, sinkTokens } = tail;
   return { dtype, tokens, sinkTokens } as TailOptions;
 }
@@ -243,18 +272,22 @@ function layersOf(options: PagedCacheOptions): PagedLayer[] {
   if (layers.length === 0 || layers.length > LAYER_COUNT_MAX) {
     throw refuse(`layers must have 1 to ${LAYER_COUNT_MAX} elements: it has ${layers.length}`);
   }
-  return layers.map(layerOf);
+  return Array.from(layers, (layer: LayerShape, i) => {
+    checkOptions(layer, LAYER_NAMES, CREATE, `layers[${i}]`);
+    return layerOf(layer as Given<LayerShape>);
+  });
 }
 
+/** Options as they are read: one left out is undefined. */
+type Given<Options> = { readonly [Name in keyof Options]: Options[Name] | undefined };
+
 /** A checked layer. */
-function layerOf({ kvHeadCount, headDim, windowTokens, store }: {
-  readonly [Name in keyof LayerShape]: LayerShape[Name] | undefined;
-}): PagedLayer {
+function layerOf({ kvHeadCount, headDim, windowTokens, store }: Given<LayerShape>): PagedLayer {
   return {
     kvHeadCount: checkOption("kvHeadCount", kvHeadCount!, CREATE),
     headDim: checkOption("headDim", headDim!, CREATE, HEAD_DIM_MAX),
     ...(windowTokens === undefined ? {} : { windowTokens: checkOption("windowTokens", windowTokens, CREATE) }),
-    ...(store === undefined ? {} : { store: sidesOf("store", store) }),
+    ...(store === undefined ? {} : { store: sidesOf("store", store, CREATE) }),
   };
 }
 

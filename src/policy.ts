@@ -15,6 +15,7 @@ import { checkCount, dtypeCode, dtypeOf, SEQ_LEN_MAX } from "./config.ts";
 import { KvError } from "./error.ts";
 import type { PolicyWords } from "./ffi/record.ts";
 import { checkFits, type KvFormat, type Sides, sidesOf } from "./format.ts";
+import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /**
  * How far off a score may be because the keys of a block are quantized, which a {@linkcode PagedCache} with
@@ -70,6 +71,24 @@ export type Policy =
     readonly store?: KvFormat;
   };
 
+type Hybrid = Extract<Policy, { kind: "hybrid" }>;
+type StoreOnly = Extract<Policy, { kind: "store-only" }>;
+
+/** The names of every kind of policy together. */
+const POLICY_NAMES: OptionNames = optionNames<Hybrid & StoreOnly>({
+  kind: true,
+  tail: true,
+  store: true,
+  sinkTokens: true,
+  maxLogitError: true,
+  queryNorm: true,
+});
+
+const POLICY_TAIL_NAMES: OptionNames = optionNames<Hybrid["tail"]>({
+  tokens: true,
+  sinkTokens: true,
+});
+
 /** What a policy must agree with. */
 export interface PolicyRules {
   /** Begins the text of a refusal. */
@@ -98,9 +117,7 @@ const PROPERTIES = ["tail", "store", "sinkTokens", "maxLogitError", "queryNorm"]
 
 /** The checked words of a policy; each of its properties is read once. */
 export function policyWords(policy: Policy, rules: PolicyRules): PolicyWords {
-  if (typeof policy !== "object" || policy === null) {
-    throw new TypeError(`policy must be an object: ${policy === null ? "null" : typeof policy}`);
-  }
+  checkOptions(policy, POLICY_NAMES, rules.action, "policy");
   // As it may come from JSON: a name this version does not know must not pass for one it does.
   const { kind, tail, store, sinkTokens, maxLogitError, queryNorm } = policy as Record<
     "kind" | typeof PROPERTIES[number],
@@ -117,9 +134,7 @@ export function policyWords(policy: Policy, rules: PolicyRules): PolicyWords {
       return tieredWords({ tokens: 0, sinkTokens, store, limits }, rules);
     case "hybrid": {
       checkAbsent(kind, given, ["sinkTokens"], rules);
-      if (typeof tail !== "object" || tail === null) {
-        throw new TypeError(`policy.tail must be an object: ${tail === null ? "null" : typeof tail}`);
-      }
+      checkOptions(tail as object, POLICY_TAIL_NAMES, rules.action, "policy.tail");
       const { tokens, sinkTokens: sinks } = tail as Record<"tokens" | "sinkTokens", unknown>;
       return tieredWords({ tokens, sinkTokens: sinks, store, limits }, rules);
     }
@@ -164,7 +179,7 @@ function tieredWords(
       `tail.tokens must be at most retention.tokens ${retentionTokens}: tail.tokens is ${tailTokens}`,
     );
   }
-  const sides = store === undefined ? undefined : sidesOf("store", store as KvFormat);
+  const sides = store === undefined ? undefined : sidesOf("store", store as KvFormat, rules.action);
   if (sides === undefined && layers.every((layer) => layer.store === undefined)) {
     throw refuse(rules, "store must be given where no layer has its own: store is undefined");
   }

@@ -17,6 +17,7 @@ import { KvError } from "./error.ts";
 import { library } from "./ffi/library.ts";
 import { refusal } from "./ffi/status.ts";
 import { planeBytes } from "./format.ts";
+import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 import { checkFloats, inputCount, outputCount } from "./rows.ts";
 import { arrayKind, kindOf } from "./typed_array.ts";
 
@@ -73,6 +74,21 @@ export interface PackBlockOptions extends PlaneShape {
   readonly into?: Uint8Array;
 }
 
+/** The names of {@linkcode QuantizeRowsOptions} and of {@linkcode DequantizeRowsOptions}. */
+const ROWS_NAMES: OptionNames = optionNames<QuantizeRowsOptions & DequantizeRowsOptions>({
+  dtype: true,
+  into: true,
+});
+
+/** The names of the options of every call about blocks. */
+const BLOCK_NAMES: OptionNames = optionNames<QuantizeBlockOptions & DequantizeBlockOptions & PackBlockOptions>({
+  dtype: true,
+  side: true,
+  blockSize: true,
+  headDim: true,
+  into: true,
+});
+
 const RECORD_DTYPES: readonly RecordDType[] = ["q8_0", "q4_0"];
 const QUANTIZED_DTYPES: readonly QuantizedDType[] = [...RECORD_DTYPES, "i8", "i4", "i2"];
 const RECORD_BYTES: Readonly<Record<RecordDType, number>> = { q8_0: 34, q4_0: 18 };
@@ -105,6 +121,7 @@ const RECORD_VALUES = 32;
  * not divide, or an `into` too short; `not_finite` for NaN, an infinity, or a value past the largest scale
  */
 export function quantizeRows(rows: Float32Array, options: QuantizeRowsOptions): Uint8Array {
+  checkOptions(options, ROWS_NAMES, "quantize rows");
   const { dtype, into } = options;
   const code = dtypeCode("dtype", dtype, RECORD_DTYPES);
   const action = `quantize rows as ${dtype}`;
@@ -145,6 +162,7 @@ export function quantizeRows(rows: Float32Array, options: QuantizeRowsOptions): 
  * whole, or an `into` too short; `not_finite` for a scale that is NaN or an infinity
  */
 export function dequantizeRows(records: Uint8Array, options: DequantizeRowsOptions): Float32Array {
+  checkOptions(options, ROWS_NAMES, "dequantize rows");
   const { dtype, into } = options;
   const code = dtypeCode("dtype", dtype, RECORD_DTYPES);
   const action = `dequantize rows of ${dtype}`;
@@ -198,6 +216,7 @@ export function dequantizeRows(records: Uint8Array, options: DequantizeRowsOptio
  * number of values, or an `into` too short; `not_finite` for NaN, an infinity, or a value past the largest scale or min
  */
 export function quantizeBlock(rows: Float32Array, options: QuantizeBlockOptions): Uint8Array {
+  checkOptions(options, BLOCK_NAMES, "quantize a block");
   const { dtype, side, blockSize, headDim, into } = options;
   const action = `quantize a block as ${dtype}`;
   const plane = planeOf({ dtype, side, blockSize, headDim }, QUANTIZED_DTYPES, action);
@@ -237,6 +256,7 @@ export function quantizeBlock(rows: Float32Array, options: QuantizeBlockOptions)
  * number of bytes, or an `into` too short; `not_finite` for a scale or min that is NaN or an infinity
  */
 export function dequantizeBlock(bytes: Uint8Array, options: DequantizeBlockOptions): Float32Array {
+  checkOptions(options, BLOCK_NAMES, "dequantize a block");
   const { dtype, side, blockSize, headDim, into } = options;
   const action = `dequantize a block of ${dtype}`;
   const plane = planeOf({ dtype, side, blockSize, headDim }, QUANTIZED_DTYPES, action);
@@ -310,8 +330,10 @@ function moveBlock(
   source: Uint8Array,
   options: PackBlockOptions,
 ): Uint8Array {
+  const verb = name === "kv_block_pack" ? "pack" : "unpack";
+  checkOptions(options, BLOCK_NAMES, `${verb} a block`);
   const { dtype, side, blockSize, headDim, into } = options;
-  const action = `${name === "kv_block_pack" ? "pack" : "unpack"} a block of ${dtype}`;
+  const action = `${verb} a block of ${dtype}`;
   const plane = planeOf({ dtype, side, blockSize, headDim }, RECORD_DTYPES, action);
   checkByteArray(sourceName, source);
   if (into !== undefined) checkByteArray("into", into);

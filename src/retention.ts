@@ -11,6 +11,7 @@
 
 import { checkCount, checkOption } from "./config.ts";
 import { KvError } from "./error.ts";
+import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /** Which rows of a sequence stay after a commit. */
 export type Retention =
@@ -27,14 +28,18 @@ export type Retention =
     readonly sinkTokens?: number;
   };
 
+const RETENTION_NAMES: OptionNames = optionNames<Extract<Retention, { keep: "newest" }>>({
+  keep: true,
+  tokens: true,
+  sinkTokens: true,
+});
+
 /** The checked words of a retention; `action` begins the text of a refusal. */
 export function retentionWords(retention: Retention, action: string): {
   readonly retentionTokens: number;
   readonly retentionSinkTokens: number;
 } {
-  if (typeof retention !== "object" || retention === null) {
-    throw new TypeError(`retention must be an object: ${retention === null ? "null" : typeof retention}`);
-  }
+  checkOptions(retention, RETENTION_NAMES, action, "retention");
   // As it may come from JSON: a name this version does not know must not pass for one it does.
   const { keep, tokens, sinkTokens } = retention as { keep: string; tokens?: number; sinkTokens?: number };
   if (keep === "all") {

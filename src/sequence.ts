@@ -5,6 +5,7 @@
  */
 
 import {
+  ATTEND_NAMES,
   type AttendOptions,
   attendRefusal,
   givenCount,
@@ -14,18 +15,19 @@ import {
   readAttend,
   writeAttend,
 } from "./attention.ts";
-import type {
-  AppendOptions,
-  AppendResult,
-  CommitOptions,
-  ContiguousKv,
-  DevicePlacement,
-  GatheredRows,
-  GatherOptions,
-  KvCache,
-  PackedView,
-  Tier,
-  View,
+import {
+  APPEND_NAMES,
+  type AppendOptions,
+  type AppendResult,
+  type CommitOptions,
+  type ContiguousKv,
+  type DevicePlacement,
+  type GatheredRows,
+  type GatherOptions,
+  type KvCache,
+  type PackedView,
+  type Tier,
+  type View,
 } from "./cache.ts";
 import { checkTokens, checkWords, pendingText } from "./commit.ts";
 import { checkCount } from "./config.ts";
@@ -33,6 +35,7 @@ import { KvError } from "./error.ts";
 import { newRecord, VIEW } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { gatherRows, type GatherSource } from "./gather.ts";
+import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
 import { packedViewsOf } from "./packed_view.ts";
 import type { PagedMemory } from "./paged_memory.ts";
 import type { LayerShape } from "./paged_options.ts";
@@ -53,7 +56,10 @@ export interface SequenceCommitOptions extends CommitOptions {
 /** Why there is no run, by its number in the ABI. */
 const REASONS = [undefined, "head_major", "not_adjacent", "quantized", "evicted", "on_gpu"] as const;
 
-const NO_OPTIONS = {};
+const COMMIT_NAMES: OptionNames = optionNames<SequenceCommitOptions>({
+  tokens: true,
+  kept: true,
+});
 
 /** Makes an empty sequence. */
 export let createSequence: (cache: PagedMemory) => Sequence;
@@ -160,8 +166,8 @@ export class Sequence implements KvCache {
    *
    * @throws {KvError} as {@linkcode KvCache.append}; `pool_empty`, `out_of_memory` if there is no block for them
    */
-  append(layer: number, k: Rows, v: Rows, options: AppendOptions = NO_OPTIONS): AppendResult {
-    const { dtype, layout } = options; // first, as it may run the caller's code
+  append(layer: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
+    const { dtype, layout } = givenOptions(options, APPEND_NAMES, "append"); // first, as it may run the caller's code
     checkCount("layer", layer);
     const inputCode = inputDtype(k, v, dtype);
     const order = layoutCode(layout);
@@ -180,8 +186,8 @@ export class Sequence implements KvCache {
    *
    * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
    */
-  commit(n: number, options: SequenceCommitOptions = NO_OPTIONS): void {
-    const { tokens, kept } = options; // first, as it may run the caller's code
+  commit(n: number, options?: SequenceCommitOptions): void {
+    const { tokens, kept } = givenOptions(options, COMMIT_NAMES, "commit"); // first, as it may run the caller's code
     checkCount("n", n);
     checkTokens(tokens, n);
     const memory = this.#memory;
@@ -245,7 +251,7 @@ export class Sequence implements KvCache {
    *
    * @throws {KvError} as {@linkcode KvCache.gather}
    */
-  gather(layer: number, options: GatherOptions = NO_OPTIONS): GatheredRows {
+  gather(layer: number, options?: GatherOptions): GatheredRows {
     return gatherRows(this.#copies, layer, options);
   }
 
@@ -310,8 +316,8 @@ export class Sequence implements KvCache {
    *
    * @throws {KvError} as {@linkcode KvCache.attend}
    */
-  attend(layer: number, q: Float32Array, options: AttendOptions = NO_OPTIONS): Float32Array {
-    const given = readAttend(options); // first, as it may run the caller's code
+  attend(layer: number, q: Float32Array, options?: AttendOptions): Float32Array {
+    const given = readAttend(givenOptions(options, ATTEND_NAMES, "attend")); // first, as it may run the caller's code
     checkCount("layer", layer);
     const { cache, handle } = this.#memory;
     const record = cache.attendRecord;

@@ -208,8 +208,8 @@ test("values up to the largest scale or min are taken, and come back finite", ()
 test("into is filled and returned; what lies behind is not touched; memory may be shared, and begin anywhere", () => {
   const rows = new Random(9).floats(64 * 32);
   const shape = { dtype: "q4_0", side: "v", blockSize: 64, headDim: 32 } as const;
-  const records = quantizeRows(rows, shape), plane = quantizeBlock(rows, shape);
-  const values = dequantizeRows(records, shape);
+  const records = quantizeRows(rows, { dtype: "q4_0" }), plane = quantizeBlock(rows, shape);
+  const values = dequantizeRows(records, { dtype: "q4_0" });
   const shared = new Float32Array(new SharedArrayBuffer(rows.byteLength));
   shared.set(rows);
   const memories = [(bytes: number) => new ArrayBuffer(bytes), (bytes: number) => new SharedArrayBuffer(bytes)];

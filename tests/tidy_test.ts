@@ -162,7 +162,7 @@ const TYPESCRIPT_ROWS: Rows = [
   /^src\/(error|ffi\/exports)\.ts$/,
   /^src\/ffi\/(deno|bun|status)\.ts$/,
   /^src\/ffi\/library\.ts$/,
-  /^src\/(config|ffi\/record)\.ts$/,
+  /^src\/(config|option_names|typed_array|ffi\/record)\.ts$/,
   /^src\/[a-z0-9_]+\.ts$/,
   /^mod\.ts$/,
   /^(tests|benches|examples)\/|^zig\/toolchain\.ts$/,
