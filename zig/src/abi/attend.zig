@@ -49,7 +49,7 @@ pub fn read(
     };
 }
 
-/// The rest of every `attend` of one sequence, once its rows are found. Returns what was run.
+/// The rest of every `attend` of one sequence, once its rows are found.
 pub fn run(
     rows: Rows,
     q: ?[*]const u8,
@@ -66,7 +66,7 @@ pub fn run(
     output_count: u32,
     lse: ?[*]u8,
     lse_count: u32,
-) status.Error!attention.Query {
+) status.Error!void {
     var parsed = try read(
         options,
         options_bytes,
@@ -82,7 +82,7 @@ pub fn run(
     if (parsed.tree_parents.len > parents.len) return error.InvalidSize;
     for (parents[0..parsed.tree_parents.len], parsed.tree_parents) |*to, from| to.* = from;
     parsed.tree_parents = parents[0..parsed.tree_parents.len];
-    var query: attention.Query = try .init(
+    const query: attention.Query = try .init(
         rows,
         try buffer.words(f32, q, q_count),
         parsed,
@@ -90,6 +90,4 @@ pub fn run(
         try buffer.floatsOut(lse, lse_count),
     );
     attention.run(&.{query});
-    query.options.tree_parents = &.{}; // of this frame
-    return query;
 }

@@ -353,7 +353,7 @@ pub fn attend(
 ) callconv(.c) i32 {
     const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    _ = attend_options.run(
+    attend_options.run(
         use.target.rows(layer, sequence) catch |err| return status.fromError(err),
         q,
         q_count,

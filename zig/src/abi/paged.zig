@@ -354,7 +354,6 @@ fn attendBatch(
         made += 1;
         first += count;
     }
-    for (queries[0..made]) |query| use.target.observe(layer, query.q, query.q_head_count, query.softmax_scale);
     attention.run(queries[0..made]);
 }
 

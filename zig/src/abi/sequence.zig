@@ -309,7 +309,7 @@ pub fn attend(
 ) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    const query = attend_options.run(
+    attend_options.run(
         use.target.rows(layer) catch |err| return status.fromError(err),
         q,
         q_count,
@@ -326,6 +326,5 @@ pub fn attend(
         lse,
         lse_count,
     ) catch |err| return status.fromError(err);
-    use.target.cache.observe(layer, query.q, query.q_head_count, query.softmax_scale);
     return 0;
 }

@@ -34,6 +34,8 @@ pub fn attend(
 
 /// Computes and writes the outputs of some steps.
 pub fn run(queries: []const Query) void {
+    // Before anything is written: an output may take the place of its queries.
+    for (queries) |*query| query.observe();
     if (workers.threadCount() > 1 and isWorthSharing(queries)) {
         if (workers.begin()) |session| {
             defer session.end();

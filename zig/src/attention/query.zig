@@ -102,6 +102,17 @@ pub const Query = struct {
         for (parents, 0..) |parent, node| if (parent >= @as(i64, @intCast(node))) return error.InvalidConfig;
     }
 
+    /// Makes the queries known to the heads they ask: the bound on the error of a score holds for queries no longer than
+    /// those that were seen.
+    pub fn observe(query: *const Query) void {
+        if (query.rows.fidelity.len == 0) return;
+        const head_dim = query.rows.head_dim;
+        for (0..query.q.len / head_dim) |row| {
+            const head = &query.rows.fidelity[row % query.q_head_count / query.ratio];
+            head.observe(query.q[row * head_dim ..][0..head_dim], query.softmax_scale);
+        }
+    }
+
     /// Query rows of one KV head.
     pub fn rowCount(query: *const Query) u32 {
         return query.options.query_count * query.ratio;

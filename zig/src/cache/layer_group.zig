@@ -61,9 +61,10 @@ pub const Group = struct {
         gpa.free(group.fidelity);
     }
 
-    /// What migration did to a head of a layer.
-    pub fn head(group: *const Group, layer: u32, kv_head: u32) *Head {
-        return &group.fidelity[layer * group.shape.kv_head_count + kv_head];
+    /// What migration did to each head of a layer, [kv_head]; empty where nobody asked.
+    pub fn heads(group: *const Group, layer: u32) []Head {
+        if (group.fidelity.len == 0) return &.{};
+        return group.fidelity[layer * group.shape.kv_head_count ..][0..group.shape.kv_head_count];
     }
 
     /// The pool of the tail.

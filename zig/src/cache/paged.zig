@@ -202,23 +202,7 @@ pub const PagedCache = struct {
     pub fn fidelity(self: *const PagedCache, layer_index: u32) error{LayerOutOfRange}![]const Head {
         if (layer_index >= self.places.len) return error.LayerOutOfRange;
         const place = self.places[layer_index];
-        const group = self.groups[place.group];
-        if (group.fidelity.len == 0) return &.{};
-        return group.fidelity[place.index * group.shape.kv_head_count ..][0..group.shape.kv_head_count];
-    }
-
-    /// Queries that were attended with, [query][q_head][head_dim]: a bound on the error of scores holds for those no longer
-    /// than the longest of them.
-    pub fn observe(self: *PagedCache, layer_index: u32, q: []align(1) const f32, q_head_count: u32, softmax_scale: f32) void {
-        const place = self.places[layer_index];
-        const group = self.groups[place.group];
-        if (group.fidelity.len == 0) return;
-        const ratio = q_head_count / group.shape.kv_head_count;
-        const head_dim = group.shape.head_dim;
-        for (0..q.len / head_dim) |row| {
-            const kv_head: u32 = @intCast(row % q_head_count / ratio);
-            group.head(place.index, kv_head).observe(q[row * head_dim ..][0..head_dim], softmax_scale);
-        }
+        return self.groups[place.group].heads(place.index);
     }
 
     /// Frees all sequences too.
@@ -534,6 +518,7 @@ pub const Sequence = struct {
             .sink_end = table.sink_end,
             .first = table.first,
             .window_tokens = group.window_tokens,
+            .fidelity = group.heads(place.index),
             .place = .{ .paged = .{
                 .block_size = self.cache.block_size,
                 .formats = group.formats.items,

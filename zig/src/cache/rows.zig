@@ -5,6 +5,7 @@ const assert = std.debug.assert;
 const Dtype = @import("../dtype.zig").Dtype;
 const dispatch = @import("../kernels/dispatch.zig");
 const Format = @import("block_pools.zig").Format;
+const Head = @import("fidelity.zig").Head;
 const shapes = @import("../shape.zig");
 
 /// How the rows of an input stand in memory.
@@ -63,6 +64,8 @@ pub const Rows = struct {
     first: u32 = 0,
     /// The newest rows a query may see, by the layer's own window; null for all.
     window_tokens: ?u32 = null,
+    /// What queries are measured for, [kv_head]; empty where nobody asked.
+    fidelity: []Head = &.{},
     place: Place,
 
     pub const Place = union(enum) {

@@ -591,13 +591,13 @@ test "fidelity: what is reported is what was done, and no score is off by more t
         var q: [dim]f32 = undefined;
         for (0..8) |i| {
             for (&q) |*value| value.* = prng.random().floatNorm(f32) * @as(f32, @floatFromInt(i + 1));
-            cache.observe(0, &q, 1, 1);
+            var output: [dim]f32 = undefined;
+            try attention.attend(try sequence.rows(0), &q, .{ .softmax_scale = 1 }, &output, &.{});
             const bound = (try cache.fidelity(0))[0].logitErrorBound(dim);
             for (0..tokens) |t| {
                 var truth: f64 = 0;
                 for (q, rows[t * dim ..][0..dim]) |a, b| truth += @as(f64, a) * b;
                 // The newest row that a query far before the end sees, and a window of one.
-                var output: [dim]f32 = undefined;
                 var lse: [1]f32 = undefined;
                 const other = try cache.fork(sequence);
                 defer cache.freeSequence(other);
@@ -609,6 +609,34 @@ test "fidelity: what is reported is what was done, and no score is off by more t
             }
         }
     }
+}
+
+test "attend: what is recorded is the norm of the queries, whatever takes their place" {
+    const gpa = testing.allocator;
+    var cache: PagedCache = try .init(gpa, .{
+        .layers = &.{ .{ .kv_head_count = 1, .head_dim = 32 }, .{ .kv_head_count = 2, .head_dim = 32 } },
+        .max_seq_len = 64,
+        .measures_fidelity = true,
+    });
+    defer cache.deinit();
+    const sequence = try cache.createSequence();
+    const rows: [64]f32 = @splat(0.001);
+    _ = try sequence.append(0, .fromF32(rows[0..32]), .fromF32(rows[0..32]));
+    _ = try sequence.append(1, .fromF32(&rows), .fromF32(&rows));
+    try cache.commit(sequence, 1);
+    var q: [64]f32 = @splat(0);
+    q[3] = 1000;
+    q[32 + 5] = -20;
+    try attention.attend(try sequence.rows(1), &q, .{ .softmax_scale = 0.5 }, &q, &.{});
+    const heads = try cache.fidelity(1);
+    try testing.expectEqual(500, heads[0].query_norm_max);
+    try testing.expectEqual(10, heads[1].query_norm_max);
+    try testing.expectEqual(0, (try cache.fidelity(0))[0].query_norm_max);
+    // Refused queries are not seen.
+    q[3] = 3000;
+    const refused = attention.attend(try sequence.rows(1), &q, .{ .query_count = 3 }, &q, &.{});
+    try testing.expectError(error.InvalidSize, refused);
+    try testing.expectEqual(500, heads[0].query_norm_max);
 }
 
 test "max_logit_error: keys that 4 bits would harm take 8, and at last floats" {
