@@ -5,7 +5,7 @@
  */
 
 import { checkBytes, checkCount } from "./config.ts";
-import { adapter, type LevelName, levelNames, library, libraryPath } from "./ffi/library.ts";
+import { adapter, type LevelName, levelNames, library, libraryPath, unreadableVariables } from "./ffi/library.ts";
 import { newRecord, uint64At } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
 import { finalizedCaches } from "./finalization.ts";
@@ -37,6 +37,11 @@ export interface SystemInfo {
   readonly reservedBytes: number;
   /** The file the library was opened from. */
   readonly libraryPath: string;
+  /**
+   * Variables of the environment that kvern may not read and therefore did not heed, `KVERN_LEVEL` say: in Deno each
+   * takes `--allow-env=<name>`. Empty in Bun.
+   */
+  readonly unreadableVariables: string[];
   /** The runtime this runs in. */
   readonly runtime: "deno" | "bun";
 }
@@ -69,6 +74,7 @@ export function systemInfo(): SystemInfo {
     finalizedCaches: finalizedCaches(),
     reservedBytes: uint64At(record, 8),
     libraryPath: libraryPath(),
+    unreadableVariables: unreadableVariables(),
     runtime: adapter.name,
   };
 }

@@ -1,13 +1,14 @@
 /** How the native library is found and opened, and what is said when it cannot be. */
 
 import assert from "node:assert/strict";
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
-import { pathToFileURL } from "node:url";
+import { fileURLToPath, pathToFileURL } from "node:url";
 import { systemInfo } from "../mod.ts";
+import { packageRoot } from "../src/ffi/places.ts";
 import { type ChildOptions, inDeno, MOD, runCode } from "./child.ts";
 
 const { libraryPath } = systemInfo();
@@ -66,6 +67,48 @@ test("KVERN_LIB names a path or a file: URL, and no other library is tried", () 
       assert.equal((ask(INFO, { env: { KVERN_LIB: named } }) as { libraryPath: string }).libraryPath, copy);
     }
   });
+});
+
+test("a relative KVERN_LIB begins at the current directory, a bare name too", () => {
+  withFolder((folder) => {
+    const copy = join(folder, basename(libraryPath));
+    copyFileSync(libraryPath, copy);
+    for (const named of [basename(copy), `./${basename(copy)}`, `../${basename(folder)}/${basename(copy)}`]) {
+      const body = `process.chdir(${JSON.stringify(folder)}); ${INFO}`;
+      const result = ask(`import process from "node:process"; ${body}`, { env: { KVERN_LIB: named } });
+      assert.equal((result as { libraryPath: string }).libraryPath, join(realpathSync(folder), basename(copy)), named);
+    }
+  });
+});
+
+test("KVERN_LIB that is neither a path nor a URL of a file on this machine is refused, and said", () => {
+  const wrong = ["file://host/libkvern.so", "file:///a%2Fb.so", "file:///a%00b", "file:libkvern.so", "https://a/b.so"];
+  for (const named of wrong) {
+    const { code, message } = ask(INFO, { env: { KVERN_LIB: named } }) as { code: string; message: string };
+    assert.equal(code, "library_unavailable", named);
+    assert.equal(
+      message,
+      "Cannot open the native library as KVERN_LIB must be a path, or a file: URL of one on this machine: " +
+        `KVERN_LIB is ${named}`,
+    );
+  }
+});
+
+test("the package ends at its root: a bundle and what came over the network have none", () => {
+  const root = fileURLToPath(new URL("..", import.meta.url)).replace(/[\\/]$/, "");
+  for (const name of ["library.ts", "library.js"]) {
+    assert.equal(packageRoot(pathToFileURL(join(root, "src", "ffi", name)).href), root);
+  }
+  const others = [
+    undefined,
+    "",
+    "file:///app/dist/bundle.js",
+    "file:///app/dist/library.ts",
+    "file:///$bunfs/root/program",
+    "https://example.com/kvern/src/ffi/library.ts",
+    "data:text/javascript,0/src/ffi/library.ts",
+  ];
+  for (const url of others) assert.equal(packageRoot(url), undefined, url);
 });
 
 test("a file that is no library is named with the reason", () => {
@@ -191,9 +234,21 @@ test(`the library is found without any permission but its own${denoOnly}`, { ski
   assert.equal(result.libraryPath, libraryPath);
 });
 
+test("systemInfo() names the variables it may not read, and only those", () => {
+  const unreadable = (...denoFlags: string[]) =>
+    (ask(INFO, { env: { KVERN_LEVEL: undefined }, denoFlags }) as { unreadableVariables: string[] })
+      .unreadableVariables;
+  const all = inDeno ? unreadable("--allow-ffi") : [];
+  if (inDeno) {
+    assert.deepEqual(all.slice(0, 3), ["KVERN_LIB", "KVERN_LEVEL", "KVERN_THREADS"]);
+    const others = all.filter((name) => name !== "KVERN_LEVEL");
+    assert.deepEqual(unreadable("--allow-ffi", "--allow-env=KVERN_LEVEL"), others);
+  }
+  assert.deepEqual(unreadable("-A"), []);
+});
+
 test(`without --allow-ffi the text names the exact flag${denoOnly}`, { skip: !inDeno }, () => {
-  // Never no flag at all: Deno's child_process then adds -A for Node's sake.
-  for (const denoFlags of [["--allow-sys"], ["--allow-read"], ["--allow-ffi=/elsewhere"], ["-A", "--deny-ffi"]]) {
+  for (const denoFlags of [["--allow-read"], ["--allow-read", "--allow-ffi=/elsewhere"], ["-A", "--deny-ffi"]]) {
     const result = ask(`console.log(JSON.stringify(attempt(systemInfo)));`, {
       denoFlags,
       env: { KVERN_LIB: undefined },

@@ -160,7 +160,7 @@ type Rows = readonly RegExp[];
 
 const TYPESCRIPT_ROWS: Rows = [
   /^src\/(error|ffi\/exports)\.ts$/,
-  /^src\/ffi\/(deno|bun|status)\.ts$/,
+  /^src\/ffi\/(deno|bun|places|status)\.ts$/,
   /^src\/ffi\/library\.ts$/,
   /^src\/(config|option_names|typed_array|ffi\/record)\.ts$/,
   /^src\/[a-z0-9_]+\.ts$/,
@@ -219,7 +219,7 @@ function typeScriptDoorComplaints(graph: Map<string, string[]>): string[] {
       const isUser = /^(tests|benches|examples)\//.test(path);
       const looksAtFfi = /^tests\/((abi|hostile|tidy|record|status|library|ffi)_test|abi_calls)\.ts$/.test(path);
       // The rivals come as packages of npm, like the tools.
-      const runsTools = /^tests\/(all\.ts|(all|tidy|package|toolchain)_test\.ts)$|^benches\/rivals\/install\.ts$/
+      const runsTools = /^tests\/(all\.ts|(all|bundle|package|tidy|toolchain)_test\.ts)$|^benches\/rivals\/install\.ts$/
         .test(path);
       const mayImport = isInside
         ? !isUser || imported === "mod.ts" || /^(tests|benches|examples)\//.test(imported) ||

@@ -7,6 +7,7 @@
  * @module
  */
 
+import { existsSync } from "node:fs";
 import process from "node:process";
 import { EXPORTS, type Library, type Word } from "./exports.ts";
 
@@ -52,13 +53,23 @@ export function env(variable: string): string | undefined {
 }
 
 /** Bun has no permissions. */
-export function permission(_path: string): "granted" {
-  return "granted";
+export function mayReadEnv(_variable: string): boolean {
+  return true;
 }
 
-/** Whether a file is there is left to the attempt to open it. */
-export function mayExist(_path: string): boolean {
+/** Bun has no permissions. */
+export function mayOpen(_path: string): boolean {
   return true;
+}
+
+/** Bun has nobody to ask. */
+export function ask(_path: string): boolean {
+  return true;
+}
+
+/** Is there such a file, on the disk or within the program that Bun compiled? */
+export function mayExist(path: string): boolean {
+  return existsSync(path);
 }
 
 /** Bun has no permissions. */

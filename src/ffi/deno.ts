@@ -16,7 +16,10 @@ type Permission = { name: "ffi"; path?: string } | { name: "read"; path: string 
 /** The part of Deno that is used here. */
 interface DenoApi {
   dlopen(path: string, symbols: typeof EXPORTS): { symbols: Library };
-  readonly permissions: { querySync(permission: Permission): { state: State } };
+  readonly permissions: {
+    querySync(permission: Permission): { state: State };
+    requestSync(permission: Permission): { state: State };
+  };
   readonly env: { get(name: string): string | undefined };
   readonly errors: { NotCapable: new () => Error };
   statSync(path: string): unknown;
@@ -46,12 +49,22 @@ export function open(path: string): Library {
 
 /** A variable of the environment, if reading it is allowed already: a library asks nobody for its own settings. */
 export function env(variable: string): string | undefined {
-  return state({ name: "env", variable }) === "granted" ? api().env.get(variable) : undefined;
+  return mayReadEnv(variable) ? api().env.get(variable) : undefined;
 }
 
-/** May this path be opened, might the user allow it when asked, or is it refused? */
-export function permission(path: string): State {
-  return state({ name: "ffi", path });
+/** May this variable be read without asking? */
+export function mayReadEnv(variable: string): boolean {
+  return state({ name: "env", variable }) === "granted";
+}
+
+/** May this path be opened without asking? */
+export function mayOpen(path: string): boolean {
+  return state({ name: "ffi", path }) === "granted";
+}
+
+/** Asks the user for this path, where there is a user to ask: may it, or what lies below it, be opened? */
+export function ask(path: string): boolean {
+  return api().permissions.requestSync({ name: "ffi", path }).state === "granted";
 }
 
 /** May this file be read without asking? */

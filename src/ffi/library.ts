@@ -5,24 +5,31 @@
  * (`zig/zig-out`); the one the package carries (`lib/<target>`). It is never closed: closing a library whose threads
  * are alive crashes both runtimes. This is the only file that asks which runtime it is in.
  *
+ * A program that `bun build --compile` makes may carry the library, and names it before the first use:
+ *
+ *     import path from "./libkvern.so" with { type: "file" };
+ *     process.env.KVERN_LIB = path;
+ *
  * @module
  */
 
 import { closeSync, openSync, readSync, statSync } from "node:fs";
 import process from "node:process";
-import { fileURLToPath } from "node:url";
 import { KvError } from "../error.ts";
 import * as bun from "./bun.ts";
 import * as deno from "./deno.ts";
 import { ABI_VERSION, type Library } from "./exports.ts";
+import { namedPlace, packagePlaces, packageRoot } from "./places.ts";
 
 /** What both adapters offer. */
 interface Adapter {
   readonly name: "deno" | "bun";
   readonly viewBytesMax: number;
   open(path: string): Library;
-  env(variable: string): string | undefined;
-  permission(path: string): "granted" | "prompt" | "denied";
+  env(variable: Variable): string | undefined;
+  mayReadEnv(variable: Variable): boolean;
+  mayOpen(path: string): boolean;
+  ask(path: string): boolean;
   mayExist(path: string): boolean;
   mayRead(path: string): boolean;
   isDenial(error: unknown): boolean;
@@ -33,7 +40,15 @@ interface Adapter {
 interface Opened {
   readonly library: Library;
   readonly path: string;
+  readonly unreadableVariables: string[];
 }
+
+/** The variables of the environment that count, once, when the library is opened. */
+const VARIABLES = ["KVERN_LIB", "KVERN_LEVEL", "KVERN_THREADS"] as const;
+type Variable = typeof VARIABLES[number];
+
+/** What helps wherever the library is not found. */
+const NAME_IT = "name one in KVERN_LIB (which Deno reads with --allow-env=KVERN_LIB)";
 
 /** CPU levels by name; the numbers are those of the ABI. */
 export const LEVELS = { v2: 1, v3: 2, avx512: 3, amx: 4, neon: 5, dotprod: 6 } as const;
@@ -59,6 +74,11 @@ export function libraryPath(): string {
   return (opened ??= find()).path;
 }
 
+/** The variables that were not read, as the runtime did not allow it; opens the library if need be. */
+export function unreadableVariables(): string[] {
+  return [...(opened ??= find()).unreadableVariables];
+}
+
 /** The names of the levels whose bits, `1 << level`, are set in `mask`, lowest first. */
 export function levelNames(mask: number): LevelName[] {
   return (Object.keys(LEVELS) as LevelName[]).filter((level) => (mask >>> LEVELS[level] & 1) === 1);
@@ -69,55 +89,63 @@ function find(): Opened {
   if (!("Deno" in globalThis || "Bun" in globalThis)) {
     throw new KvError("library_unavailable", "Cannot open the native library as kvern runs in Deno and Bun only");
   }
+  const { paths, folder } = candidates();
   const failures: string[] = [];
-  const denied: string[] = [];
-  const paths = candidates().map((path) => ({ path, permission: adapter.permission(path) }));
-  for (const state of ["granted", "prompt"] as const) {
-    for (const { path } of paths.filter(({ path, permission }) => permission === state && adapter.mayExist(path))) {
-      try {
-        if (adapter.mayRead(path)) checkWhole(path);
-        return { library: prepare(adapter.open(path)), path };
-      } catch (error) {
-        if (error instanceof KvError) throw error;
-        if (adapter.isDenial(error)) denied.push(path);
-        else failures.push(`${path} (${error instanceof Error ? error.message : error})`);
-      }
+  let denied: string | undefined; // what to allow, a path that is there
+  const there = paths.filter((path) => adapter.mayExist(path));
+  for (const path of [...there.filter(adapter.mayOpen), ...there.filter((path) => !adapter.mayOpen(path))]) {
+    // Without the permission to look, nobody knows which of several files is there; the folder of all of them is.
+    const wanted = adapter.mayRead(path) ? path : folder;
+    if (!adapter.mayOpen(path) && (denied !== undefined || !adapter.ask(wanted))) {
+      denied ??= wanted;
+      continue;
+    }
+    try {
+      if (adapter.mayRead(path)) checkWhole(path);
+      const library = prepare(adapter.open(path));
+      return { library, path, unreadableVariables: VARIABLES.filter((variable) => !adapter.mayReadEnv(variable)) };
+    } catch (error) {
+      if (error instanceof KvError) throw error;
+      if (adapter.isDenial(error)) denied ??= path;
+      else failures.push(`${path} (${error instanceof Error ? error.message : error})`);
     }
   }
-  denied.push(
-    ...paths.filter((row) => row.permission === "denied" && adapter.mayExist(row.path)).map((row) => row.path),
-  );
-  const others = failures.length > 0 ? `; tried ${failures.join(", ")}` : "";
-  if (denied.length > 0) {
-    throw new KvError(
+  throw unopened(paths, failures, denied);
+}
+
+/** What is said when no place has a library that opens. */
+function unopened(paths: string[], failures: string[], denied: string | undefined): KvError {
+  if (denied !== undefined) {
+    const others = failures.length > 0 ? `; tried ${failures.join(", ")}` : "";
+    return new KvError(
       "needs_permission",
-      `Cannot open the native library as Deno needs a permission for it: run with --allow-ffi=${denied[0]}${others}`,
+      `Cannot open the native library as Deno needs a permission for it: run with --allow-ffi=${denied}${others}`,
     );
   }
-  const tried = failures.length > 0 ? failures : paths.map(({ path }) => `${path} (no such file)`);
-  throw new KvError(
+  const tried = failures.length > 0 ? failures : paths.map((path) => `${path} (no such file)`);
+  return new KvError(
     "library_unavailable",
     "Cannot open the native library as none of its places has one that works: " +
-      `tried ${tried.join(", ") || "nothing, as this module was not loaded from a file"}; ` +
-      "build it with `deno task build` or `cd zig && zig build`, or name one in KVERN_LIB " +
-      "(which Deno reads with --allow-env=KVERN_LIB)",
+      `tried ${tried.join(", ") || `nothing, as there is none for ${process.platform}`}; ` +
+      "build it with `deno task build` or `cd zig && zig build`, " +
+      `or ${NAME_IT}`,
   );
 }
 
-/** The places of the library, best first. */
-function candidates(): string[] {
+/** The places of the library, best first, and the folder of them all. */
+function candidates(): { paths: string[]; folder: string } {
   const named = adapter.env("KVERN_LIB");
-  if (named) return [named.startsWith("file:") ? fileURLToPath(named) : named];
-  const root = new URL("../../", import.meta.url);
-  if (root.protocol !== "file:") return [];
-  const arch = process.arch === "arm64" ? "aarch64" : "x86_64";
-  const places: Record<string, string[]> = {
-    // Of the two a machine can load one, and opening the other fails harmlessly.
-    linux: ["zig/zig-out/lib", `lib/${arch}-linux-gnu`, `lib/${arch}-linux-musl`].map((at) => `${at}/libkvern.so`),
-    darwin: ["zig/zig-out/lib", `lib/${arch}-macos`].map((at) => `${at}/libkvern.dylib`),
-    win32: ["zig/zig-out/bin", `lib/${arch}-windows`].map((at) => `${at}/kvern.dll`),
-  };
-  return (places[process.platform] ?? []).map((place) => fileURLToPath(new URL(place, root)));
+  if (named) {
+    const path = namedPlace(named);
+    return { paths: [path], folder: path };
+  }
+  const folder = packageRoot(import.meta.url);
+  if (folder !== undefined) return { paths: packagePlaces(folder), folder };
+  throw new KvError(
+    "library_unavailable",
+    "Cannot open the native library as this module is not a file of its package, where the library lies, but bundled " +
+      `or loaded over the network: ${NAME_IT}`,
+  );
 }
 
 /**
@@ -128,8 +156,13 @@ function candidates(): string[] {
  */
 function checkWhole(path: string): void {
   const facts = statSync(path, { throwIfNoEntry: false });
-  if (!facts?.isFile()) return; // or a bare name that the system searches for
-  const file = openSync(path, "r");
+  if (!facts?.isFile()) return;
+  let file: number;
+  try {
+    file = openSync(path, "r");
+  } catch {
+    return; // a file within a program that Bun compiled can be loaded, not opened
+  }
   try {
     const header = new Uint32Array(16);
     if (readSync(file, header) < header.byteLength) return;
