@@ -155,11 +155,13 @@ test {
     _ = quantization;
     _ = sequence;
     _ = status;
+    _ = @import("abi/entries.zig");
     _ = @import("abi/handle.zig");
     _ = @import("abi/memory_test.zig");
     _ = @import("abi/record.zig");
     _ = @import("abi/abi_test.zig");
     _ = @import("abi/buffer_pool_test.zig");
+    _ = @import("abi/freed_test.zig");
     _ = @import("abi/quantization_test.zig");
 }
 

@@ -15,9 +15,10 @@ const BufferRecord = extern struct {
     length: u32,
 };
 
-/// Gives a buffer of `pool` a handle, or goes without it.
-pub fn name(buffer: AlignedBuffer, pool: *handle.Object) i32 {
-    return handle.create(.buffer, .{ .buffer = .{ .buffer = buffer, .pool = pool } }) catch |err| {
+/// Gives a buffer of `pool` a handle, or goes without it. `from` is what it was asked of: the pool, or another buffer,
+/// which may be what still keeps a pool that was freed.
+pub fn name(buffer: AlignedBuffer, pool: *handle.Object, from: *handle.Object) i32 {
+    return handle.create(.buffer, .{ .buffer = .{ .buffer = buffer, .pool = pool } }, from) catch |err| {
         var unnamed = buffer;
         unnamed.deinit();
         return status.fromError(err);
@@ -32,7 +33,7 @@ pub fn clone(word: u32) callconv(.c) i32 {
     const use = handle.begin(.buffer, word) catch |err| return status.fromError(err);
     defer use.end();
     const buffer = use.target.clone() catch |err| return status.fromError(err);
-    return name(buffer, use.object.body.buffer.pool);
+    return name(buffer, use.object.body.buffer.pool, use.object);
 }
 
 pub fn info(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {

@@ -33,7 +33,7 @@ pub fn create(options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
     return handle.create(.buffer_pool, .{ .buffer_pool = .init(memory.gpa, .{
         .buffers_per_class = parsed.buffers_per_class,
         .bytes_max = if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
-    }) }) catch |err| status.fromError(err);
+    }) }, null) catch |err| status.fromError(err);
 }
 
 /// Buffers in use stay, and the pool with them; what it keeps goes at once.
@@ -86,5 +86,5 @@ pub fn acquire(word: u32, bytes: f64) callconv(.c) i32 {
     // Written so that NaN is refused.
     if (!(bytes >= 0 and bytes <= buffer_pool.buffer_bytes_max)) return status.fromError(error.InvalidSize);
     const buffer = use.target.acquire(@intFromFloat(@ceil(bytes))) catch |err| return status.fromError(err);
-    return aligned_buffer.name(buffer, use.object);
+    return aligned_buffer.name(buffer, use.object, use.object);
 }

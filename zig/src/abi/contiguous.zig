@@ -90,7 +90,7 @@ pub fn create(options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
     const parsed = ContiguousRecord.read(options, options_bytes) catch |err| return status.fromError(err);
     checkTables(parsed.shape()) catch |err| return status.fromError(err);
     var cache = ContiguousCache.initSlabs(gpa, memory.slabs, parsed) catch |err| return status.fromError(err);
-    return handle.create(.contiguous, .{ .contiguous = cache }) catch |err| {
+    return handle.create(.contiguous, .{ .contiguous = cache }, null) catch |err| {
         cache.deinit();
         return status.fromError(err);
     };

@@ -1,14 +1,11 @@
 //! Handles: how callers name native objects without ever holding a pointer.
 //!
-//!     bit 30..28 kind | 27..16 generation | 15..0 entry        0 is never a handle
-//!
-//! A handle is checked on every call. Freeing an entry changes its generation, so an old handle is stale until the
-//! generation has wrapped, 4096 frees of the same entry later; entries are used again first in, first out, which makes
-//! that as late as it can be.
+//! A handle is a word of `entries.zig`, which is checked on every call and says how long an old one stays stale.
 //!
 //! An object is used under its own lock and counts its references: the handles that name it or a part of it, the calls
 //! that use it now, and, for a pool, the caches on it or its buffers. It is destroyed with the last of them, so freeing an
 //! object while another thread is in a call on it takes its handles away at once and the object when that call is over.
+//! From the free on it takes no new handle: a call that is making a part of it, or something on it, is refused.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -16,6 +13,9 @@ const buffer_pool = @import("../device/buffer_pool.zig");
 const AlignedBuffer = buffer_pool.AlignedBuffer;
 const BufferPool = buffer_pool.BufferPool;
 const cpu = @import("../device/cpu.zig");
+const entry_list = @import("entries.zig");
+const Entries = entry_list.Entries;
+const none = entry_list.none;
 const BlockPools = @import("../cache/block_pools.zig").BlockPools;
 const ContiguousCache = @import("../cache/contiguous.zig").ContiguousCache;
 const memory = @import("memory.zig");
@@ -47,20 +47,14 @@ pub const Kind = enum(u3) {
     }
 };
 
-const Handle = packed struct(u32) {
-    entry: u16,
-    generation: u12,
-    kind: u3,
-    zero: u1 = 0,
-};
-
-const entry_count_max = std.math.maxInt(u16);
-const none: u32 = std.math.maxInt(u32);
-
 pub const Object = struct {
     lock: std.Io.Mutex = .init,
-    /// Counted under the table's lock.
+    /// Counted under the table's lock, as the next two are read and written.
     references: u32 = 0,
+    /// Its handle was taken away.
+    freed: bool = false,
+    /// First of its entries: its own and those of its sequences.
+    entry_first: u32 = none,
     body: Body,
 
     pub const Body = union(enum) {
@@ -85,22 +79,19 @@ pub const Object = struct {
 };
 
 const Entry = struct {
-    generation: u12 = 0,
-    kind: Kind = .contiguous,
-    /// Null when the entry is free.
-    object: ?*Object = null,
+    kind: Kind,
+    object: *Object,
     /// Of a `paged` object, for a handle of that kind.
-    sequence: ?*Sequence = null,
-    /// The next free entry.
-    next_free: u32 = none,
+    sequence: ?*Sequence,
+    /// In the list of the object's entries.
+    next: u32,
+    previous: u32 = none,
 };
 
 /// All handles of the process. The lock is held for a few instructions at a time, never while an object is used.
 var table: struct {
     lock: std.Io.Mutex = .init,
-    entries: std.ArrayList(Entry) = .empty,
-    free_first: u32 = none,
-    free_last: u32 = none,
+    entries: Entries(Entry) = .{},
 } = .{};
 
 /// A locked object for the length of one call.
@@ -116,13 +107,17 @@ pub fn Use(comptime kind: Kind) type {
     };
 }
 
-/// Takes ownership of a body and names it. On failure the body is still the caller's.
-pub fn create(comptime kind: Kind, body: Object.Body) error{OutOfMemory}!i32 {
+pub const CreateError = error{ OutOfMemory, StaleHandle };
+
+/// Takes ownership of a body and names it. `from` is what the body is on or was made of, if there is such an object: when
+/// that was freed meanwhile, this is `StaleHandle`. On failure the body is still the caller's.
+pub fn create(comptime kind: Kind, body: Object.Body, from: ?*Object) CreateError!i32 {
     const object = try gpa.create(Object);
     errdefer gpa.destroy(object);
     object.* = .{ .body = body };
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
+    if (from) |origin| if (origin.freed) return error.StaleHandle;
     const word = try enter(kind, object, null);
     if (body == .paged) if (body.paged.pool) |pool| {
         pool.references += 1;
@@ -132,7 +127,7 @@ pub fn create(comptime kind: Kind, body: Object.Body) error{OutOfMemory}!i32 {
 }
 
 /// Names a sequence of a paged object that the caller holds, by its own handle or by one of another sequence.
-pub fn createSequence(object: *Object, sequence: *Sequence) error{OutOfMemory}!i32 {
+pub fn createSequence(object: *Object, sequence: *Sequence) CreateError!i32 {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
     return enter(.sequence, object, sequence);
@@ -165,7 +160,7 @@ pub fn begin(comptime kind: Kind, word: u32) error{StaleHandle}!Use(kind) {
 pub fn sequenceOf(object: *const Object, word: u32) error{StaleHandle}!*Sequence {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
-    const entry = &table.entries.items[try find(.sequence, word)];
+    const entry = table.entries.at(try find(.sequence, word));
     if (entry.object != object) return error.StaleHandle;
     return entry.sequence.?;
 }
@@ -179,12 +174,10 @@ pub fn free(comptime kind: Kind, word: u32) error{StaleHandle}!void {
         table.lock.lockUncancelable(cpu.io());
         defer table.lock.unlock(cpu.io());
         const index = try find(kind, word);
-        const object = table.entries.items[index].object.?;
+        const object = table.entries.at(index).object;
         leave(index);
-        if (kind == .paged) for (table.entries.items, 0..) |*entry, i| if (entry.object == object) {
-            leave(@intCast(i));
-            released += 1;
-        };
+        object.freed = true;
+        while (object.entry_first != none) : (released += 1) leave(object.entry_first);
         break :taken object;
     };
     for (0..released) |_| release(object);
@@ -209,7 +202,7 @@ fn freeSequence(word: u32) error{StaleHandle}!void {
 pub fn retain(comptime kind: Kind, word: u32) error{StaleHandle}!*Object {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
-    const object = table.entries.items[try find(kind, word)].object.?;
+    const object = table.entries.at(try find(kind, word)).object;
     object.references += 1;
     return object;
 }
@@ -245,8 +238,9 @@ pub fn totals() Totals {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
     var result: Totals = .{ .live_count = 0, .reserved_bytes = 0 };
-    for (table.entries.items) |entry| {
-        const object = entry.object orelse continue;
+    for (table.entries.rows.items) |row| {
+        const entry = row.content orelse continue;
+        const object = entry.object;
         switch (entry.kind) {
             .contiguous => result.reserved_bytes += object.body.contiguous.stats().reserved_bytes,
             .paged => for (object.body.paged.cache.owned_pools) |*pools| {
@@ -264,58 +258,37 @@ pub fn totals() Totals {
 
 /// The entry of a live handle. Call with the table locked.
 fn find(kind: Kind, word: u32) error{StaleHandle}!u16 {
-    const handle: Handle = @bitCast(word);
-    if (handle.zero != 0 or handle.kind != @intFromEnum(kind)) return error.StaleHandle;
-    if (handle.entry >= table.entries.items.len) return error.StaleHandle;
-    const entry = &table.entries.items[handle.entry];
-    if (entry.object == null or entry.kind != kind or entry.generation != handle.generation) return error.StaleHandle;
-    return handle.entry;
+    const found = table.entries.find(word) orelse return error.StaleHandle;
+    if (found.kind != @intFromEnum(kind) or table.entries.at(found.index).kind != kind) return error.StaleHandle;
+    return found.index;
 }
 
 /// Gives an object a handle, which is a reference. Call with the table locked.
-fn enter(kind: Kind, object: *Object, sequence: ?*Sequence) error{OutOfMemory}!i32 {
-    const index = try takeEntry();
-    const entry = &table.entries.items[index];
-    assert(entry.object == null);
-    entry.kind = kind;
-    entry.object = object;
-    entry.sequence = sequence;
+fn enter(kind: Kind, object: *Object, sequence: ?*Sequence) CreateError!i32 {
+    if (object.freed) return error.StaleHandle;
+    const index = try table.entries.take(gpa, .{
+        .kind = kind,
+        .object = object,
+        .sequence = sequence,
+        .next = object.entry_first,
+    });
+    if (object.entry_first != none) table.entries.at(object.entry_first).previous = index;
+    object.entry_first = index;
     object.references += 1;
-    const handle: Handle = .{ .entry = @intCast(index), .generation = entry.generation, .kind = @intFromEnum(kind) };
-    return @intCast(@as(u32, @bitCast(handle)));
+    return @intCast(table.entries.word(index, @intFromEnum(kind)));
 }
 
 /// Takes a handle away; its reference is the caller's now. Call with the table locked.
-fn leave(index: u16) void {
-    const entry = &table.entries.items[index];
-    entry.object = null;
-    entry.sequence = null;
-    entry.generation +%= 1;
-    giveEntry(index);
-}
-
-fn takeEntry() error{OutOfMemory}!u32 {
-    if (table.free_first == none) {
-        if (table.entries.items.len == entry_count_max) return error.OutOfMemory;
-        try table.entries.append(gpa, .{});
-        return @intCast(table.entries.items.len - 1);
-    }
-    const index = table.free_first;
-    const entry = &table.entries.items[index];
-    table.free_first = entry.next_free;
-    if (table.free_first == none) table.free_last = none;
-    entry.next_free = none;
-    return index;
-}
-
-fn giveEntry(index: u32) void {
-    table.entries.items[index].next_free = none;
-    if (table.free_last == none) {
-        table.free_first = index;
+fn leave(index: u32) void {
+    const entry = table.entries.at(index).*;
+    if (entry.previous == none) {
+        assert(entry.object.entry_first == index);
+        entry.object.entry_first = entry.next;
     } else {
-        table.entries.items[table.free_last].next_free = index;
+        table.entries.at(entry.previous).next = entry.next;
     }
-    table.free_last = index;
+    if (entry.next != none) table.entries.at(entry.next).previous = entry.previous;
+    table.entries.give(index);
 }
 
 const testing = std.testing;
@@ -325,8 +298,8 @@ fn testCache() !Object.Body {
 }
 
 test "a handle is positive, stale once freed, and its entry comes back last" {
-    const first = try create(.contiguous, try testCache());
-    const second = try create(.contiguous, try testCache());
+    const first = try create(.contiguous, try testCache(), null);
+    const second = try create(.contiguous, try testCache(), null);
     try testing.expect(first > 0 and second > 0 and first != second);
     (try begin(.contiguous, @intCast(first))).end();
     try testing.expectError(error.StaleHandle, begin(.paged, @intCast(first)));
@@ -334,7 +307,7 @@ test "a handle is positive, stale once freed, and its entry comes back last" {
     try testing.expectError(error.StaleHandle, free(.contiguous, @intCast(first)));
     try testing.expectError(error.StaleHandle, begin(.contiguous, @intCast(first)));
     try free(.contiguous, @intCast(second));
-    const third = try create(.contiguous, try testCache());
+    const third = try create(.contiguous, try testCache(), null);
     try testing.expect(third != first and third != second);
     try free(.contiguous, @intCast(third));
     for ([_]u32{ 0, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff }) |word| {
@@ -343,7 +316,7 @@ test "a handle is positive, stale once freed, and its entry comes back last" {
 }
 
 test "an object freed during a call lives until the call is over" {
-    const handle = try create(.contiguous, try testCache());
+    const handle = try create(.contiguous, try testCache(), null);
     const before = totals();
     const use = try begin(.contiguous, @intCast(handle));
     try free(.contiguous, @intCast(handle));
@@ -362,7 +335,7 @@ test "sequences: handles of their own, gone with the cache; a pool lives as long
         .block_size = 2,
         .dtype_k = .f16,
         .dtype_v = .f16,
-    }, 1 << 20, null) });
+    }, 1 << 20, null) }, null);
     const pool = try retain(.pool, @intCast(pool_handle));
     const handle = try create(.paged, .{ .paged = .{
         .cache = try .init(gpa, .{
@@ -372,7 +345,7 @@ test "sequences: handles of their own, gone with the cache; a pool lives as long
             .pools = &pool.body.pool,
         }),
         .pool = pool,
-    } });
+    } }, pool);
     release(pool);
     const use = try begin(.paged, @intCast(handle));
     const first = try createSequence(use.object, try use.target.createSequence());

@@ -160,7 +160,7 @@ fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, la
         .pools = if (pool) |object| &object.body.pool else null,
     });
     errdefer cache.deinit();
-    return handle.create(.paged, .{ .paged = .{ .cache = cache, .pool = pool } });
+    return handle.create(.paged, .{ .paged = .{ .cache = cache, .pool = pool } }, pool);
 }
 
 pub fn free(word: u32) callconv(.c) i32 {

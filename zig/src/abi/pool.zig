@@ -85,7 +85,7 @@ fn createPool(source: ?[*]const u8, source_bytes: u32) status.Error!i32 {
         null,
     );
     errdefer pools.deinit();
-    return handle.create(.pool, .{ .pool = pools });
+    return handle.create(.pool, .{ .pool = pools }, null);
 }
 
 pub fn free(word: u32) callconv(.c) i32 {

@@ -1,0 +1,178 @@
+//! Objects that are freed while another thread is in a call that makes a part of them, or something on them.
+
+const std = @import("std");
+const testing = std.testing;
+const buffers = @import("aligned_buffer.zig");
+const buffer_pool = @import("buffer_pool.zig");
+const handle = @import("handle.zig");
+const paged = @import("paged.zig");
+const pool = @import("pool.zig");
+const sequences = @import("sequence.zig");
+const status = @import("status.zig");
+
+const stale = @intFromEnum(status.Status.stale_handle);
+
+fn bytes(pointer: anytype) [*]u8 {
+    return @ptrCast(@constCast(pointer));
+}
+
+fn live(word: i32) !u32 {
+    return std.math.cast(u32, word) orelse error.Refused;
+}
+
+/// A pool for one layer of a head of 8, in blocks of 2 rows.
+fn makePool() !u32 {
+    return live(pool.create(bytes(&[_]u32{ 36, 1, 1, 8, 2, 1, 1, 1 << 20, 0 }), 36));
+}
+
+/// A cache for it, which it is on; 0 for one with a pool of its own.
+fn makeCache(pool_word: u32) !u32 {
+    const options = [_]u32{ 44, 1, 2, 64, 1, 1, 0, 0, 0, 0, pool_word };
+    return live(createCache(&options));
+}
+
+fn createCache(options: *const [11]u32) i32 {
+    return paged.create(bytes(options), 44, bytes(&[_]u32{ 1, 8, 0, 0, 0 }), 5);
+}
+
+/// Three rows: two blocks.
+fn fill(sequence: u32) i32 {
+    const rows: [24]f32 = @splat(1);
+    const start = sequences.append(sequence, 0, bytes(&rows), 24, bytes(&rows), 24, 0, 0);
+    return if (start < 0) start else sequences.commit(sequence, 3);
+}
+
+fn usedBlocks(pool_word: u32) !u32 {
+    var words: [22]u32 = @splat(0);
+    words[0] = 88;
+    try testing.expectEqual(0, pool.stats(pool_word, 1, 1, bytes(&words), 88));
+    return words[3];
+}
+
+/// What `call(word)` gives in another thread when the object it works on is freed after the call has begun.
+fn freedMeanwhile(comptime kind: handle.Kind, word: u32, call: *const fn (u32) i32, free_word: u32, free: *const fn (u32) callconv(.c) i32) !i32 {
+    const use = try handle.begin(kind, word);
+    const references = @atomicLoad(u32, &use.object.references, .seq_cst);
+    var answer: i32 = 0;
+    const Caller = struct {
+        fn run(to: *i32, body: *const fn (u32) i32, argument: u32) void {
+            to.* = body(argument);
+        }
+    };
+    const thread = try std.Thread.spawn(.{}, Caller.run, .{ &answer, call, word });
+    // It holds a reference now and waits for the lock, which is ours.
+    while (@atomicLoad(u32, &use.object.references, .seq_cst) == references) std.Thread.yield() catch {};
+    const freed = free(free_word);
+    use.end();
+    thread.join();
+    try testing.expectEqual(0, freed);
+    return answer;
+}
+
+fn acquireOne(word: u32) i32 {
+    return buffer_pool.acquire(word, 100);
+}
+
+fn createSequence(word: u32) i32 {
+    return sequences.create(word);
+}
+
+fn fork(word: u32) i32 {
+    return sequences.fork(word);
+}
+
+fn clone(word: u32) i32 {
+    return buffers.clone(word);
+}
+
+test "a cache that is freed during sequence() or fork() takes no sequence, and its pool is empty" {
+    const before = handle.totals();
+    const pool_word = try makePool();
+    for ([_]bool{ true, false }) |forks| {
+        const cache = try makeCache(pool_word);
+        const sequence = try live(sequences.create(cache));
+        try testing.expectEqual(0, fill(sequence));
+        try testing.expectEqual(2, try usedBlocks(pool_word));
+        try testing.expectEqual(stale, if (forks)
+            try freedMeanwhile(.sequence, sequence, fork, cache, paged.free)
+        else
+            try freedMeanwhile(.paged, cache, createSequence, cache, paged.free));
+        try testing.expectEqual(0, try usedBlocks(pool_word));
+        try testing.expectEqual(stale, sequences.seqLen(sequence));
+    }
+    try testing.expectEqual(0, pool.free(pool_word));
+    try testing.expectEqual(before, handle.totals());
+}
+
+test "a buffer pool or a buffer that is freed meanwhile gives no buffer" {
+    const before = handle.totals();
+    const options = [_]u32{ 16, 2, 1 << 20, 0 };
+    const first = try live(buffer_pool.create(bytes(&options), 16));
+    const buffer = try live(buffer_pool.acquire(first, 100));
+    try testing.expectEqual(stale, try freedMeanwhile(.buffer, buffer, clone, buffer, buffers.free));
+    // `free` itself takes the pool's lock first, so here it is only its handle that goes.
+    const FreeHandle = struct {
+        fn free(word: u32) callconv(.c) i32 {
+            return status.word(handle.free(.buffer_pool, word));
+        }
+    };
+    try testing.expectEqual(stale, try freedMeanwhile(.buffer_pool, first, acquireOne, first, FreeHandle.free));
+    try testing.expectEqual(before, handle.totals());
+}
+
+test "a pool that was freed while a cache on it is being made has no cache" {
+    const before = handle.totals();
+    const pool_word = try makePool();
+    const object = try handle.retain(.pool, pool_word);
+    var cache: @import("../cache/paged.zig").PagedCache = try .init(testing.allocator, .{
+        .layers = &.{.{ .kv_head_count = 1, .head_dim = 8 }},
+        .block_size = 2,
+        .max_seq_len = 8,
+        .pools = &object.body.pool,
+    });
+    try testing.expectEqual(0, pool.free(pool_word));
+    const body: handle.Object.Body = .{ .paged = .{ .cache = cache, .pool = object } };
+    try testing.expectError(error.StaleHandle, handle.create(.paged, body, object));
+    cache.deinit();
+    handle.release(object);
+    try testing.expectEqual(before, handle.totals());
+}
+
+/// Makes and frees sequences of a cache until it is gone.
+fn hammer(cache: u32, failures: *std.atomic.Value(u32)) void {
+    const first = live(sequences.create(cache)) catch return;
+    if (fill(first) != 0) return; // freed in between
+    while (true) {
+        for ([_]i32{ sequences.create(cache), sequences.fork(first) }) |word| {
+            if (word == stale) return;
+            const sequence = live(word) catch {
+                _ = failures.fetchAdd(1, .monotonic);
+                return;
+            };
+            const freed = sequences.free(sequence);
+            if (freed != 0 and freed != stale) _ = failures.fetchAdd(1, .monotonic);
+        }
+    }
+}
+
+test "whoever frees a cache under the hands of others leaves its pool empty" {
+    const before = handle.totals();
+    const pool_word = try makePool();
+    var failures: std.atomic.Value(u32) = .init(0);
+    for (0..100) |round| {
+        const cache = try makeCache(pool_word);
+        var threads: [2]std.Thread = undefined;
+        for (&threads) |*thread| thread.* = try std.Thread.spawn(.{}, hammer, .{ cache, &failures });
+        for (0..round % 10) |_| std.Thread.yield() catch {};
+        try testing.expectEqual(0, paged.free(cache));
+        for (threads) |thread| thread.join();
+        try testing.expectEqual(0, try usedBlocks(pool_word));
+        const options = [_]u32{ 44, 1, 2, 64, 1, 1, 0, 0, 0, 0, pool_word };
+        try testing.expectEqual(0, paged.free(try live(createCache(&options))));
+    }
+    try testing.expectEqual(0, failures.load(.monotonic));
+    try testing.expectEqual(0, pool.free(pool_word));
+    const options = [_]u32{ 44, 1, 2, 64, 1, 1, 0, 0, 0, 0, pool_word };
+    try testing.expectEqual(stale, createCache(&options));
+    try testing.expectEqual(before, handle.totals());
+}
