@@ -7,12 +7,12 @@
 import {
   checkBytes,
   checkCount,
+  checkHeads,
   checkOption,
   dtypeCode,
   dtypeCodes,
   dtypeOf,
   type FloatDType,
-  HEAD_DIM_MAX,
 } from "./config.ts";
 import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
@@ -20,7 +20,7 @@ import { library } from "./ffi/library.ts";
 import { newRecord, poolRecord, uint64At } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { freePartWhenDropped, unwatch } from "./finalization.ts";
-import { checkFits, type KvFormat, type Sides, sidesOf } from "./format.ts";
+import { checkFits, headBytes, type KvFormat, type Sides, sidesOf } from "./format.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /** The caches a {@linkcode BlockPool} is for, and how large it may grow. */
@@ -136,8 +136,7 @@ export class BlockPool {
     const { blockSize = 64, dtype = "f16", maxBytes } = options;
     const words = {
       layerCount: checkOption("layerCount", options.layerCount, action),
-      kvHeadCount: checkOption("kvHeadCount", options.kvHeadCount, action),
-      headDim: checkOption("headDim", options.headDim, action, HEAD_DIM_MAX),
+      ...checkHeads(options.kvHeadCount, options.headDim, action),
       blockSize: checkBlockSize(blockSize, action),
       ...dtypeCodes(dtype, action),
       maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
@@ -152,7 +151,12 @@ export class BlockPool {
     this.#handle = this.#library.kv_pool_create(record, record.byteLength);
     if (this.#handle < 0) {
       throw refusal(this.#handle, action, {
-        block_too_large: () => `a block must fit in maxBytes and in 1 GiB: maxBytes is ${maxBytes ?? "not given"}`,
+        block_too_large: () => {
+          const bytes = layerCount * kvHeadCount * headBytes(tail, headDim, blockSize);
+          return `a block must fit in maxBytes and in 1 GiB: it has ${bytes} bytes, maxBytes is ${
+            maxBytes ?? "not given"
+          }`;
+        },
       });
     }
     freePartWhenDropped(this, freeing(this.#library, this.#handle));

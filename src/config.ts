@@ -9,7 +9,7 @@
 
 import { KvError } from "./error.ts";
 import { library } from "./ffi/library.ts";
-import { contiguousRecord } from "./ffi/record.ts";
+import { contiguousRecord, contiguousWords } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
@@ -90,19 +90,30 @@ export function memoryBytes(options: ContiguousCacheOptions): number {
   const record = recordOf(options, "plan a cache");
   const bytes = new Float64Array(1);
   const status = library().kv_memory_bytes(record, record.byteLength, bytes, bytes.length);
-  if (status < 0) throw refusal(status, "plan a cache");
+  if (status < 0) {
+    throw refusal(status, "plan a cache", {
+      out_of_memory: () => `a number of bytes is exact up to 2^53: K and V need ${bytesText(record)} bytes`,
+    });
+  }
   return bytes[0]!;
+}
+
+/** Bytes of K and V in digits, by the formula: a product that no number of 64 bits need hold. */
+export function bytesText(record: Uint32Array): string {
+  const { layerCount, sequenceCount, maxSeqLen, kvHeadCount, headDim, dtypeK, dtypeV } = contiguousWords(record);
+  const elementBytes = [dtypeK, dtypeV].reduce((sum, code) => sum + (dtypeOf(code) === "f32" ? 4 : 2), 0);
+  const factors = [layerCount, sequenceCount, maxSeqLen, kvHeadCount, headDim, elementBytes];
+  return String(factors.reduce((product, factor) => product * BigInt(factor), 1n));
 }
 
 /** The checked record of `options`; `action` begins the text of a refusal. */
 export function recordOf(options: ContiguousCacheOptions, action: string): Uint32Array {
   checkOptions(options, CONTIGUOUS_NAMES, action);
-  const { dtype = "f32", sequenceCount = 1, maxBytes } = options;
+  const { layerCount, kvHeadCount, headDim, dtype = "f32", sequenceCount = 1, maxBytes } = options;
   return contiguousRecord({
-    layerCount: checkOption("layerCount", options.layerCount, action),
+    layerCount: checkOption("layerCount", layerCount, action),
     sequenceCount: checkOption("sequenceCount", sequenceCount, action),
-    kvHeadCount: checkOption("kvHeadCount", options.kvHeadCount, action),
-    headDim: checkOption("headDim", options.headDim, action, HEAD_DIM_MAX),
+    ...checkHeads(kvHeadCount, headDim, action),
     maxSeqLen: checkOption("maxSeqLen", options.maxSeqLen, action, SEQ_LEN_MAX),
     ...dtypeCodes(dtype, action),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
@@ -117,6 +128,23 @@ export function checkOption(name: string, value: number, action: string, max: nu
     throw new KvError("invalid_config", `Cannot ${action} as ${name} must be ${range}: ${name} is ${value}`);
   }
   return value;
+}
+
+/** The heads of a layer, whose row must be countable in 32 bits; `path` is where the options stand. */
+export function checkHeads(
+  kvHeadCount: number,
+  headDim: number,
+  action: string,
+  path: string = "",
+): { readonly kvHeadCount: number; readonly headDim: number } {
+  checkOption(`${path}kvHeadCount`, kvHeadCount, action);
+  checkOption(`${path}headDim`, headDim, action, HEAD_DIM_MAX);
+  if (kvHeadCount * headDim < 2 ** 32) return { kvHeadCount, headDim };
+  throw new KvError(
+    "invalid_config",
+    `Cannot ${action} as a row of ${path}kvHeadCount times headDim elements must be below 2^32: ` +
+      `kvHeadCount is ${kvHeadCount}, headDim is ${headDim}`,
+  );
 }
 
 /** Bytes travel in 64 bits, so they have a wider range than other counts. */

@@ -9,7 +9,7 @@
  * @module
  */
 
-import { type ContiguousCacheOptions, dtypeOf, type FloatDType, recordOf } from "./config.ts";
+import { bytesText, type ContiguousCacheOptions, dtypeOf, type FloatDType, recordOf } from "./config.ts";
 import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
 import { adapter, library } from "./ffi/library.ts";
@@ -150,10 +150,8 @@ function freeing(native: Library, handle: number): () => void {
 
 /** Says how much was asked for and how much there is. */
 function limitRule(native: Library, record: Uint32Array): string {
-  const bytes = new Float64Array(1);
   const system = newRecord("system");
-  native.kv_memory_bytes(record, record.byteLength, bytes, bytes.length);
   native.kv_system_info(system, system.byteLength);
   const limit = uint64At(record, 8) || uint64At(system, 4);
-  return `the limit of ${limit} bytes would be passed or the system refused: K and V need ${bytes[0]} bytes`;
+  return `the limit of ${limit} bytes would be passed or the system refused: K and V need ${bytesText(record)} bytes`;
 }

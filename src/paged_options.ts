@@ -7,12 +7,12 @@
 import { type BlockPool, checkBlockSize, poolHandle } from "./block_pool.ts";
 import {
   checkBytes,
+  checkHeads,
   checkOption,
   type DType,
   dtypeCodes,
   dtypeOf,
   type FloatDType,
-  HEAD_DIM_MAX,
   SEQ_LEN_MAX,
 } from "./config.ts";
 import { KvError } from "./error.ts";
@@ -274,7 +274,7 @@ function layersOf(options: PagedCacheOptions): PagedLayer[] {
   }
   return Array.from(layers, (layer: LayerShape, i) => {
     checkOptions(layer, LAYER_NAMES, CREATE, `layers[${i}]`);
-    return layerOf(layer as Given<LayerShape>);
+    return layerOf(layer as Given<LayerShape>, `layers[${i}].`);
   });
 }
 
@@ -282,12 +282,12 @@ function layersOf(options: PagedCacheOptions): PagedLayer[] {
 type Given<Options> = { readonly [Name in keyof Options]: Options[Name] | undefined };
 
 /** A checked layer. */
-function layerOf({ kvHeadCount, headDim, windowTokens, store }: Given<LayerShape>): PagedLayer {
+function layerOf({ kvHeadCount, headDim, windowTokens, store }: Given<LayerShape>, path: string = ""): PagedLayer {
+  const window = `${path}windowTokens`;
   return {
-    kvHeadCount: checkOption("kvHeadCount", kvHeadCount!, CREATE),
-    headDim: checkOption("headDim", headDim!, CREATE, HEAD_DIM_MAX),
-    ...(windowTokens === undefined ? {} : { windowTokens: checkOption("windowTokens", windowTokens, CREATE) }),
-    ...(store === undefined ? {} : { store: sidesOf("store", store, CREATE) }),
+    ...checkHeads(kvHeadCount!, headDim!, CREATE, path),
+    ...(windowTokens === undefined ? {} : { windowTokens: checkOption(window, windowTokens, CREATE) }),
+    ...(store === undefined ? {} : { store: sidesOf(`${path}store`, store, CREATE) }),
   };
 }
 

@@ -183,8 +183,10 @@ function tieredWords(
   if (sides === undefined && layers.every((layer) => layer.store === undefined)) {
     throw refuse(rules, "store must be given where no layer has its own: store is undefined");
   }
-  for (const { headDim, store: own = sides } of layers) {
-    if (own !== undefined) checkFits("store", own, headDim, blockSize, rules.action);
+  for (const [i, { headDim, store: own }] of layers.entries()) {
+    const format = own ?? sides;
+    const name = own === undefined ? "store" : `layers[${i}].store`;
+    if (format !== undefined) checkFits(name, format, headDim, blockSize, rules.action);
   }
   const [storeK, storeV] = storeWords(sides);
   return { kind: 1, storeK, storeV, tailTokens, sinkTokens: sinkTokens as number, ...limitWords(limits, rules) };

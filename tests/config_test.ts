@@ -47,6 +47,20 @@ test("memoryBytes() needs no memory, and counts as long as a number is exact", (
   assertCode("out_of_memory", () => memoryBytes(absurd));
 });
 
+test("a refusal gives all digits of the bytes that were asked for", () => {
+  const shape = { layerCount: 1000, kvHeadCount: 1000, headDim: 256, maxSeqLen: 1e9 };
+  const two = 2_048_000_000_000_000_000n;
+  const refused = (call: () => unknown, bytes: bigint) =>
+    assertCode("out_of_memory", call, new RegExp(`: K and V need ${bytes} bytes$`));
+  refused(() => new ContiguousCache(shape), two);
+  refused(() => memoryBytes(shape), two);
+  refused(
+    () => memoryBytes({ ...shape, dtype: { k: "f16", v: "f32" }, sequenceCount: 1e9 }),
+    two * 3n * 10n ** 9n / 4n,
+  );
+  refused(() => new ContiguousCache({ ...shape, dtype: "bf16", sequenceCount: 3 }), two * 3n / 2n);
+});
+
 // Each is refused alike by the planner and by the cache itself.
 for (
   const [name, call] of [
@@ -64,7 +78,10 @@ for (
     assertCode("invalid_config", () => call({ ...good, headDim: 257 }), /1 to 256: headDim is 257$/);
     assertCode("invalid_config", () => call({ ...good, headDim: 2 ** 32 - 1 }));
     assertCode("invalid_config", () => call({ ...good, maxSeqLen: 2 ** 31 }));
-    assertCode("invalid_config", () => call({ ...good, kvHeadCount: 2 ** 32 - 1 })); // a row of 2^35 elements
+    const rule =
+      /as a row of kvHeadCount times headDim elements must be below 2\^32: kvHeadCount is 536870912, headDim is 8$/;
+    assertCode("invalid_config", () => call({ ...good, kvHeadCount: 2 ** 29 }), rule);
+    assertCode("out_of_memory", () => call({ ...good, kvHeadCount: 2 ** 29 - 1, layerCount: 2 ** 20 }));
     assertCode("invalid_config", () => call({ ...good, maxBytes: 0 }));
   });
 

@@ -97,7 +97,7 @@ test("tails and stores that are none are refused", () => {
     [() => shaped({ layers, store: "i8" }), "store.k i8 needs a headDim that is a multiple of 32: headDim is 40"],
     [
       () => shaped({ layers: [layers[0], { ...layers[1], store: "q8_0" }] }),
-      "store.k q8_0 needs a headDim that is a multiple of 32: headDim is 40",
+      "layers\\[1\\].store.k q8_0 needs a headDim that is a multiple of 32: headDim is 40",
     ],
     [
       () => make({ store, tail: { tokens: 100 } }),
