@@ -230,23 +230,92 @@ test "forks share what migrated before them, and what one of them lets migrate a
     try expectRows(second, 384, 256);
 }
 
-test "a quantized block that was given back is not taken for the twin of a live one" {
-    var cache: PagedCache = try .init(testing.allocator, tiered(64, q4));
-    defer cache.deinit();
-    const first = try cache.createSequence();
-    try step(&cache, first, 127);
-    const second = try cache.fork(first);
-    try step(&cache, first, 1); // its first block migrates; the second sequence still has it in floats
-    try testing.expectEqual(.store, first.tier(0, 0));
-    cache.freeSequence(first);
-    // Another sequence takes the block that was the twin.
-    const stranger = try cache.createSequence();
-    const zeros: [128 * row_elements]f32 = @splat(0);
-    try cache.append(0, &.{stranger}, &.{128}, .fromF32(&zeros), .fromF32(&zeros));
-    try cache.commit(stranger, 128);
-    try step(&cache, second, 1);
-    try testing.expectEqual(.store, second.tier(0, 0));
-    try expectRows(second, 128, 64);
+/// A sequence whose first block has migrated, and a fork of it that still has that block in floats: what the first became
+/// is the fork's, too, as long as all is as it was.
+const Twins = struct {
+    cache: PagedCache,
+    first: *Sequence,
+    fork: *Sequence,
+
+    fn init(twins: *Twins) !void {
+        twins.cache = try .init(testing.allocator, tiered(64, q4));
+        errdefer twins.cache.deinit();
+        twins.first = try twins.cache.createSequence();
+        try step(&twins.cache, twins.first, 127);
+        twins.fork = try twins.cache.fork(twins.first);
+        try step(&twins.cache, twins.first, 1);
+        try testing.expectEqual(.store, twins.first.tier(0, 0));
+        try testing.expectEqual(.tail, twins.fork.tier(0, 0));
+    }
+
+    /// A sequence of 192 pending rows of zeros, whose first two blocks are about to migrate.
+    fn addStranger(twins: *Twins) !*Sequence {
+        const stranger = try twins.cache.createSequence();
+        const zeros: [192 * row_elements]f32 = @splat(0);
+        try twins.cache.append(0, &.{stranger}, &.{192}, .fromF32(&zeros), .fromF32(&zeros));
+        return stranger;
+    }
+
+    fn expectZeros(twins: *Twins, stranger: *Sequence) !void {
+        try twins.cache.commit(stranger, 192);
+        try testing.expectEqual(.store, stranger.tier(0, 64));
+        const rows: Gathered = try .of(stranger);
+        defer rows.deinit();
+        try testing.expect(std.mem.allEqual(f32, rows.k, 0) and std.mem.allEqual(f32, rows.v, 0));
+    }
+
+    /// What the migrated rows of the fork must be, whoever made their block.
+    fn migrateFork(twins: *Twins) !void {
+        try step(&twins.cache, twins.fork, 1);
+        try testing.expectEqual(.store, twins.fork.tier(0, 0));
+        try expectRows(twins.fork, 128, 64);
+    }
+
+    fn blockOf(sequence: *const Sequence, entry: usize) !i32 {
+        return (try sequence.blockTable(0))[entry];
+    }
+};
+
+test "a twin that nobody has any more is not taken" {
+    var twins: Twins = undefined;
+    try twins.init();
+    defer twins.cache.deinit();
+    const format = twins.cache.groups[0].pools.find(.q4_0, .q4_0).?;
+    twins.cache.freeSequence(twins.first);
+    try testing.expectEqual(0, format.pool.stats().used_blocks);
+    try twins.migrateFork();
+    try testing.expectEqual(1, format.pool.stats().used_blocks);
+    try testing.expectEqual(1, format.pool.refCount(@intCast(try Twins.blockOf(twins.fork, 0))));
+}
+
+test "a twin whose block is another sequence's now is not taken" {
+    var twins: Twins = undefined;
+    try twins.init();
+    defer twins.cache.deinit();
+    const block = try Twins.blockOf(twins.first, 0);
+    twins.cache.freeSequence(twins.first);
+    const stranger = try twins.addStranger();
+    try twins.expectZeros(stranger);
+    try testing.expectEqual(block, try Twins.blockOf(stranger, 0));
+    try twins.migrateFork();
+    try testing.expect(try Twins.blockOf(twins.fork, 0) != block);
+}
+
+test "a float block that was given back and taken again has no twin" {
+    var twins: Twins = undefined;
+    try twins.init();
+    defer twins.cache.deinit();
+    // A block that is taken before it: where the first row of an append lands, twins are forgotten anyway.
+    const other = try twins.cache.createSequence();
+    try step(&twins.cache, other, 1);
+    const block = try Twins.blockOf(twins.fork, 0);
+    twins.cache.freeSequence(twins.fork);
+    twins.cache.freeSequence(other);
+    const stranger = try twins.addStranger();
+    try testing.expectEqual(block, try Twins.blockOf(stranger, 1));
+    try twins.expectZeros(stranger);
+    try testing.expect(try Twins.blockOf(stranger, 1) != try Twins.blockOf(twins.first, 0));
+    try expectRows(twins.first, 128, 64);
 }
 
 test "updatePolicy: acts at the next commit, and what is quantized keeps its format" {
