@@ -324,6 +324,39 @@ test "layers of another shape or window have their own blocks, and a window free
     try checkInvariants(&cache);
 }
 
+test "each of several queries sees the window of its layer, or of the call where that is narrower" {
+    var cache: PagedCache = try .init(testing.allocator, .{
+        .layers = &.{.{ .kv_head_count = 1, .head_dim = 4, .window_tokens = 6 }},
+        .block_size = 4,
+        .max_seq_len = 100,
+        .dtype_k = .f32,
+        .dtype_v = .f32,
+    });
+    defer cache.deinit();
+    const sequence = try cache.createSequence();
+    const row_count = 40;
+    var values: [row_count * 4]f32 = undefined;
+    for (&values, 0..) |*value, i| value.* = ascending(@intCast(i / 4));
+    const keys: [row_count * 4]f32 = @splat(0);
+    try cache.append(0, &.{sequence}, &.{row_count}, input(&keys), input(&values)); // pending: all rows are there
+    const query_count = 20;
+    const q: [query_count * 4]f32 = @splat(1);
+    const Case = struct { call: ?u32, window: u32 };
+    for ([_]Case{ .{ .call = null, .window = 6 }, .{ .call = 9, .window = 6 }, .{ .call = 3, .window = 3 } }) |case| {
+        var output: [q.len]f32 = undefined;
+        var lse: [query_count]f32 = undefined;
+        const options: attention.Options = .{ .query_count = query_count, .window_tokens = case.call };
+        try attention.attend(try sequence.rows(0), &q, options, &output, &lse);
+        for (0..query_count) |i| {
+            // Scores are 0: the mean of `window` rows up to its own.
+            const position = ascending(@intCast(row_count - query_count + i));
+            const window = ascending(case.window);
+            try testing.expectApproxEqRel(position - (window - 1) / 2, output[i * 4], 1e-6);
+            try testing.expectApproxEqRel(@log(window), lse[i], 1e-6);
+        }
+    }
+}
+
 test "a batch of ragged sequences is appended whole or not at all" {
     // Blocks of 2 rows, 5 of them.
     var options = simple(.{ .kv_head_count = 1, .head_dim = 1 }, 2);
