@@ -18,7 +18,10 @@ import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
 /** What a query sees, how its scores become weights, and where the result goes. */
 export interface AttendOptions {
-  /** Query rows in `q`, 1 by default; the query heads are `q.length / (queryCount * headDim)`. */
+  /**
+   * Query rows in `q`, 1 by default. The query heads are `q.length / (queryCount * headDim)`: with the `qHeadCount` of
+   * the cache given, a forgotten `queryCount` is refused, and without it, taken for more heads.
+   */
   readonly queryCount?: number;
   /** Factor of `q . k`; `1 / sqrt(headDim)` by default. */
   readonly softmaxScale?: number;
@@ -30,7 +33,10 @@ export interface AttendOptions {
   readonly causal?: boolean;
   /** Newest rows a query sees, its own position included, at least 1; all by default. Needs `causal`. */
   readonly windowTokens?: number;
-  /** First rows of the sequence that a window never hides; 0 by default, no effect without `windowTokens`. */
+  /**
+   * First rows of the sequence that no window hides, neither `windowTokens` nor that of the layer; 0 by default. What has
+   * no window sees them anyway.
+   */
   readonly sinkTokens?: number;
   /** Replaces a score `s` by `softcap * tanh(s / softcap)`; above 0. */
   readonly softcap?: number;
@@ -72,7 +78,8 @@ export const NO_PARENTS: Int32Array = new Int32Array(0);
 
 /** The options of one call as they were when it began. */
 export interface GivenAttend {
-  readonly queryCount: number;
+  /** Undefined where it was left out: 1. */
+  readonly queryCount: number | undefined;
   readonly softmaxScale: number | undefined;
   readonly causal: boolean;
   readonly windowTokens: number | undefined;
@@ -90,7 +97,7 @@ export interface GivenAttend {
  * itself, so this comes before every check and before the record is written.
  */
 export function readAttend(options: AttendOptions): GivenAttend {
-  const { queryCount = 1, softmaxScale, causal = true, windowTokens, sinkTokens = 0, softcap } = options;
+  const { queryCount, softmaxScale, causal = true, windowTokens, sinkTokens = 0, softcap } = options;
   const { alibiSlopes, sinkLogits, treeParents, into, lse } = options;
   return {
     queryCount,
@@ -109,7 +116,7 @@ export function readAttend(options: AttendOptions): GivenAttend {
 
 /** Checks `q` and the options and fills `record`; allocates nothing. */
 export function writeAttend(record: AttendRecord, q: Float32Array, given: GivenAttend): void {
-  const { queryCount, softmaxScale, causal, windowTokens, sinkTokens, softcap } = given;
+  const { queryCount = 1, softmaxScale, causal, windowTokens, sinkTokens, softcap } = given;
   checkFloats("q", q);
   checkCount("queryCount", queryCount);
   if (queryCount === 0) throw invalid("queryCount must be at least 1: queryCount is 0");
@@ -164,7 +171,11 @@ export function attendRefusal(
   q: Float32Array,
   given: GivenAttend,
   queryCount: number,
-  { kvHeadCount, headDim }: { readonly kvHeadCount: number; readonly headDim: number },
+  { kvHeadCount, headDim, qHeadCount }: {
+    readonly kvHeadCount: number;
+    readonly headDim: number;
+    readonly qHeadCount?: number | undefined;
+  },
   rules: Partial<Record<KvErrorCode, () => string>>,
 ): KvError {
   const { alibiSlopes, sinkLogits, treeParents, into, lse } = given;
@@ -172,6 +183,10 @@ export function attendRefusal(
     ...rules,
     invalid_size: () => {
       const row = queryCount * headDim;
+      if (qHeadCount !== undefined && lengthOf(q) !== row * qHeadCount) {
+        return `q must be [queryCount][qHeadCount][headDim], ${queryCount} * ${qHeadCount} * ${headDim} elements: ` +
+          `q has ${lengthOf(q)}`;
+      }
       const lengths = Object.entries({ q, into, lse, alibiSlopes, sinkLogits, treeParents })
         .filter(([, array]) => array !== undefined).map(([name, array]) => `${name} has ${lengthOf(array!)}`);
       return `q must be ${row} elements times a multiple of ${kvHeadCount} heads, into as long as q, lse one ` +

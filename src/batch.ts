@@ -30,17 +30,26 @@ export const BATCH_APPEND_NAMES: OptionNames = optionNames<BatchAppendOptions>({
 });
 
 /** Which sequences attend, and how. */
-export interface BatchAttendOptions extends Omit<AttendOptions, "queryCount" | "treeParents"> {
+export interface BatchAttendOptions extends AttendOptions {
   /** The sequences; their queries stand one after the other. */
   readonly sequences: readonly Sequence[];
-  /** Queries of each sequence; one each by default. */
+  /** Queries of each sequence, where they differ; `queryCount` each by default, and none other where both are given. */
   readonly queryCounts?: ArrayLike<number>;
+  /** Queries of every sequence, 1 by default. */
+  readonly queryCount?: number;
+  /**
+   * Parents `[query]` of the trees of drafted tokens, those of the first sequence, then those of the second, and so on:
+   * each sequence has a tree of its own, in which `treeParents` counts from its own first query. Otherwise as in
+   * {@linkcode AttendOptions}.
+   */
+  readonly treeParents?: Int32Array;
 }
 
 /** The names of {@linkcode BatchAttendOptions}. */
 export const BATCH_ATTEND_NAMES: OptionNames = optionNames<BatchAttendOptions>({
   sequences: true,
   queryCounts: true,
+  queryCount: true,
   softmaxScale: true,
   causal: true,
   windowTokens: true,
@@ -48,6 +57,7 @@ export const BATCH_ATTEND_NAMES: OptionNames = optionNames<BatchAttendOptions>({
   softcap: true,
   alibiSlopes: true,
   sinkLogits: true,
+  treeParents: true,
   into: true,
   lse: true,
 });
@@ -64,14 +74,15 @@ export function batchOf(sequences: readonly Sequence[]): SequenceMemory[] {
   return Array.from(sequences, memoryOf);
 }
 
-/** One count for each sequence; 1 where none are given. */
+/** One count for each sequence: `each`, or 1, where none are given; where both are, they must agree. */
 export function countsOf(
   name: string,
   given: ArrayLike<number> | undefined,
   length: number,
   action: string,
+  each?: number,
 ): Uint32Array {
-  const counts = new Uint32Array(length).fill(1);
+  const counts = new Uint32Array(length).fill(each ?? 1);
   if (given === undefined && name !== "parents") return counts;
   if (typeof given !== "object" || given === null) throw new TypeError(`${name} must be an array: ${typeof given}`);
   // Its length before its elements: `{ length: 1e9 }` is a small object and would be a large array.
@@ -87,6 +98,12 @@ export function countsOf(
   for (let i = 0; i < length; i++) {
     const value = given[i]!;
     checkCount(`${name}[${i}]`, value);
+    if (each !== undefined && value !== each) {
+      throw new KvError(
+        "invalid_config",
+        `Cannot ${action} as queryCount and ${name} must agree: queryCount is ${each}, ${name}[${i}] is ${value}`,
+      );
+    }
     counts[i] = value;
   }
   return counts;

@@ -37,6 +37,8 @@ export interface ContiguousCacheOptions {
   readonly kvHeadCount: number;
   /** Elements of a head, 1 to 256, the same for K and V; multiples of 32 are fast. */
   readonly headDim: number;
+  /** Query heads, a multiple of `kvHeadCount`: where given, `attend` refuses queries that do not have as many. */
+  readonly qHeadCount?: number;
   /** Rows each sequence can hold, 1 to 2^31 - 1. */
   readonly maxSeqLen: number;
   /** Sequences, at least 1; 1 by default. */
@@ -51,6 +53,7 @@ const CONTIGUOUS_NAMES: OptionNames = optionNames<ContiguousCacheOptions>({
   layerCount: true,
   kvHeadCount: true,
   headDim: true,
+  qHeadCount: true,
   maxSeqLen: true,
   sequenceCount: true,
   dtype: true,
@@ -109,11 +112,12 @@ export function bytesText(record: Uint32Array): string {
 /** The checked record of `options`; `action` begins the text of a refusal. */
 export function recordOf(options: ContiguousCacheOptions, action: string): Uint32Array {
   checkOptions(options, CONTIGUOUS_NAMES, action);
-  const { layerCount, kvHeadCount, headDim, dtype = "f32", sequenceCount = 1, maxBytes } = options;
+  const { layerCount, kvHeadCount, headDim, qHeadCount, dtype = "f32", sequenceCount = 1, maxBytes } = options;
   return contiguousRecord({
     layerCount: checkOption("layerCount", layerCount, action),
     sequenceCount: checkOption("sequenceCount", sequenceCount, action),
     ...checkHeads(kvHeadCount, headDim, action),
+    qHeadCount: qHeadCount === undefined ? 0 : checkQueryHeads(qHeadCount, kvHeadCount, action),
     maxSeqLen: checkOption("maxSeqLen", options.maxSeqLen, action, SEQ_LEN_MAX),
     ...dtypeCodes(dtype, action),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
@@ -144,6 +148,17 @@ export function checkHeads(
     "invalid_config",
     `Cannot ${action} as a row of ${path}kvHeadCount times headDim elements must be below 2^32: ` +
       `kvHeadCount is ${kvHeadCount}, headDim is ${headDim}`,
+  );
+}
+
+/** A count of query heads: each KV head serves equally many. */
+export function checkQueryHeads(qHeadCount: number, kvHeadCount: number, action: string, path: string = ""): number {
+  checkOption(`${path}qHeadCount`, qHeadCount, action);
+  if (qHeadCount % kvHeadCount === 0) return qHeadCount;
+  throw new KvError(
+    "invalid_config",
+    `Cannot ${action} as ${path}qHeadCount must be a multiple of kvHeadCount: ` +
+      `qHeadCount is ${qHeadCount}, kvHeadCount is ${kvHeadCount}`,
   );
 }
 

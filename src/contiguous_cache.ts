@@ -118,6 +118,11 @@ export class ContiguousCache {
     return this.#memory.headDim;
   }
 
+  /** Query heads that `attend` wants; undefined where the length of the queries tells. */
+  get qHeadCount(): number | undefined {
+    return this.#memory.qHeadCount;
+  }
+
   /** Elements of a row: `kvHeadCount * headDim`. */
   get kvDim(): number {
     return this.#memory.kvDim;

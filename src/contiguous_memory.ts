@@ -32,6 +32,8 @@ export class ContiguousMemory {
   readonly sequenceCount: number;
   readonly kvHeadCount: number;
   readonly headDim: number;
+  /** Query heads that every query has, where somebody said. */
+  readonly qHeadCount?: number;
   readonly kvDim: number;
   readonly maxSeqLen: number;
   readonly dtype: { readonly k: FloatDType; readonly v: FloatDType };
@@ -53,6 +55,7 @@ export class ContiguousMemory {
     this.sequenceCount = words.sequenceCount;
     this.kvHeadCount = words.kvHeadCount;
     this.headDim = words.headDim;
+    if (words.qHeadCount !== 0) this.qHeadCount = words.qHeadCount;
     this.kvDim = words.kvHeadCount * words.headDim;
     this.maxSeqLen = words.maxSeqLen;
     this.dtype = { k: dtypeOf(words.dtypeK) as FloatDType, v: dtypeOf(words.dtypeV) as FloatDType };

@@ -189,7 +189,15 @@ export class ContiguousSequence implements KvCache {
       lseCount(lse),
     );
     if (status < 0) {
-      throw attendRefusal(status, layer, q, given, given.queryCount, this, rangeRules(memory, layer, this.#index));
+      throw attendRefusal(
+        status,
+        layer,
+        q,
+        given,
+        given.queryCount ?? 1,
+        memory,
+        rangeRules(memory, layer, this.#index),
+      );
     }
     return output;
   }

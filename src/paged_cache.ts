@@ -9,7 +9,7 @@
  * @module
  */
 
-import { attendRefusal, givenCount, lseCount, NO_FLOATS, readAttend, writeAttend } from "./attention.ts";
+import { attendRefusal, givenCount, lseCount, NO_FLOATS, NO_PARENTS, readAttend, writeAttend } from "./attention.ts";
 import {
   BATCH_APPEND_NAMES,
   BATCH_ATTEND_NAMES,
@@ -110,6 +110,11 @@ export class PagedCache {
   /** Elements of a head of layer 0. */
   get headDim(): number {
     return this.#memory.shapeOf(0).headDim;
+  }
+
+  /** Query heads that `attend` wants in layer 0; undefined where the length of the queries tells. */
+  get qHeadCount(): number | undefined {
+    return this.#memory.shapeOf(0).qHeadCount;
   }
 
   /** Elements of a row of layer 0. */
@@ -218,7 +223,8 @@ export class PagedCache {
    * Attends for several sequences in one call; each query sees the rows of its own sequence alone.
    *
    * `q` and the output are `[query][q_head][head_dim]`, the queries of the first sequence, then those of the second, and
-   * so on. The same bits as one call for each.
+   * so on. Every option means what it means in {@linkcode KvCache.attend}, for each sequence: the same bits as one call
+   * for each.
    *
    * @throws {KvError} `layer_out_of_range`, `invalid_size`, `invalid_config`, `not_finite`, `stale_handle`
    */
@@ -226,14 +232,14 @@ export class PagedCache {
     const action = "attend";
     checkOptions(options, BATCH_ATTEND_NAMES, action); // first, as it may run the caller's code
     const { sequences, queryCounts } = options;
-    const given = { ...readAttend(options), queryCount: 1, treeParents: undefined };
+    const given = readAttend(options);
     const batch = batchOf(sequences);
-    const counts = countsOf("queryCounts", queryCounts, batch.length, action);
     checkCount("layer", layer);
     const memory = this.#memory;
     const record = memory.attendRecord;
     writeAttend(record, q, given);
-    const { alibiSlopes = NO_FLOATS, sinkLogits = NO_FLOATS, lse = NO_FLOATS } = given;
+    const counts = countsOf("queryCounts", queryCounts, batch.length, action, given.queryCount);
+    const { alibiSlopes = NO_FLOATS, sinkLogits = NO_FLOATS, treeParents = NO_PARENTS, lse = NO_FLOATS } = given;
     const handles = this.#handles(batch, action);
     const qCount = inputCount("q", q, action);
     const output = given.into ?? new Float32Array(qCount);
@@ -251,6 +257,8 @@ export class PagedCache {
       givenCount("alibiSlopes", alibiSlopes),
       sinkLogits,
       givenCount("sinkLogits", sinkLogits),
+      treeParents,
+      givenCount("treeParents", treeParents),
       output,
       outputCount("into", output),
       lse,

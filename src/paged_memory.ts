@@ -173,11 +173,12 @@ export class PagedMemory {
 }
 
 function shapeOf(words: Uint32Array, layer: number): PagedLayer {
-  const [kvHeadCount, headDim, windowTokens, storeK, storeV] = words.subarray(layer * LAYER_WORDS);
+  const [kvHeadCount, headDim, windowTokens, storeK, storeV, qHeadCount] = words.subarray(layer * LAYER_WORDS);
   const store = storeOf(storeK!, storeV!);
   return {
     kvHeadCount: kvHeadCount!,
     headDim: headDim!,
+    ...(qHeadCount === 0 ? {} : { qHeadCount: qHeadCount! }),
     ...(windowTokens === 0 ? {} : { windowTokens: windowTokens! }),
     ...(store === undefined ? {} : { store }),
   };

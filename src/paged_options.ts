@@ -9,6 +9,7 @@ import {
   checkBytes,
   checkHeads,
   checkOption,
+  checkQueryHeads,
   type DType,
   dtypeCodes,
   dtypeOf,
@@ -28,6 +29,8 @@ export interface LayerShape {
   readonly kvHeadCount: number;
   /** Elements of a head, 1 to 256, the same for K and V; multiples of 32 are fast. */
   readonly headDim: number;
+  /** Query heads, a multiple of `kvHeadCount`: where given, `attend` refuses queries that do not have as many. */
+  readonly qHeadCount?: number;
   /** Newest rows a query of this layer sees, its own included; older blocks are given back. All by default. */
   readonly windowTokens?: number;
   /** The format its rows migrate to, instead of the cache's `store`. */
@@ -58,6 +61,11 @@ export interface PagedCacheOptions extends LogitErrorOptions {
   readonly kvHeadCount?: number;
   /** Elements of a head, 1 to 256, the same for K and V; multiples of 32 are fast. */
   readonly headDim?: number;
+  /**
+   * Query heads of every layer, a multiple of `kvHeadCount`: where given, `attend` refuses queries that do not have as
+   * many.
+   */
+  readonly qHeadCount?: number;
   /** Newest rows a query sees, its own included; older blocks are given back. All by default. */
   readonly windowTokens?: number;
   /** The shape of each layer, where they differ. Layers of one shape share blocks. */
@@ -130,6 +138,7 @@ export const twoTierDefaults: {
 const LAYER_NAMES: OptionNames = optionNames<LayerShape>({
   kvHeadCount: true,
   headDim: true,
+  qHeadCount: true,
   windowTokens: true,
   store: true,
 });
@@ -144,6 +153,7 @@ const PAGED_NAMES: OptionNames = optionNames<PagedCacheOptions>({
   layerCount: true,
   kvHeadCount: true,
   headDim: true,
+  qHeadCount: true,
   windowTokens: true,
   layers: true,
   maxSeqLen: true,
@@ -175,7 +185,7 @@ export interface PagedLayer extends LayerShape {
 }
 
 /** Words of a layer beside the record. */
-export const LAYER_WORDS = 5;
+export const LAYER_WORDS = 6;
 
 const CREATE = "create a cache";
 
@@ -221,9 +231,10 @@ export function planOf(options: PagedCacheOptions): PagedPlan {
   const sides = { k: dtypeOf(codes.dtypeK), v: dtypeOf(codes.dtypeV) };
   return {
     record: pagedRecord({ ...words, policy, measuresFidelity: measureFidelity }),
-    layers: Uint32Array.from(layers.flatMap(({ kvHeadCount, headDim, windowTokens = 0, store }) => [
+    layers: Uint32Array.from(layers.flatMap(({ kvHeadCount, headDim, windowTokens = 0, store, qHeadCount = 0 }) => [
       ...[kvHeadCount, headDim, windowTokens],
       ...storeWords(store),
+      qHeadCount,
     ])),
     pool,
     blockBytes: largestBlock(layers, blockSize, sides, policy),
@@ -260,13 +271,14 @@ function policyOfOptions(
 }
 
 function layersOf(options: PagedCacheOptions): PagedLayer[] {
-  const { layerCount, kvHeadCount, headDim, windowTokens, layers } = options;
+  const { layerCount, kvHeadCount, headDim, qHeadCount, windowTokens, layers } = options;
   if (layers === undefined) {
     const count = checkOption("layerCount", layerCount!, CREATE, LAYER_COUNT_MAX);
-    return new Array<PagedLayer>(count).fill(layerOf({ kvHeadCount: kvHeadCount!, headDim: headDim!, windowTokens }));
+    const shape = { kvHeadCount: kvHeadCount!, headDim: headDim!, qHeadCount, windowTokens };
+    return new Array<PagedLayer>(count).fill(layerOf(shape));
   }
   if (!Array.isArray(layers)) throw new TypeError(`layers must be an array: ${typeof layers}`);
-  const others = Object.entries({ layerCount, kvHeadCount, headDim, windowTokens });
+  const others = Object.entries({ layerCount, kvHeadCount, headDim, qHeadCount, windowTokens });
   const other = others.find(([, value]) => value !== undefined);
   if (other !== undefined) throw refuse(`layers and ${other[0]} exclude each other: both are given`);
   if (layers.length === 0 || layers.length > LAYER_COUNT_MAX) {
@@ -282,10 +294,14 @@ function layersOf(options: PagedCacheOptions): PagedLayer[] {
 type Given<Options> = { readonly [Name in keyof Options]: Options[Name] | undefined };
 
 /** A checked layer. */
-function layerOf({ kvHeadCount, headDim, windowTokens, store }: Given<LayerShape>, path: string = ""): PagedLayer {
+function layerOf(
+  { kvHeadCount, headDim, qHeadCount, windowTokens, store }: Given<LayerShape>,
+  path: string = "",
+): PagedLayer {
   const window = `${path}windowTokens`;
   return {
     ...checkHeads(kvHeadCount!, headDim!, CREATE, path),
+    ...(qHeadCount === undefined ? {} : { qHeadCount: checkQueryHeads(qHeadCount, kvHeadCount!, CREATE, path) }),
     ...(windowTokens === undefined ? {} : { windowTokens: checkOption(window, windowTokens, CREATE) }),
     ...(store === undefined ? {} : { store: sidesOf(`${path}store`, store, CREATE) }),
   };

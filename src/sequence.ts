@@ -345,7 +345,7 @@ export class Sequence implements KvCache {
     );
     if (status < 0) {
       const shape = cache.shapeOf(layer);
-      throw attendRefusal(status, layer, q, given, given.queryCount, shape, cache.layerRules(layer));
+      throw attendRefusal(status, layer, q, given, given.queryCount ?? 1, shape, cache.layerRules(layer));
     }
     return output;
   }

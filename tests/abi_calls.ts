@@ -68,7 +68,7 @@ const ROLES: Record<Name, string> = {
   kv_paged_free: "@paged",
   kv_paged_config: "@paged record:1 count layers:4 count",
   kv_paged_append: "@paged layer handles:4 numbers:4 count row:4 count row:4 count dtype layout",
-  kv_paged_attend: `@paged layer handles:4 numbers:4 count q:4 count ${ATTEND.replace(" parents:4 count", "")}`,
+  kv_paged_attend: `@paged layer handles:4 numbers:4 count q:4 count ${ATTEND}`,
   kv_paged_reorder: "@paged handles:4 numbers:4 count",
   kv_paged_update_policy: "@paged policy:1 count",
   kv_paged_fidelity: "@paged layer double:8 count",

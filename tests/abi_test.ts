@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { ContiguousCache, KvError, PagedCache, systemInfo } from "../mod.ts";
 import { ABI_VERSION, EXPORTS, type Library } from "../src/ffi/exports.ts";
 import { library } from "../src/ffi/library.ts";
-import { newRecord, RECORD_WORDS } from "../src/ffi/record.ts";
+import { newRecord, pagedRecord, RECORD_WORDS } from "../src/ffi/record.ts";
 import { refusal, STATUS } from "../src/ffi/status.ts";
 
 type Name = keyof Library;
@@ -110,7 +110,7 @@ function goodArguments(
   const output = () => [floats(8), 8, floats(2), 2];
   const both = () => Uint32Array.of(others.empty, others.full);
   const good: Partial<Record<Name, Argument[]>> = {
-    kv_contiguous_config: [contiguous!, newRecord("contiguous"), 40],
+    kv_contiguous_config: [contiguous!, newRecord("contiguous"), 44],
     kv_contiguous_store: [contiguous!, 0, 0, row(), 8, row(), 8, 0],
     kv_contiguous_append: [contiguous!, 0, 0, row(), 8, row(), 8, 0, 0],
     kv_contiguous_advance: [contiguous!],
@@ -136,11 +136,12 @@ function goodArguments(
     kv_pool_stats: [pool!, 0, 0, newRecord("poolStats"), 88],
     kv_pool_free: [pool!],
 
-    kv_paged_config: [paged!, newRecord("paged"), 80, new Uint32Array(10), 10],
+    kv_paged_config: [paged!, newRecord("paged"), 80, new Uint32Array(12), 12],
     kv_paged_append: [paged!, 0, both(), Uint32Array.of(1, 1), 2, floats(16), 16, floats(16), 16, 0, 0],
     kv_paged_attend: [
       ...[paged!, 1, both(), Uint32Array.of(0, 1), 2, row(), 8],
       ...attention(),
+      ...[new Int32Array(0), 0],
       ...output(),
     ],
     kv_paged_reorder: [paged!, both(), Uint32Array.of(1, 1), 2],
@@ -554,7 +555,7 @@ test("a count shorter than the need is refused untouched, an empty one is no mem
     kv_pool_stats: [4],
     kv_paged_config: [2, 4],
     kv_paged_append: [6, 8],
-    kv_paged_attend: [6, 8, 10, 12, 14, 16],
+    kv_paged_attend: [6, 8, 10, 12, 16, 18],
     kv_paged_stats: [2],
     kv_paged_pool_stats: [5],
     kv_sequence_append: [3, 5],
@@ -648,4 +649,35 @@ test("handles are 31 bits, never 0, and none comes back in many frees", () => {
     cache.free();
   }
   assert.equal(seen.size, 1 + 3 * 4096);
+});
+
+test("a caller that knows fewer words of a layer gives and gets those", () => {
+  const record = pagedRecord({
+    layerCount: 2,
+    blockSize: 4,
+    maxSeqLen: 8,
+    dtypeK: 0,
+    dtypeV: 0,
+    retentionTokens: 0,
+    retentionSinkTokens: 0,
+    maxBytes: 0,
+    pool: 0,
+    policy: { kind: 0, storeK: 0, storeV: 0, tailTokens: 0, sinkTokens: 0, maxLogitError: 0, queryNorm: 0 },
+    measuresFidelity: false,
+  });
+  const first = [2, 4, 0, 0, 0], second = [3, 8, 5, 0, 0];
+  for (const heads of [[], [6]]) {
+    const words = Uint32Array.from([...first, ...heads, ...second, ...heads]);
+    const handle = library().kv_paged_create(record, record.byteLength, words, words.length);
+    assert.ok(handle > 0, `${handle}`);
+    for (const length of [10, 12]) {
+      const got = new Uint32Array(length);
+      assert.equal(library().kv_paged_config(handle, record.slice(), record.byteLength, got, length), 0);
+      const [known] = length === 10 ? [[]] : heads.length === 0 ? [[0]] : [heads];
+      assert.deepEqual([...got], [...first, ...known!, ...second, ...known!]);
+    }
+    library().kv_paged_free(handle);
+  }
+  const words = Uint32Array.from([...first, ...second, 0]);
+  assert.equal(library().kv_paged_create(record, record.byteLength, words, 11), STATUS.invalid_size);
 });

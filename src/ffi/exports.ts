@@ -16,7 +16,7 @@
 export type Word = "u32" | "i32" | "f32" | "f64" | "buffer";
 
 /** The version of the ABI below; the library answers `kv_abi_version` with the same number. */
-export const ABI_VERSION = 2;
+export const ABI_VERSION = 3;
 
 /** Every symbol of the library, in the order of `zig/src/abi.zig`. */
 export const EXPORTS = {
@@ -163,12 +163,14 @@ export const EXPORTS = {
     result: "i32",
   },
   // (handle, layer, sequences, query_counts, sequence_count, q, q_count, AttendRecord, bytes, alibi_slopes, count,
-  //  sink_logits, count, output out, output_count, lse out, lse_count)
+  //  sink_logits, count, tree_parents, count, output out, output_count, lse out, lse_count)
   kv_paged_attend: {
     parameters: [
       "u32",
       "u32",
       "buffer",
+      "buffer",
+      "u32",
       "buffer",
       "u32",
       "buffer",

@@ -10,7 +10,7 @@
 
 /** Words in each record, as this module knows them. */
 export const RECORD_WORDS = {
-  contiguous: 10,
+  contiguous: 11,
   system: 10,
   stats: 12,
   rows: 8,
@@ -59,6 +59,8 @@ export interface ContiguousWords {
   readonly dtypeV: number;
   /** 0 is the default limit. */
   readonly maxBytes: number;
+  /** 0 where the length of the queries tells. */
+  readonly qHeadCount: number;
 }
 
 /** An AttendRecord: one memory, seen as words and as floats. */
@@ -220,6 +222,7 @@ export function contiguousRecord(shape: ContiguousWords): Uint32Array {
     shape.dtypeK,
     shape.dtypeV,
     ...uint64Words(shape.maxBytes),
+    shape.qHeadCount,
   ]);
   return record;
 }
@@ -235,5 +238,6 @@ export function contiguousWords(record: Uint32Array): ContiguousWords {
     dtypeK: record[6]!,
     dtypeV: record[7]!,
     maxBytes: uint64At(record, 8),
+    qHeadCount: record[10]!,
   };
 }

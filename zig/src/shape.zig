@@ -24,6 +24,12 @@ pub const head_dim_max = 256;
 /// The largest number of positions: a position and a count of rows fit an i32 result.
 pub const max_seq_len_max = std.math.maxInt(i32);
 
+/// Each KV head serves equally many query heads.
+pub fn checkQueryHeads(q_head_count: ?u32, kv_head_count: u32) error{InvalidConfig}!void {
+    const count = q_head_count orelse return;
+    if (count == 0 or kv_head_count == 0 or count % kv_head_count != 0) return error.InvalidConfig;
+}
+
 /// The counts that fix the size of a contiguous cache.
 pub const Shape = struct {
     layer_count: u32,

@@ -196,7 +196,7 @@ test "one life of a paged cache: a batch, a fork, views, a reorder" {
     const one_each = [_]u32{ 1, 1 };
     var output: [8]f32 = undefined;
     var lse: [2]f32 = undefined;
-    try testing.expectEqual(0, paged.attend(handle, 0, bytes(&words), bytes(&one_each), 2, bytes(&q), 8, bytes(&attend_options), 28, null, 0, null, 0, bytes(&output), 8, bytes(&lse), 2));
+    try testing.expectEqual(0, paged.attend(handle, 0, bytes(&words), bytes(&one_each), 2, bytes(&q), 8, bytes(&attend_options), 28, null, 0, null, 0, null, 0, bytes(&output), 8, bytes(&lse), 2));
     try testing.expectEqual(4, output[0]);
     try testing.expectEqual(12, output[4]);
     try testing.expectApproxEqAbs(@log(3.0), lse[0], 1e-6);

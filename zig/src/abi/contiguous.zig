@@ -12,7 +12,8 @@ const attend_options = @import("attend.zig");
 const buffer = @import("buffer.zig");
 const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
-const Shape = @import("../shape.zig").Shape;
+const shapes = @import("../shape.zig");
+const Shape = shapes.Shape;
 const handle = @import("handle.zig");
 const memory = @import("memory.zig");
 const record = @import("record.zig");
@@ -34,6 +35,8 @@ const ContiguousRecord = extern struct {
     dtype_v: u32,
     /// 0 for what the process may use.
     max_bytes: record.Wide,
+    /// 0 where the length of the queries tells.
+    q_head_count: u32 = 0,
 
     fn read(source: ?[*]const u8, record_bytes: u32) status.Error!contiguous.Options {
         const options = try record.read(ContiguousRecord, source, record_bytes);
@@ -43,6 +46,7 @@ const ContiguousRecord = extern struct {
             .sequence_count = options.sequence_count,
             .kv_head_count = options.kv_head_count,
             .head_dim = options.head_dim,
+            .q_head_count = if (options.q_head_count == 0) null else options.q_head_count,
             .max_seq_len = options.max_seq_len,
             .dtype_k = Dtype.floatFromWord(options.dtype_k) orelse return error.InvalidConfig,
             .dtype_v = Dtype.floatFromWord(options.dtype_v) orelse return error.InvalidConfig,
@@ -83,6 +87,7 @@ fn planMemory(source: ?[*]const u8, source_bytes: u32, out: ?[*]u8, out_count: u
     const options = try ContiguousRecord.read(source, source_bytes);
     const shape = options.shape();
     try shape.validate();
+    try shapes.checkQueryHeads(options.q_head_count, options.kv_head_count);
     try record.writeF64(out, out_count, try shape.memoryBytes(options.dtype_k, options.dtype_v));
 }
 
@@ -121,6 +126,7 @@ pub fn config(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
         .dtype_k = @intFromEnum(use.target.dtype_k),
         .dtype_v = @intFromEnum(use.target.dtype_v),
         .max_bytes = .{},
+        .q_head_count = use.target.q_head_count orelse 0,
     }));
 }
 

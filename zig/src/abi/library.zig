@@ -11,7 +11,7 @@ const status = @import("status.zig");
 const workers = @import("../device/workers.zig");
 
 /// Raised whenever a symbol or a record changes in a way older callers cannot see past.
-const version_number = 2;
+const version_number = 3;
 
 pub fn version() callconv(.c) i32 {
     pin();

@@ -95,9 +95,19 @@ fn storeWords(store: ?paged.Store) [2]u32 {
     return .{ @intFromEnum(given.dtype_k) + 1, @intFromEnum(given.dtype_v) + 1 };
 }
 
-/// Words of a layer in the buffer beside the record: kv_head_count, head_dim, window_tokens (0 for all) and its own store,
-/// as in a policy.
-const layer_words = 5;
+/// Words of a layer in the buffer beside the record: kv_head_count, head_dim, window_tokens (0 for all), its own store, as
+/// in a policy, and q_head_count (0 where the length of the queries tells). Words are appended, as in a record: a caller
+/// may know no more than the first ones.
+const layer_words = 6;
+const layer_words_min = 5;
+
+/// Words of each layer in a caller's buffer of all of them.
+fn layerStride(layer_word_count: u32, layer_count: u32) error{InvalidSize}!u32 {
+    if (layer_count == 0) return if (layer_word_count == 0) layer_words else error.InvalidSize;
+    const stride = layer_word_count / layer_count;
+    if (layer_word_count % layer_count != 0 or stride < layer_words_min) return error.InvalidSize;
+    return @min(stride, layer_words);
+}
 
 const StatsRecord = extern struct {
     size_bytes: u32 = 0,
@@ -127,14 +137,17 @@ pub fn create(options: ?[*]const u8, options_bytes: u32, layers: ?[*]const u8, l
 fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, layer_word_count: u32) status.Error!i32 {
     const options = try record.read(PagedRecord, source, source_bytes);
     const words = try buffer.words(u32, layers, layer_word_count);
-    if (words.len != @as(u64, options.layer_count) * layer_words) return error.InvalidSize;
+    const stride = try layerStride(layer_word_count, options.layer_count);
+    if (words.len != @as(u64, options.layer_count) * stride) return error.InvalidSize;
     const list = try gpa.alloc(paged.Layer, options.layer_count);
     defer gpa.free(list);
     for (list, 0..) |*layer, i| {
-        const own = words[i * layer_words ..][0..layer_words];
+        const own = words[i * stride ..][0..stride];
+        const q_head_count = if (stride > layer_words_min) own[5] else 0;
         layer.* = .{
             .kv_head_count = own[0],
             .head_dim = own[1],
+            .q_head_count = if (q_head_count == 0) null else q_head_count,
             .window_tokens = if (own[2] == 0) null else own[2],
             .store = try storeOf(own[3], own[4]),
         };
@@ -175,7 +188,7 @@ pub fn config(word: u32, out: ?[*]u8, out_bytes: u32, layers: ?[*]u8, layer_word
 }
 
 fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[*]u8, layer_word_count: u32) status.Error!void {
-    if (layer_word_count != 0 and layer_word_count < cache.layerCount() * layer_words) return error.InvalidSize;
+    const stride = if (layer_word_count == 0) 0 else try layerStride(layer_word_count, cache.layerCount());
     try record.write(PagedRecord, out, out_bytes, .{
         .layer_count = cache.layerCount(),
         .block_size = cache.block_size,
@@ -201,8 +214,9 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
             group.window_tokens orelse 0,
             store_k,
             store_v,
+            place.q_head_count orelse 0,
         };
-        for (own, words[i * layer_words ..][0..layer_words]) |from, *to| to.* = from;
+        for (own[0..stride], words[i * stride ..][0..stride]) |from, *to| to.* = from;
     }
 }
 
@@ -265,7 +279,8 @@ fn appendBatch(
 
 /// (cache, layer, sequences, query_counts, sequence_count, q, q_count, AttendRecord, bytes, alibi_slopes, count,
 /// sink_logits, count, tree_parents, count, output, output_count, lse, lse_count): the queries of the sequences stand one
-/// after the other, [query][q_head][head_dim]; the record's query_count is unused.
+/// after the other, [query][q_head][head_dim], and so do the parents, each an index among the queries of its sequence. The
+/// record's query_count is unused.
 pub fn attend(
     word: u32,
     layer: u32,
@@ -280,6 +295,8 @@ pub fn attend(
     alibi_slope_count: u32,
     sink_logits: ?[*]const u8,
     sink_logit_count: u32,
+    tree_parents: ?[*]const u8,
+    tree_parent_count: u32,
     output: ?[*]u8,
     output_count: u32,
     lse: ?[*]u8,
@@ -294,8 +311,8 @@ pub fn attend(
         alibi_slope_count,
         sink_logits,
         sink_logit_count,
-        null,
-        0,
+        tree_parents,
+        tree_parent_count,
     ) catch |err| return status.fromError(err);
     return status.word(attendBatch(
         use,
@@ -327,6 +344,11 @@ fn attendBatch(
     defer gpa.free(query_counts);
     var query_count: u64 = 0;
     for (query_counts) |count| query_count += count;
+    // Parents are checked and then followed, as those of one sequence.
+    if (options.tree_parents.len != 0 and options.tree_parents.len != query_count) return error.InvalidSize;
+    const parents = try gpa.alloc(i32, options.tree_parents.len);
+    defer gpa.free(parents);
+    for (parents, options.tree_parents) |*to, from| to.* = from;
     const row_elements = query_count * shape.head_dim;
     if (query_count == 0 or q.len % row_elements != 0) return error.InvalidSize;
     const q_head_count: usize = @intCast(q.len / row_elements);
@@ -342,6 +364,7 @@ fn attendBatch(
         if (count == 0) continue;
         var own = options;
         own.query_count = count;
+        if (parents.len != 0) own.tree_parents = parents[first..][0..count];
         const rows = @as(usize, count) * q_head_count;
         const at = first * q_head_count;
         queries[made] = try .init(

@@ -68,6 +68,7 @@ pub const Query = struct {
         if (q.len == 0 or q.len % query_elements != 0) return error.InvalidSize;
         const q_head_count = std.math.cast(u32, q.len / query_elements) orelse return error.InvalidSize;
         if (q_head_count % rows.kv_head_count != 0) return error.InvalidSize;
+        if (rows.q_head_count) |count| if (q_head_count != count) return error.InvalidSize;
         // Rows of one KV head are counted in u32.
         const ratio = q_head_count / rows.kv_head_count;
         if (ratio > std.math.maxInt(u32) / options.query_count) return error.InvalidSize;

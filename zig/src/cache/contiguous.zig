@@ -34,6 +34,9 @@ pub const Options = struct {
     sequence_count: u32 = 1,
     kv_head_count: u32,
     head_dim: u32,
+    /// Query heads of each query, a multiple of `kv_head_count`: queries that do not have as many are refused. Null where
+    /// the length of the queries tells.
+    q_head_count: ?u32 = null,
     max_seq_len: u32,
     dtype_k: Dtype = .f32,
     dtype_v: Dtype = .f32,
@@ -55,6 +58,7 @@ pub const ContiguousCache = struct {
     gpa: Allocator,
     slab_allocator: Allocator,
     shape: Shape,
+    q_head_count: ?u32,
     dtype_k: Dtype,
     dtype_v: Dtype,
     keys: Side,
@@ -84,6 +88,7 @@ pub const ContiguousCache = struct {
     pub fn initSlabs(gpa: Allocator, slab_allocator: Allocator, options: Options) InitError!ContiguousCache {
         const shape = options.shape();
         try shape.validate();
+        try shapes.checkQueryHeads(options.q_head_count, options.kv_head_count);
         if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
         const kv_bytes = try shape.memoryBytes(options.dtype_k, options.dtype_v);
         if (kv_bytes > options.max_bytes orelse std.math.maxInt(u64)) return error.OutOfMemory;
@@ -106,6 +111,7 @@ pub const ContiguousCache = struct {
             .gpa = gpa,
             .slab_allocator = slab_allocator,
             .shape = shape,
+            .q_head_count = options.q_head_count,
             .dtype_k = options.dtype_k,
             .dtype_v = options.dtype_v,
             .keys = keys,
@@ -274,6 +280,7 @@ pub const ContiguousCache = struct {
         return .{
             .kv_head_count = self.shape.kv_head_count,
             .head_dim = self.shape.head_dim,
+            .q_head_count = self.q_head_count,
             .row_count = self.seq_lens[sequence_index] + self.pending[run],
             .place = .{ .contiguous = .{
                 .shape = self.shape,

@@ -22,6 +22,9 @@ pub const Store = struct {
 pub const Layer = struct {
     kv_head_count: u32,
     head_dim: u32,
+    /// Query heads of each query, a multiple of `kv_head_count`: queries that do not have as many are refused. Null where
+    /// the length of the queries tells. Layers that differ in it share blocks.
+    q_head_count: ?u32 = null,
     /// A query of this layer sees that many of the newest rows, its own included; older blocks are freed. Null for all.
     window_tokens: ?u32 = null,
     /// Null for what the policy of the cache says.
@@ -93,7 +96,7 @@ pub const Group = struct {
 };
 
 /// Where a layer stands: its group, and its number in it.
-pub const Place = struct { group: u32, index: u32 };
+pub const Place = struct { group: u32, index: u32, q_head_count: ?u32 };
 
 /// Sorts layers into groups. `empty` is the shape without layers, KV heads and head_dim.
 pub fn groupLayers(gpa: Allocator, layers: []const Layer, places: []Place, empty: BlockShape) error{OutOfMemory}![]Group {
@@ -109,7 +112,7 @@ pub fn groupLayers(gpa: Allocator, layers: []const Layer, places: []Place, empty
             break :index groups.items.len - 1;
         };
         const shape = &groups.items[index].shape;
-        place.* = .{ .group = @intCast(index), .index = shape.layer_count };
+        place.* = .{ .group = @intCast(index), .index = shape.layer_count, .q_head_count = layer.q_head_count };
         shape.layer_count += 1;
     }
     return groups.toOwnedSlice(gpa);

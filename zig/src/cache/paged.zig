@@ -116,6 +116,7 @@ pub const PagedCache = struct {
         if (options.max_seq_len > shapes.max_seq_len_max) return error.InvalidConfig;
         if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
         try options.retention.validate();
+        for (options.layers) |layer| try shapes.checkQueryHeads(layer.q_head_count, layer.kv_head_count);
 
         const places = try gpa.alloc(Place, options.layers.len);
         errdefer gpa.free(places);
@@ -514,6 +515,7 @@ pub const Sequence = struct {
         return .{
             .kv_head_count = group.shape.kv_head_count,
             .head_dim = group.shape.head_dim,
+            .q_head_count = place.q_head_count,
             .row_count = self.rowCount(layer_index),
             .sink_end = table.sink_end,
             .first = table.first,

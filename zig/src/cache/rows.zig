@@ -58,6 +58,8 @@ pub const Output = struct {
 pub const Rows = struct {
     kv_head_count: u32,
     head_dim: u32,
+    /// Query heads that every query has; null where nobody said.
+    q_head_count: ?u32 = null,
     /// Positions, evicted ones included.
     row_count: u32,
     sink_end: u32 = 0,
