@@ -18,13 +18,16 @@ export type Level = LevelName;
 export interface SystemInfo {
   /** The level in force; equal stored bytes give equal bits on one level. */
   readonly level: Level;
-  /** The levels this CPU has, lowest first; `KVERN_LEVEL` picks one before first use. */
+  /**
+   * The levels this CPU has, lowest first. `KVERN_LEVEL` picks one at the first use of kvern in the process, and whoever
+   * names another one later, in a Worker say, is refused with `invalid_config`.
+   */
   readonly levels: Level[];
   /** CPUs this process may use. */
   readonly cpuCount: number;
   /**
-   * Threads that attention may use, the caller's included: by default the physical cores this process may use,
-   * `KVERN_THREADS` or {@linkcode setThreadCount} say otherwise. No result depends on it.
+   * Threads that attention may use when this thread calls it, its own included: by default the physical cores this
+   * process may use, `KVERN_THREADS` or {@linkcode setThreadCount} say otherwise. No result depends on it.
    */
   readonly threadCount: number;
   /** Most bytes caches may reserve by default: physical memory or the cgroup's limit. */
@@ -35,6 +38,13 @@ export interface SystemInfo {
   readonly finalizedCaches: number;
   /** Bytes all caches, pools and buffers of the process have reserved. */
   readonly reservedBytes: number;
+  /**
+   * The most they may reserve together, `Infinity` where nobody said: what `KVERN_MAX_BYTES` is at the first use of kvern in
+   * the process. Past it, making, growing and filling of caches, pools and buffers is refused with `out_of_memory`.
+   *
+   * A contiguous cache reserves all of its rows when it is made; blocks are reserved as they are needed, some at a time.
+   */
+  readonly maxBytes: number;
   /** The file the library was opened from. */
   readonly libraryPath: string;
   /**
@@ -73,6 +83,7 @@ export function systemInfo(): SystemInfo {
     liveCaches: record[6]!,
     finalizedCaches: finalizedCaches(),
     reservedBytes: uint64At(record, 8),
+    maxBytes: uint64At(record, 10) || Infinity,
     libraryPath: libraryPath(),
     unreadableVariables: unreadableVariables(),
     runtime: adapter.name,
@@ -80,9 +91,10 @@ export function systemInfo(): SystemInfo {
 }
 
 /**
- * Threads that attention may use from the next call on, the caller's included; of the whole process.
+ * Threads that attention may use from the next call on, the caller's included.
  *
- * The library starts as many as a call can use, and they sleep between calls. Equal stored bytes give equal bits by any
+ * It is for the calls of this thread alone: the main one or a Worker. The library starts as many threads as a call can
+ * use, and they sleep between calls. Equal stored bytes give equal bits by any
  * number of threads.
  *
  * @example By the calling thread alone

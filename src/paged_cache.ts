@@ -388,12 +388,15 @@ export class PagedCache {
   }
 
   /**
-   * Empties every sequence made through this object and gives their blocks back; the sequences stay.
+   * Empties the cache and gives all blocks back.
+   *
+   * Sequences made through this object stay and are empty. Those that were made elsewhere are freed, by a Worker on an
+   * attached cache say that ended and left them: whoever still has one gets `stale_handle`. An attached cache empties the
+   * sequences made through it and no more.
    *
    * @throws {KvError} `stale_handle`
    */
   reset(): void {
-    if (this.#memory.handle === 0) throw new KvError("stale_handle", "Cannot reset a cache as it was freed");
     this.#memory.reset();
   }
 

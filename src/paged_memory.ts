@@ -147,12 +147,34 @@ export class PagedMemory {
     freeingSequence(this.library, token, this.#sequences)();
   }
 
-  /** Empties every sequence made through this object. */
+  /**
+   * Empties the sequences made through this object. The owner frees all others with it: those that nobody can reach any
+   * more, and those that were made elsewhere.
+   */
   reset(): void {
+    const reachable: [SequenceToken, Resident][] = [];
     for (const [token, reference] of this.#sequences) {
-      reference.deref()?.detach();
-      this.library.kv_sequence_truncate(token.handle, 0);
+      const resident = reference.deref();
+      if (resident !== undefined) reachable.push([token, resident]);
     }
+    if (!this.owned) return this.#resetOwn();
+    const kept = Uint32Array.from(reachable, ([{ handle }]) => handle);
+    const status = this.library.kv_paged_reset(this.#handle, kept, kept.length);
+    if (status < 0) throw refusal(status, RESET);
+    for (const [, resident] of reachable) resident.detach();
+    for (const [token, reference] of this.#sequences) {
+      if (reference.deref() !== undefined) continue;
+      token.handle = 0;
+      this.#sequences.delete(token);
+    }
+  }
+
+  /** Empties the sequences made through this object, which has no arrays over them; the owner may have freed some. */
+  #resetOwn(): void {
+    const record = newRecord("paged");
+    const status = this.library.kv_paged_config(this.#handle, record, record.byteLength, new Uint32Array(0), 0);
+    if (status < 0) throw refusal(status, RESET);
+    for (const { handle } of this.#sequences.keys()) this.library.kv_sequence_truncate(handle, 0);
   }
 
   /** Detaches all arrays, then frees the native cache if it is owned, or else its own sequences; harmless when repeated. */
@@ -171,6 +193,8 @@ export class PagedMemory {
     this.#handle = 0;
   }
 }
+
+const RESET = "reset a cache";
 
 function shapeOf(words: Uint32Array, layer: number): PagedLayer {
   const [kvHeadCount, headDim, windowTokens, storeK, storeV, qHeadCount] = words.subarray(layer * LAYER_WORDS);

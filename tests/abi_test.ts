@@ -145,6 +145,7 @@ function goodArguments(
       ...output(),
     ],
     kv_paged_reorder: [paged!, both(), Uint32Array.of(1, 1), 2],
+    kv_paged_reset: [paged!, both(), 2],
     kv_paged_update_policy: [paged!, newRecord("policy"), 32],
     kv_paged_fidelity: [paged!, 1, new Float64Array(20), 20],
     kv_paged_stats: [paged!, newRecord("pagedStats"), 104],
@@ -526,7 +527,7 @@ test("absurd numbers at every place give a status, change nothing and write noth
     args.splice(6, 6, new Float32Array(0), 0, new Float32Array(0), 0, Int32Array.from(parents), parents.length);
     assert.ok(call("kv_sequence_attend", args) < 0, `parents ${parents}`);
   }
-  for (const level of [0, 7, 31, 32, 0xffffffff]) assert.ok(library().kv_level_set(level) < 0, `level ${level}`);
+  for (const level of [7, 31, 32, 0xffffffff]) assert.ok(library().kv_level_set(level) < 0, `level ${level}`);
   const create = new Uint32Array(10).fill(0xffffffff);
   create[0] = 40;
   assert.ok(library().kv_contiguous_create(create, 40) < 0);

@@ -26,8 +26,12 @@ export const EXPORTS = {
   kv_abi_manifest: { parameters: ["buffer", "u32"], result: "i32" },
   // (SystemRecord out, bytes)
   kv_system_info: { parameters: ["buffer", "u32"], result: "i32" },
-  // (level)
+  // (level, 0 for the highest there is) -> the level in force
   kv_level_set: { parameters: ["u32"], result: "i32" },
+  // (bytes, 0 for no limit)
+  kv_max_bytes_set: { parameters: ["f64"], result: "i32" },
+  // () -> MiB that all caches, pools and buffers of the process have reserved
+  kv_reserved_mib: { parameters: [], result: "i32" },
   // (count)
   kv_thread_count_set: { parameters: ["u32"], result: "i32" },
   // (bytes, thread_count, bytes a second out, count)
@@ -190,6 +194,8 @@ export const EXPORTS = {
   },
   // (handle, beams, parents, count)
   kv_paged_reorder: { parameters: ["u32", "buffer", "buffer", "u32"], result: "i32" },
+  // (handle, sequences that stay, count)
+  kv_paged_reset: { parameters: ["u32", "buffer", "u32"], result: "i32" },
   // (handle, PolicyRecord, bytes)
   kv_paged_update_policy: { parameters: ["u32", "buffer", "u32"], result: "i32" },
   // (handle, layer, f64[] out, count) -> KV heads: 10 numbers of each

@@ -20,6 +20,7 @@ import * as bun from "./bun.ts";
 import * as deno from "./deno.ts";
 import { ABI_VERSION, type Library } from "./exports.ts";
 import { namedPlace, packagePlaces, packageRoot } from "./places.ts";
+import { nameMemoryLimit } from "./status.ts";
 
 /** What both adapters offer. */
 interface Adapter {
@@ -44,7 +45,7 @@ interface Opened {
 }
 
 /** The variables of the environment that count, once, when the library is opened. */
-const VARIABLES = ["KVERN_LIB", "KVERN_LEVEL", "KVERN_THREADS"] as const;
+const VARIABLES = ["KVERN_LIB", "KVERN_LEVEL", "KVERN_MAX_BYTES", "KVERN_THREADS"] as const;
 type Variable = typeof VARIABLES[number];
 
 /** What helps wherever the library is not found. */
@@ -56,8 +57,11 @@ export const LEVELS = { v2: 1, v3: 2, avx512: 3, amx: 4, neon: 5, dotprod: 6 } a
 /** A CPU level: which instructions the kernels may use. */
 export type LevelName = keyof typeof LEVELS;
 
+/** A number of no level. */
+const NO_LEVEL = 2 ** 32 - 1;
+
 /** Words of the SystemRecord; `record.ts` reads the others. */
-const SYSTEM_WORDS = 10;
+const SYSTEM_WORDS = 12;
 
 let opened: Opened | undefined;
 
@@ -180,27 +184,52 @@ function prepare(library: Library): Library {
   const version = library.kv_abi_version();
   if (version !== ABI_VERSION) throw new Error(`its ABI version is ${version}, this module speaks ${ABI_VERSION}`);
   setLevel(library, adapter.env("KVERN_LEVEL"));
+  setMaxBytes(library, adapter.env("KVERN_MAX_BYTES"));
   setThreads(library, adapter.env("KVERN_THREADS"));
   return library;
 }
 
-/** The level that `KVERN_LEVEL` names. */
+/**
+ * Chooses the level that `KVERN_LEVEL` names, or the highest there is. It holds for the life of the process: whoever
+ * comes later, in a Worker say, may say the same or nothing.
+ */
 function setLevel(library: Library, level: string | undefined): void {
-  if (!level) return;
+  const known = Object.keys(LEVELS).find((name) => name === level) as LevelName | undefined;
+  const wanted = known !== undefined ? LEVELS[known] : level ? NO_LEVEL : 0;
+  if (library.kv_level_set(wanted) >= 0) return;
+  const system = systemWords(library);
+  const available = levelNames(system[2]!);
+  const rule = available.some((name) => name === level)
+    ? `the process uses ${levelNames(1 << system[1]!)[0]} since its first use of kvern`
+    : `this CPU has ${available.join(", ")}`;
+  throw new KvError("invalid_config", `Cannot use the level KVERN_LEVEL names as ${rule}: KVERN_LEVEL is ${level}`);
+}
+
+/** The facts of the process. */
+function systemWords(library: Library): Uint32Array {
   const system = new Uint32Array(new ArrayBuffer(SYSTEM_WORDS * 4));
   system[0] = system.byteLength;
   library.kv_system_info(system, system.byteLength);
-  const available = levelNames(system[2]!);
-  const wanted = available.find((name) => name === level);
-  if (wanted === undefined || library.kv_level_set(LEVELS[wanted]) < 0) {
-    throw new KvError(
-      "invalid_config",
-      `Cannot use the level KVERN_LEVEL names as this CPU has ${available.join(", ")}: KVERN_LEVEL is ${level}`,
-    );
-  }
+  return system;
 }
 
-/** As many threads as `KVERN_THREADS` says. */
+/** Limits what the process reserves to what `KVERN_MAX_BYTES` says, which holds for its life as the level does. */
+function setMaxBytes(library: Library, bytes: string | undefined): void {
+  const wanted = bytes ? Number(bytes) : 0;
+  const isCount = !bytes || (/^[0-9]+$/.test(bytes) && wanted > 0 && Number.isSafeInteger(wanted));
+  const settled = isCount && library.kv_max_bytes_set(wanted) >= 0;
+  const system = systemWords(library);
+  const inForce = system[11]! * 2 ** 32 + system[10]!;
+  if (!settled) {
+    const rule = isCount
+      ? `the process may reserve ${inForce === 0 ? "any number of bytes" : inForce} since its first use of kvern`
+      : `it must be a whole number of bytes, 1 to ${Number.MAX_SAFE_INTEGER}`;
+    throw new KvError("invalid_config", `Cannot use KVERN_MAX_BYTES as ${rule}: KVERN_MAX_BYTES is ${bytes}`);
+  }
+  if (inForce !== 0) nameMemoryLimit(inForce);
+}
+
+/** As many threads for the calls of this thread as `KVERN_THREADS` says. */
 function setThreads(library: Library, threads: string | undefined): void {
   if (!threads) return;
   if (!/^[0-9]{1,9}$/.test(threads) || library.kv_thread_count_set(Number(threads)) < 0) {

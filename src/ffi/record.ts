@@ -11,7 +11,7 @@
 /** Words in each record, as this module knows them. */
 export const RECORD_WORDS = {
   contiguous: 11,
-  system: 10,
+  system: 12,
   stats: 12,
   rows: 8,
   view: 18,

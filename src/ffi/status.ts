@@ -62,6 +62,14 @@ const CODES = new Map<number, NativeCode>(
   (Object.keys(RULES) as NativeCode[]).map((code) => [STATUS[code], code]),
 );
 
+/** Ends every refusal for want of memory. */
+let memoryLimitText = "";
+
+/** Has every refusal for want of memory say what the process may reserve. */
+export function nameMemoryLimit(bytes: number): void {
+  memoryLimitText = `; KVERN_MAX_BYTES is ${bytes}`;
+}
+
 /**
  * Composes the error of a negative status: `Cannot <action> as <rule>`.
  *
@@ -75,7 +83,8 @@ export function refusal(
 ): KvError {
   const code = CODES.get(status);
   if (code === undefined) throw new Error(`Cannot ${action} as the library gave an unknown status: ${status}`);
-  return new KvError(code, `Cannot ${action} as ${rules[code]?.() ?? RULES[code]}`);
+  const limit = code === "out_of_memory" ? memoryLimitText : "";
+  return new KvError(code, `Cannot ${action} as ${rules[code]?.() ?? RULES[code]}${limit}`);
 }
 
 /** A number of things in words. */

@@ -73,6 +73,12 @@ const workers = @import("device/workers.zig");
 pub const threadCount = workers.threadCount;
 pub const setThreadCount = workers.setThreadCount;
 
+const reserved = @import("device/reserved.zig");
+/// Bytes reserved by all caches and pools of the process, and the most they may be, which is settled once.
+pub const reservedBytes = reserved.total;
+pub const maxBytes = reserved.max;
+pub const setMaxBytes = reserved.setMax;
+
 const bandwidth = @import("device/bandwidth.zig");
 pub const readRate = bandwidth.readRate;
 
@@ -88,6 +94,7 @@ test {
     _ = dispatch;
     _ = cpu;
     _ = @import("device/slab.zig");
+    _ = reserved;
     _ = bandwidth;
     _ = workers;
     _ = buffer_pool;

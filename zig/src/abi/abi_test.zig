@@ -5,6 +5,7 @@ const testing = std.testing;
 const contiguous = @import("contiguous.zig");
 const paged = @import("paged.zig");
 const pool = @import("pool.zig");
+const reserved = @import("../device/reserved.zig");
 const sequences = @import("sequence.zig");
 const library = @import("library.zig");
 const Status = @import("status.zig").Status;
@@ -144,13 +145,42 @@ test "records: unknown flags and fields are unsupported, bad words are refused" 
 }
 
 test "levels: unknown ones are refused, the one in force is among those this CPU has" {
-    try expectStatus(.invalid_config, library.levelSet(0));
-    try expectStatus(.invalid_config, library.levelSet(99));
+    try expectStatus(.unsupported, library.levelSet(99));
     var info = [_]u32{ 40, 0, 0, 0, 0, 0, 0, 0, 0, 0 };
     try testing.expectEqual(0, library.systemInfo(bytes(&info), 40));
     try testing.expect(info[2] >> @intCast(info[1]) & 1 == 1);
     try testing.expect(info[3] >= 1);
-    try testing.expectEqual(0, library.levelSet(info[1]));
+    const level: i32 = @intCast(info[1]);
+    try testing.expectEqual(level, library.levelSet(info[1]));
+    try testing.expectEqual(level, library.levelSet(0));
+    for (1..32) |other| {
+        if (other == level) continue;
+        const has_it = info[2] >> @intCast(other) & 1 == 1;
+        try expectStatus(if (has_it) .invalid_config else .unsupported, library.levelSet(@intCast(other)));
+    }
+    try testing.expectEqual(level, library.levelSet(0));
+}
+
+test "the limit of the process: absurd ones are refused, and past it nothing is reserved" {
+    const before = reserved.changeMax(0);
+    defer _ = reserved.changeMax(before);
+    for ([_]f64{ -1, 0.5, 1e300, std.math.inf(f64), std.math.nan(f64) }) |wrong| {
+        try expectStatus(.invalid_config, library.maxBytesSet(wrong));
+    }
+    const limit = reserved.total() + (1 << 20);
+    try testing.expectEqual(0, library.maxBytesSet(@floatFromInt(limit)));
+    try testing.expectEqual(0, library.maxBytesSet(0));
+    try expectStatus(.invalid_config, library.maxBytesSet(@floatFromInt(limit + 1)));
+    var info = [_]u32{ 48, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 };
+    try testing.expectEqual(0, library.systemInfo(bytes(&info), 48));
+    try testing.expectEqual(limit, info[10] + (@as(u64, info[11]) << 32));
+    // K and V of 2 layers of 8 rows of 4: two pages; then of 64 Ki rows, 4 MiB.
+    const small = contiguous.create(bytes(&options), 40);
+    try testing.expect(small > 0);
+    var large = options;
+    large[5] = 1 << 16;
+    try expectStatus(.out_of_memory, contiguous.create(bytes(&large), 40));
+    try testing.expectEqual(0, contiguous.free(@intCast(small)));
 }
 
 /// 2 layers of 1 KV head of 4, blocks of 2, at most 8 tokens, f32.

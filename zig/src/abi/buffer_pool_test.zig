@@ -5,6 +5,7 @@ const testing = std.testing;
 const buffers = @import("aligned_buffer.zig");
 const buffer_pool = @import("buffer_pool.zig");
 const handle = @import("handle.zig");
+const reserved = @import("../device/reserved.zig");
 const Status = @import("status.zig").Status;
 
 fn bytes(pointer: anytype) [*]u8 {
@@ -82,21 +83,21 @@ test "one life of a pool and its buffers" {
 }
 
 test "a pool that was freed lives as long as its buffers, and keeps nothing" {
-    const reserved_before = handle.totals().reserved_bytes;
+    const reserved_before = reserved.total();
     const pool = try makePool();
     try testing.expectEqual(0, buffer_pool.prewarm(pool, 1024, 2));
     const buffer = try acquire(pool, 100_000);
-    try testing.expectEqual(reserved_before + 2048 + (256 << 10), handle.totals().reserved_bytes);
+    try testing.expectEqual(reserved_before + 2048 + (256 << 10), reserved.total());
     try testing.expectEqual(0, buffer_pool.free(pool));
     try expectStatus(.stale_handle, buffer_pool.acquire(pool, 1));
-    try testing.expectEqual(reserved_before + (256 << 10), handle.totals().reserved_bytes);
+    try testing.expectEqual(reserved_before + (256 << 10), reserved.total());
     try testing.expectEqual(1, buffers.extend(buffer, bytes(&[_]f32{6}), 1));
     const copy: u32 = @intCast(buffers.clone(buffer));
     try testing.expectEqual(0, buffers.free(buffer));
     try testing.expectEqual(1, buffers.length(copy));
-    try testing.expectEqual(reserved_before + (256 << 10), handle.totals().reserved_bytes);
+    try testing.expectEqual(reserved_before + (256 << 10), reserved.total());
     try testing.expectEqual(0, buffers.free(copy));
-    try testing.expectEqual(reserved_before, handle.totals().reserved_bytes);
+    try testing.expectEqual(reserved_before, reserved.total());
 }
 
 test "a buffer freed during a call lives until the call is over" {

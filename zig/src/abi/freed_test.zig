@@ -7,6 +7,7 @@ const buffer_pool = @import("buffer_pool.zig");
 const handle = @import("handle.zig");
 const paged = @import("paged.zig");
 const pool = @import("pool.zig");
+const reserved = @import("../device/reserved.zig");
 const sequences = @import("sequence.zig");
 const status = @import("status.zig");
 
@@ -14,6 +15,11 @@ const stale = @intFromEnum(status.Status.stale_handle);
 
 fn bytes(pointer: anytype) [*]u8 {
     return @ptrCast(@constCast(pointer));
+}
+
+/// What lives: caches that have a handle, and bytes.
+fn held() struct { u32, u64 } {
+    return .{ handle.liveCacheCount(), reserved.total() };
 }
 
 fn live(word: i32) !u32 {
@@ -86,7 +92,7 @@ fn clone(word: u32) i32 {
 }
 
 test "a cache that is freed during sequence() or fork() takes no sequence, and its pool is empty" {
-    const before = handle.totals();
+    const before = held();
     const pool_word = try makePool();
     for ([_]bool{ true, false }) |forks| {
         const cache = try makeCache(pool_word);
@@ -101,11 +107,11 @@ test "a cache that is freed during sequence() or fork() takes no sequence, and i
         try testing.expectEqual(stale, sequences.seqLen(sequence));
     }
     try testing.expectEqual(0, pool.free(pool_word));
-    try testing.expectEqual(before, handle.totals());
+    try testing.expectEqual(before, held());
 }
 
 test "a buffer pool or a buffer that is freed meanwhile gives no buffer" {
-    const before = handle.totals();
+    const before = held();
     const options = [_]u32{ 16, 2, 1 << 20, 0 };
     const first = try live(buffer_pool.create(bytes(&options), 16));
     const buffer = try live(buffer_pool.acquire(first, 100));
@@ -117,11 +123,11 @@ test "a buffer pool or a buffer that is freed meanwhile gives no buffer" {
         }
     };
     try testing.expectEqual(stale, try freedMeanwhile(.buffer_pool, first, acquireOne, first, FreeHandle.free));
-    try testing.expectEqual(before, handle.totals());
+    try testing.expectEqual(before, held());
 }
 
 test "a pool that was freed while a cache on it is being made has no cache" {
-    const before = handle.totals();
+    const before = held();
     const pool_word = try makePool();
     const object = try handle.retain(.pool, pool_word);
     var cache: @import("../cache/paged.zig").PagedCache = try .init(testing.allocator, .{
@@ -135,7 +141,47 @@ test "a pool that was freed while a cache on it is being made has no cache" {
     try testing.expectError(error.StaleHandle, handle.create(.paged, body, object));
     cache.deinit();
     handle.release(object);
-    try testing.expectEqual(before, handle.totals());
+    try testing.expectEqual(before, held());
+}
+
+test "reset frees the sequences of a cache, whoever made them, but those that are to stay" {
+    const before = held();
+    const pool_word = try makePool();
+    const cache = try makeCache(pool_word);
+    var made: [5]u32 = undefined;
+    for (&made) |*word| {
+        word.* = try live(sequences.create(cache));
+        try testing.expectEqual(0, fill(word.*));
+    }
+    const shared = try live(sequences.fork(made[1]));
+    try testing.expectEqual(10, try usedBlocks(pool_word));
+    // One that is no sequence of this cache: nothing has changed.
+    const other = try makeCache(pool_word);
+    const stranger = try live(sequences.create(other));
+    for ([_]u32{ stranger, cache, 0, made[0] ^ 1 << 16 }) |wrong| {
+        try testing.expectEqual(stale, paged.reset(cache, bytes(&[_]u32{ made[0], wrong }), 2));
+    }
+    try testing.expectEqual(10, try usedBlocks(pool_word));
+    try testing.expectEqual(3, sequences.seqLen(shared));
+    try testing.expectEqual(0, paged.reset(cache, bytes(&[_]u32{ made[3], made[1], made[3] }), 3));
+    try testing.expectEqual(0, try usedBlocks(pool_word));
+    for (made, [_]i32{ stale, 0, stale, 0, stale }) |word, expected| {
+        try testing.expectEqual(expected, sequences.seqLen(word));
+    }
+    try testing.expectEqual(stale, sequences.seqLen(shared));
+    try testing.expectEqual(stale, sequences.free(made[0]));
+    try testing.expectEqual(0, sequences.seqLen(stranger));
+    // Those that stayed can be written to, and a reset that keeps none takes them, too.
+    try testing.expectEqual(0, fill(made[3]));
+    try testing.expectEqual(2, try usedBlocks(pool_word));
+    try testing.expectEqual(0, paged.reset(cache, null, 0));
+    try testing.expectEqual(0, try usedBlocks(pool_word));
+    try testing.expectEqual(stale, sequences.seqLen(made[3]));
+    try testing.expectEqual(0, paged.free(cache));
+    try testing.expectEqual(stale, paged.reset(cache, null, 0));
+    try testing.expectEqual(0, paged.free(other));
+    try testing.expectEqual(0, pool.free(pool_word));
+    try testing.expectEqual(before, held());
 }
 
 /// Makes and frees sequences of a cache until it is gone.
@@ -156,7 +202,7 @@ fn hammer(cache: u32, failures: *std.atomic.Value(u32)) void {
 }
 
 test "whoever frees a cache under the hands of others leaves its pool empty" {
-    const before = handle.totals();
+    const before = held();
     const pool_word = try makePool();
     var failures: std.atomic.Value(u32) = .init(0);
     for (0..100) |round| {
@@ -174,5 +220,5 @@ test "whoever frees a cache under the hands of others leaves its pool empty" {
     try testing.expectEqual(0, pool.free(pool_word));
     const options = [_]u32{ 44, 1, 2, 64, 1, 1, 0, 0, 0, 0, pool_word };
     try testing.expectEqual(stale, createCache(&options));
-    try testing.expectEqual(before, handle.totals());
+    try testing.expectEqual(before, held());
 }

@@ -20,6 +20,7 @@ const BlockPools = @import("../cache/block_pools.zig").BlockPools;
 const ContiguousCache = @import("../cache/contiguous.zig").ContiguousCache;
 const memory = @import("memory.zig");
 const paged = @import("../cache/paged.zig");
+const reserved = @import("../device/reserved.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
 
@@ -93,6 +94,9 @@ var table: struct {
     lock: std.Io.Mutex = .init,
     entries: Entries(Entry) = .{},
 } = .{};
+
+/// Under the table's lock.
+var live_cache_count: u32 = 0;
 
 /// A locked object for the length of one call.
 pub fn Use(comptime kind: Kind) type {
@@ -198,6 +202,31 @@ fn freeSequence(word: u32) error{StaleHandle}!void {
     if (was_named) release(object) else return error.StaleHandle;
 }
 
+/// Takes the handles of all sequences of a paged object away but those of `kept`, and frees these sequences; the kept ones
+/// are emptied. Call with the object locked.
+pub fn resetSequences(object: *Object, kept: []const *Sequence) void {
+    const cache = &object.body.paged.cache;
+    for (kept) |sequence| sequence.marked = true;
+    var released: u32 = 0;
+    {
+        table.lock.lockUncancelable(cpu.io());
+        defer table.lock.unlock(cpu.io());
+        var index = object.entry_first;
+        while (index != none) {
+            const entry = table.entries.at(index).*;
+            if (entry.sequence) |sequence| if (!sequence.marked) {
+                leave(index);
+                released += 1;
+            };
+            index = entry.next;
+        }
+        // The caller has one besides, so none of these is the last.
+        assert(object.references > released);
+        object.references -= released;
+    }
+    cache.reset(kept);
+}
+
 /// The object of a handle, with a reference that the caller holds until `release`.
 pub fn retain(comptime kind: Kind, word: u32) error{StaleHandle}!*Object {
     table.lock.lockUncancelable(cpu.io());
@@ -231,29 +260,11 @@ pub fn release(object: *Object) void {
     gpa.destroy(object);
 }
 
-pub const Totals = struct { live_count: u32, reserved_bytes: u64 };
-
-/// Caches that have a handle, and the bytes reserved by them, by the pools that have one, and by buffers.
-pub fn totals() Totals {
+/// Caches that have a handle.
+pub fn liveCacheCount() u32 {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
-    var result: Totals = .{ .live_count = 0, .reserved_bytes = 0 };
-    for (table.entries.rows.items) |row| {
-        const entry = row.content orelse continue;
-        const object = entry.object;
-        switch (entry.kind) {
-            .contiguous => result.reserved_bytes += object.body.contiguous.stats().reserved_bytes,
-            .paged => for (object.body.paged.cache.owned_pools) |*pools| {
-                result.reserved_bytes += pools.reservedBytes();
-            },
-            .pool => result.reserved_bytes += object.body.pool.reservedBytes(),
-            .buffer_pool => result.reserved_bytes += object.body.buffer_pool.stats().kept_bytes,
-            .buffer => result.reserved_bytes += object.body.buffer.buffer.memory.len,
-            .sequence => {},
-        }
-        result.live_count += @intFromBool(entry.kind == .contiguous or entry.kind == .paged);
-    }
-    return result;
+    return live_cache_count;
 }
 
 /// The entry of a live handle. Call with the table locked.
@@ -275,6 +286,7 @@ fn enter(kind: Kind, object: *Object, sequence: ?*Sequence) CreateError!i32 {
     if (object.entry_first != none) table.entries.at(object.entry_first).previous = index;
     object.entry_first = index;
     object.references += 1;
+    live_cache_count += @intFromBool(kind == .contiguous or kind == .paged);
     return @intCast(table.entries.word(index, @intFromEnum(kind)));
 }
 
@@ -288,6 +300,7 @@ fn leave(index: u32) void {
         table.entries.at(entry.previous).next = entry.next;
     }
     if (entry.next != none) table.entries.at(entry.next).previous = entry.previous;
+    live_cache_count -= @intFromBool(entry.kind == .contiguous or entry.kind == .paged);
     table.entries.give(index);
 }
 
@@ -317,14 +330,16 @@ test "a handle is positive, stale once freed, and its entry comes back last" {
 
 test "an object freed during a call lives until the call is over" {
     const handle = try create(.contiguous, try testCache(), null);
-    const before = totals();
+    const before = liveCacheCount();
+    const reserved_before = reserved.total();
     const use = try begin(.contiguous, @intCast(handle));
     try free(.contiguous, @intCast(handle));
     try testing.expectError(error.StaleHandle, begin(.contiguous, @intCast(handle)));
-    try testing.expectEqual(before.live_count - 1, totals().live_count);
-    try testing.expect(totals().reserved_bytes < before.reserved_bytes);
+    try testing.expectEqual(before - 1, liveCacheCount());
+    try testing.expectEqual(reserved_before, reserved.total());
     try testing.expectEqual(0, use.target.currentPos());
     use.end();
+    try testing.expect(reserved.total() < reserved_before);
 }
 
 test "sequences: handles of their own, gone with the cache; a pool lives as long as a cache on it" {

@@ -7,6 +7,7 @@ const cpu = @import("../device/cpu.zig");
 const dispatch = @import("../kernels/dispatch.zig");
 const handle = @import("handle.zig");
 const record = @import("record.zig");
+const reserved = @import("../device/reserved.zig");
 const status = @import("status.zig");
 const workers = @import("../device/workers.zig");
 
@@ -56,33 +57,54 @@ const SystemRecord = extern struct {
     cpu_count: u32,
     memory_limit_bytes: record.Wide,
     live_handles: u32,
-    /// Threads that a call may use, the caller's included.
+    /// Threads that a call of the calling thread may use, the caller's included.
     thread_count: u32,
     /// Of all caches, pools and buffers together.
     reserved_bytes: record.Wide,
+    /// The most they may be; 0 for no limit.
+    max_bytes: record.Wide,
 };
 
 pub fn systemInfo(out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
-    const totals = handle.totals();
     record.write(SystemRecord, out, out_bytes, .{
         .level = @intFromEnum(dispatch.kernels().level),
         .levels = dispatch.levelMask(),
         .cpu_count = cpu.cpuCount(),
         .memory_limit_bytes = .from(cpu.memoryLimit()),
-        .live_handles = totals.live_count,
+        .live_handles = handle.liveCacheCount(),
         .thread_count = workers.threadCount(),
-        .reserved_bytes = .from(totals.reserved_bytes),
+        .reserved_bytes = .from(reserved.total()),
+        .max_bytes = .from(reserved.max() orelse 0),
     }) catch |err| return status.fromError(err);
     return 0;
 }
 
+/// (level) -> the level in force. The first call chooses it for the life of the process, with 0 the highest this CPU has;
+/// `unsupported` where the CPU lacks it, `invalid_config` where another one is in force.
 pub fn levelSet(level: u32) callconv(.c) i32 {
-    const wanted = std.enums.fromInt(dispatch.Level, level) orelse return status.fromError(error.InvalidConfig);
-    dispatch.setLevel(wanted) catch |err| return status.fromError(err);
-    return 0;
+    if (level != 0) {
+        const wanted = std.enums.fromInt(dispatch.Level, level) orelse return status.fromError(error.Unsupported);
+        dispatch.setLevel(wanted) catch |err| return status.fromError(err);
+    }
+    return status.count(@intFromEnum(dispatch.kernels().level));
 }
 
-/// Threads that a call may use from now on, the caller's included.
+/// (bytes, 0 for no limit): the most that all caches, pools and buffers of the process may reserve. The first call settles
+/// it for the life of the process: `invalid_config` where another limit holds. 0 is right whatever holds.
+pub fn maxBytesSet(byte_count: f64) callconv(.c) i32 {
+    // Written so that NaN is refused.
+    if (!(byte_count >= 0 and byte_count <= 1 << 53 and @floor(byte_count) == byte_count)) {
+        return status.fromError(error.InvalidConfig);
+    }
+    return status.word(reserved.setMax(if (byte_count == 0) null else @intFromFloat(byte_count)));
+}
+
+/// MiB that the caches, pools and buffers of the process have reserved, rounded down.
+pub fn reservedMib() callconv(.c) i32 {
+    return std.math.lossyCast(i32, reserved.total() >> 20);
+}
+
+/// Threads that calls of the calling thread may use from now on, the caller's included.
 pub fn threadCountSet(count: u32) callconv(.c) i32 {
     workers.setThreadCount(count) catch |err| return status.fromError(err);
     return 0;

@@ -395,6 +395,19 @@ fn reorderBeams(use: handle.Use(.paged), beams: ?[*]const u8, parents: ?[*]const
     try use.target.reorder(batch.sequences, indices);
 }
 
+/// (cache, sequences, count): frees all sequences of the cache, whoever made them, but the given ones, which are emptied.
+pub fn reset(word: u32, kept: ?[*]const u8, kept_count: u32) callconv(.c) i32 {
+    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
+    defer use.end();
+    return status.word(resetCache(use, kept, kept_count));
+}
+
+fn resetCache(use: handle.Use(.paged), kept: ?[*]const u8, kept_count: u32) status.Error!void {
+    const batch: Batch = try .init(use.object, try buffer.words(u32, kept, kept_count));
+    defer batch.deinit();
+    handle.resetSequences(use.object, batch.sequences);
+}
+
 /// (cache, PolicyRecord, bytes)
 pub fn updatePolicy(word: u32, options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);

@@ -19,6 +19,7 @@ const builtin = @import("builtin");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
 const cpu = @import("../device/cpu.zig");
+const process_memory = @import("../device/reserved.zig");
 const slab_memory = @import("../device/slab.zig");
 const Slab = slab_memory.Slab;
 
@@ -133,8 +134,9 @@ pub const BlockPool = struct {
         const rounded = std.mem.alignForward(u64, block_bytes, block_alignment);
         if (rounded > bytes_max) return error.BlockTooLarge;
         const wanted_bytes = std.math.clamp(slab_blocks_target * rounded, slab_bytes_min, slab_bytes_target);
-        // Pools on one budget must not take it all with their first slab.
-        const slab_bytes = if (budget == null) wanted_bytes else @min(wanted_bytes, bytes_max / slab_share);
+        // Pools on one budget must not take it all with their first slab, nor one cache what the process may reserve.
+        const shared_bytes = @min(bytes_max, process_memory.max() orelse bytes_max);
+        const slab_bytes = if (budget == null) wanted_bytes else @min(wanted_bytes, shared_bytes / slab_share);
         const blocks_per_slab: u32 = @intCast(@max(1, slab_bytes / rounded));
         const block_count_max: u32 = @intCast(@min(bytes_max, bytes_max_max) / rounded);
         const slab_count_max = std.math.divCeil(u32, block_count_max, blocks_per_slab) catch unreachable; // not 0

@@ -242,7 +242,13 @@ pub const PagedCache = struct {
         for (tables) |*table| table.* = .{};
         @memset(pending, 0);
         @memset(generations, 0);
-        sequence.* = .{ .cache = self, .tables = tables, .pending = pending, .generations = generations };
+        sequence.* = .{
+            .cache = self,
+            .index = self.sequences.items.len,
+            .tables = tables,
+            .pending = pending,
+            .generations = generations,
+        };
         self.sequences.appendAssumeCapacity(sequence);
         return sequence;
     }
@@ -257,9 +263,29 @@ pub const PagedCache = struct {
         self.gpa.free(sequence.tables);
         self.gpa.free(sequence.pending);
         self.gpa.free(sequence.generations);
-        const index = std.mem.indexOfScalar(*Sequence, self.sequences.items, sequence).?;
-        _ = self.sequences.swapRemove(index);
+        assert(self.sequences.swapRemove(sequence.index) == sequence);
+        if (sequence.index < self.sequences.items.len) self.sequences.items[sequence.index].index = sequence.index;
         self.gpa.destroy(sequence);
+    }
+
+    /// Empties the cache: frees all sequences but those in `kept`, which stay and have no rows any more. No block is used
+    /// then.
+    pub fn reset(self: *PagedCache, kept: []const *Sequence) void {
+        for (kept) |sequence| {
+            assert(sequence.cache == self);
+            sequence.marked = true;
+        }
+        var index = self.sequences.items.len;
+        while (index > 0) {
+            index -= 1; // what takes the place of a freed one was looked at before
+            const sequence = self.sequences.items[index];
+            if (!sequence.marked) {
+                self.freeSequence(sequence);
+                continue;
+            }
+            sequence.marked = false;
+            self.truncate(sequence, 0) catch unreachable; // no position is before the first
+        }
     }
 
     /// A sequence that begins as a copy of the committed rows of `parent`, which it shares: no K/V byte is copied.
@@ -468,6 +494,8 @@ pub const PagedCache = struct {
 /// One token stream. Made, forked and freed by its cache.
 pub const Sequence = struct {
     cache: *PagedCache,
+    /// Its number among the sequences of the cache, which changes when another one is freed.
+    index: usize,
     /// [group]
     tables: []BlockTable,
     /// Committed tokens.

@@ -523,10 +523,10 @@ fn expectAttention(sequence: *Sequence, query_count: u32, tolerance: f64) !void 
 
 test "attention over tail and store: every K format with every V format, on every level, 1 to 5 queries" {
     const before = dispatch.kernels().level;
-    defer dispatch.setLevel(before) catch unreachable;
+    defer dispatch.changeLevel(before) catch unreachable;
     for (std.enums.values(dispatch.Level)) |level| {
         if (dispatch.tableOf(level) == null) continue;
-        try dispatch.setLevel(level);
+        try dispatch.changeLevel(level);
         for (all_dtypes) |dtype_k| for (all_dtypes) |dtype_v| {
             // Valgrind takes thirty times as long, and has seen all kernels in `kernels/attend_test.zig`.
             if (memcheck and (dtype_k != .i4 or dtype_v != .q8_0)) continue;

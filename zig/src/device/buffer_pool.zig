@@ -19,6 +19,7 @@ const builtin = @import("builtin");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
 const cpu = @import("cpu.zig");
+const reserved = @import("reserved.zig");
 
 /// Bytes of each size class, smallest first.
 pub const class_sizes = [_]u32{ 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24 };
@@ -247,6 +248,8 @@ pub const BufferPool = struct {
     fn allocate(pool: *BufferPool, bytes: u64) error{OutOfMemory}!Memory {
         if (bytes > pool.bytes_max - pool.reserved_bytes) return error.OutOfMemory;
         const len = std.math.cast(usize, bytes) orelse return error.OutOfMemory;
+        try reserved.take(bytes);
+        errdefer reserved.give(bytes);
         const pointer = pool.gpa.rawAlloc(len, alignment, @returnAddress()) orelse return error.OutOfMemory;
         pool.reserved_bytes += bytes;
         return @alignCast(pointer[0..len]);
@@ -254,6 +257,7 @@ pub const BufferPool = struct {
 
     fn release(pool: *BufferPool, memory: Memory) void {
         pool.gpa.rawFree(memory, alignment, @returnAddress());
+        reserved.give(memory.len);
         pool.reserved_bytes -= memory.len;
     }
 };

@@ -13,6 +13,7 @@ const std = @import("std");
 const builtin = @import("builtin");
 const Allocator = std.mem.Allocator;
 const memcheck = @import("build_options").memcheck;
+const reserved = @import("reserved.zig");
 
 /// Slabs are no larger than this unless one unit of a cache is: every view of one then fits a JavaScript ArrayBuffer.
 pub const bytes_max = 1 << 30;
@@ -67,6 +68,10 @@ fn giveBack(pages: []align(std.heap.page_size_min) u8) void {
 /// the zeros would be gone.
 pub fn alloc(allocator: Allocator, bytes: u64) error{OutOfMemory}!Slab {
     const len = std.math.cast(usize, bytes) orelse return error.OutOfMemory;
+    if (len > std.math.maxInt(usize) - std.heap.page_size_max) return error.OutOfMemory;
+    const counted = std.mem.alignForward(u64, len, std.heap.pageSize());
+    try reserved.take(counted);
+    errdefer reserved.give(counted);
     const asked: std.mem.Alignment = if (len >= huge_page_bytes) .fromByteUnits(huge_page_bytes) else alignment;
     if (len >= huge_page_bytes and huge_count.fetchAdd(1, .monotonic) >= huge_count_max) {
         _ = huge_count.fetchSub(1, .monotonic);
@@ -96,6 +101,7 @@ pub fn refuseHugePages(slab: Slab) void {
 pub fn free(allocator: Allocator, slab: Slab) void {
     const asked: std.mem.Alignment = if (slab.len >= huge_page_bytes) .fromByteUnits(huge_page_bytes) else alignment;
     allocator.rawFree(slab, asked, @returnAddress());
+    reserved.give(reservedBytes(slab));
     if (slab.len >= huge_page_bytes) _ = huge_count.fetchSub(1, .monotonic);
 }
 
@@ -132,6 +138,26 @@ test "slabs of huge pages are counted, and one too many is out of memory" {
     try std.testing.expectEqual(count_before, huge_count.load(.monotonic));
 }
 
+test "slabs count as reserved, and past the limit of the process there is none" {
+    const held = reserved.total();
+    const page_bytes = std.heap.pageSize();
+    const first = try alloc(system, 1);
+    try std.testing.expectEqual(held + page_bytes, reserved.total());
+    const before = reserved.changeMax(held + 3 * page_bytes);
+    defer _ = reserved.changeMax(before);
+    try std.testing.expectError(error.OutOfMemory, alloc(system, 2 * page_bytes + 1));
+    const second = try alloc(system, 2 * page_bytes);
+    try std.testing.expectEqual(held + 3 * page_bytes, reserved.total());
+    try std.testing.expectError(error.OutOfMemory, alloc(system, 1));
+    free(system, first);
+    free(system, second);
+    // An allocator that has none leaves nothing behind either.
+    var none: std.testing.FailingAllocator = .init(system, .{ .fail_index = 0 });
+    try std.testing.expectError(error.OutOfMemory, alloc(none.allocator(), 1));
+    try std.testing.expectEqual(held, reserved.total());
+}
+
 test "an absurd slab is out of memory" {
+    try std.testing.expectError(error.OutOfMemory, alloc(system, std.math.maxInt(u64)));
     try std.testing.expectError(error.OutOfMemory, alloc(system, 1 << 62));
 }

@@ -33,6 +33,8 @@ const Job = struct {
     context: *const anyopaque,
     run: *const fn (context: *const anyopaque, item: u32) void,
     item_count: u32,
+    /// Workers that may take part; there may be more of them, for another caller.
+    helper_count: u32,
     next: std.atomic.Value(u32) = .init(0),
 
     fn work(job: *Job) void {
@@ -57,24 +59,29 @@ var pool: struct {
     scratch: []align(64) u8 = &.{},
 } = .{};
 
-/// Threads of a job, the caller's included; 0 before the first use.
-var wanted_count: std.atomic.Value(u32) = .init(0);
+/// Threads of a job that this thread asks for, its own included; 0 where it did not say. It belongs to the thread, so that
+/// one that uses the library beside another changes nothing for it.
+threadlocal var wanted_count: u32 = 0;
 
-/// Threads that a job may use, the caller's included: the physical cores this process may use, unless `setThreadCount` said
-/// otherwise.
+/// Threads of a job where the caller did not say; 0 before the first use.
+var default_count: std.atomic.Value(u32) = .init(0);
+
+/// Threads that a job of the calling thread may use, its own included: the physical cores this process may use, unless
+/// `setThreadCount` said otherwise.
 pub fn threadCount() u32 {
-    const wanted = wanted_count.load(.monotonic);
-    if (wanted != 0) return wanted;
+    if (wanted_count != 0) return wanted_count;
+    const known = default_count.load(.monotonic);
+    if (known != 0) return known;
     // Valgrind runs one thread at a time, and looking for work would be most of what it runs.
     const count = if (memcheck) 1 else @min(cpu.coreCount(), thread_count_max);
-    wanted_count.store(count, .monotonic);
+    default_count.store(count, .monotonic);
     return count;
 }
 
-/// From the next job on. No result depends on it.
+/// For the jobs of the calling thread, from the next one on. No result depends on it.
 pub fn setThreadCount(count: u32) error{InvalidConfig}!void {
     if (count == 0 or count > thread_count_max) return error.InvalidConfig;
-    wanted_count.store(count, .monotonic);
+    wanted_count = count;
 }
 
 /// The workers, taken by one caller. To be ended by it.
@@ -102,8 +109,13 @@ pub const Session = struct {
                 body(@ptrCast(@alignCast(pointer)), item);
             }
         };
-        var job: Job = .{ .context = context, .run = erased.run, .item_count = item_count };
         const helper_count = @min(threadCount(), item_count) -| 1;
+        var job: Job = .{
+            .context = context,
+            .run = erased.run,
+            .item_count = item_count,
+            .helper_count = helper_count,
+        };
         if (helper_count == 0) return job.work();
         start(helper_count);
         pool.job.store(&job, .seq_cst);
@@ -151,9 +163,8 @@ fn worker(index: u32) void {
     var seen = pool.epoch.load(.seq_cst) -% 1; // the job it was started for may have begun
     while (true) {
         seen = nextEpoch(seen);
-        if (index + 1 >= threadCount()) continue; // there are to be fewer of us now
         _ = pool.active.fetchAdd(1, .seq_cst);
-        if (pool.job.load(.seq_cst)) |job| job.work();
+        if (pool.job.load(.seq_cst)) |job| if (index < job.helper_count) job.work();
         if (pool.active.fetchSub(1, .seq_cst) == 1) cpu.io().futexWake(u32, &pool.active.raw, 1);
     }
 }
@@ -208,7 +219,58 @@ test "every item is done once, by however many threads" {
     try testing.expectError(error.InvalidConfig, setThreadCount(thread_count_max + 1));
 }
 
+/// Which threads did an item.
+const Presence = struct {
+    ids: [thread_count_max]std.atomic.Value(std.Thread.Id) = @splat(.init(0)),
+
+    fn note(presence: *const Presence, _: u32) void {
+        const id = std.Thread.getCurrentId();
+        // Long enough that whoever may take part does.
+        for (0..2000) |_| std.atomic.spinLoopHint();
+        for (@constCast(&presence.ids)) |*slot| {
+            const before = slot.cmpxchgStrong(0, id, .monotonic, .monotonic) orelse return;
+            if (before == id) return;
+        }
+    }
+
+    fn count(presence: *const Presence) usize {
+        var used: usize = 0;
+        for (presence.ids) |slot| used += @intFromBool(slot.raw != 0);
+        return used;
+    }
+};
+
+fn useEight(answer: *u32) void {
+    setThreadCount(8) catch return;
+    const session = while (true) break begin() orelse continue;
+    defer session.end();
+    var presence: Presence = .{};
+    session.run(Presence, &presence, 1000, Presence.note);
+    answer.* = threadCount();
+}
+
+test "the number of threads is that of the caller, whatever others use" {
+    if (memcheck) return error.SkipZigTest; // one thread at a time runs there
+    const before = threadCount();
+    defer setThreadCount(before) catch unreachable;
+    try setThreadCount(2);
+    var answer: u32 = 0;
+    const other = try std.Thread.spawn(.{}, useEight, .{&answer});
+    other.join();
+    try testing.expectEqual(8, answer);
+    try testing.expectEqual(2, threadCount());
+    // Seven workers are there now, and one of them may take part.
+    for (0..50) |_| {
+        const session = begin().?;
+        defer session.end();
+        var presence: Presence = .{};
+        session.run(Presence, &presence, 200, Presence.note);
+        try testing.expect(presence.count() <= 2);
+    }
+}
+
 fn hammer(failures: *std.atomic.Value(u32)) void {
+    setThreadCount(3) catch unreachable;
     var counts: [64]std.atomic.Value(u32) = undefined;
     for (0..500) |_| {
         for (&counts) |*count| count.* = .init(0);

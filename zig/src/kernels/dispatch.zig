@@ -52,7 +52,8 @@ const linked_levels = switch (builtin.cpu.arch) {
 /// The table in force, or null before the first use.
 var chosen: std.atomic.Value(?*const Table) = .init(null);
 
-/// The kernels of the level in force: the highest this CPU has, unless `setLevel` chose a lower one.
+/// The kernels of the level in force: the highest this CPU has, unless `setLevel` chose a lower one before. It is the same
+/// for the life of the process: equal stored bytes give equal bits on one level, and any thread may be in a call.
 pub fn kernels() *const Table {
     return chosen.load(.acquire) orelse choose();
 }
@@ -80,9 +81,31 @@ pub fn tableOf(wanted: Level) ?*const Table {
     return null;
 }
 
-/// Forces a level. Attention already computed keeps the bits of the old one.
-pub fn setLevel(wanted: Level) error{Unsupported}!void {
+/// Chooses the level, before anything else does: `InvalidConfig` once another one is in force.
+pub fn setLevel(wanted: Level) error{ Unsupported, InvalidConfig }!void {
+    const table = tableOf(wanted) orelse return error.Unsupported;
+    const in_force = chosen.cmpxchgStrong(null, table, .acq_rel, .acquire) orelse return;
+    if (in_force != table) return error.InvalidConfig;
+}
+
+/// Changes the level, in tests alone, which run all of them in one process.
+pub fn changeLevel(wanted: Level) error{Unsupported}!void {
+    comptime assert(builtin.is_test);
     chosen.store(tableOf(wanted) orelse return error.Unsupported, .release);
+}
+
+test setLevel {
+    const in_force = kernels().level;
+    for (std.enums.values(Level)) |level| {
+        if (tableOf(level) == null) {
+            try std.testing.expectError(error.Unsupported, setLevel(level));
+        } else if (level == in_force) {
+            try setLevel(level);
+        } else {
+            try std.testing.expectError(error.InvalidConfig, setLevel(level));
+        }
+        try std.testing.expectEqual(in_force, kernels().level);
+    }
 }
 
 /// One bit for each level this library and this CPU have: 1 << level.
