@@ -10,6 +10,8 @@ import { checkCount } from "./config.ts";
 import { KvError } from "./error.ts";
 import { countText } from "./ffi/status.ts";
 import { type OptionNames, optionNames } from "./option_names.ts";
+import type { AskedRows } from "./paged_memory.ts";
+import { isMissingRows, missingRowsText } from "./retention.ts";
 import { memoryOf, type Sequence } from "./sequence.ts";
 import type { SequenceMemory } from "./sequence_memory.ts";
 
@@ -107,6 +109,21 @@ export function countsOf(
     counts[i] = value;
   }
   return counts;
+}
+
+/** The first sequence of which a query would see rows that were let go, and where. */
+export function missingRowsTextOf(
+  batch: readonly SequenceMemory[],
+  counts: Uint32Array,
+  layer: number,
+  given: AskedRows,
+): string {
+  const index = batch.findIndex((sequence, i) =>
+    counts[i] !== 0 && isMissingRows(sequence.seen(layer), counts[i]!, sequence.cache.sightOf(layer, given))
+  );
+  const sequence = batch[Math.max(0, index)]!;
+  const text = missingRowsText(sequence.seen(layer), counts[Math.max(0, index)]!, sequence.cache.sightOf(layer, given));
+  return `${text}, sequence is ${index}`;
 }
 
 /** The sequences that would grow past the end, the first few of them. */

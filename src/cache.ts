@@ -178,6 +178,11 @@ export interface KvCache extends Disposable {
   readonly seqLen: number;
   /** Most tokens the sequence can hold. */
   readonly maxSeqLen: number;
+  /**
+   * The smallest length such that `truncate` may go to it and to every one from it up to `seqLen`; 0 where no row was
+   * ever let go.
+   */
+  readonly rewindableTo: number;
   /** True when every layer is on a GPU. */
   readonly isOnGpu: boolean;
 
@@ -232,7 +237,9 @@ export interface KvCache extends Disposable {
   /**
    * Rewinds to `n` committed tokens and drops all pending rows; `truncate(seqLen)` abandons a half-done step.
    *
-   * @throws {KvError} `position_out_of_range`, `stale_handle`
+   * Every layer then shows the rows it would show had the sequence never been longer.
+   *
+   * @throws {KvError} `position_out_of_range` past the end, and before `rewindableTo` unless `n` is 0; `stale_handle`
    */
   truncate(n: number): void;
 
@@ -249,8 +256,12 @@ export interface KvCache extends Disposable {
    *
    * No row to see gives output 0 and lse -Infinity. With `into` and `lse` no array is allocated.
    *
+   * Where a paged cache has let rows go, queries belong to the newest committed row or to pending ones: before the
+   * commit of a prompt each of its queries sees what it should.
+   *
    * @throws {KvError} `layer_out_of_range`, `invalid_size`, `invalid_config`, `not_finite` for such a number in `q`,
-   * `unsupported` for `treeParents` beside slopes or a window, `stale_handle`
+   * `position_out_of_range` for a query some of whose rows were let go, `unsupported` for `treeParents` beside slopes or
+   * a window, `stale_handle`
    */
   attend(layer: number, q: Float32Array, options?: AttendOptions): Float32Array;
 

@@ -78,6 +78,13 @@ export class ContiguousSequence implements KvCache {
     return length;
   }
 
+  /** Every length can be gone back to. */
+  get rewindableTo(): number {
+    const length = this.#memory.library.kv_contiguous_seq_len(this.#handle, this.#index);
+    if (length < 0) throw refusal(length, "read how far a sequence can be rewound");
+    return 0;
+  }
+
   get isOnGpu(): boolean {
     for (let layer = 0; layer < this.layerCount; layer++) {
       if (this.layerDevice(layer).device === "cpu") return false;

@@ -19,6 +19,7 @@ import {
   batchOf,
   countsOf,
   lengthsText,
+  missingRowsTextOf,
 } from "./batch.ts";
 import { type BlockPool, type BlockPoolStats, formatWords, poolStatsOf } from "./block_pool.ts";
 import { checkCount, type FloatDType } from "./config.ts";
@@ -137,6 +138,11 @@ export class PagedCache {
     return Math.max(...this.#memory.groups) + 1;
   }
 
+  /** Rows that stay unseen beyond those that retention and windows keep, see {@linkcode Sequence.rewindableTo}. */
+  get rewindTokens(): number {
+    return this.#memory.rewindTokens;
+  }
+
   /** How keys of the tail are stored. */
   get dtypeK(): FloatDType {
     return this.#memory.dtype.k;
@@ -226,7 +232,8 @@ export class PagedCache {
    * so on. Every option means what it means in {@linkcode KvCache.attend}, for each sequence: the same bits as one call
    * for each.
    *
-   * @throws {KvError} `layer_out_of_range`, `invalid_size`, `invalid_config`, `not_finite`, `stale_handle`
+   * @throws {KvError} `layer_out_of_range`, `invalid_size`, `invalid_config`, `not_finite`, `position_out_of_range` for a
+   * query some of whose rows were let go, `stale_handle`
    */
   attend(layer: number, q: Float32Array, options: BatchAttendOptions): Float32Array {
     const action = "attend";
@@ -266,7 +273,10 @@ export class PagedCache {
     );
     if (status < 0) {
       const n = counts.reduce((sum, count) => sum + count, 0);
-      throw attendRefusal(status, layer, q, given, n, memory.shapeOf(layer), memory.layerRules(layer));
+      throw attendRefusal(status, layer, q, given, n, memory.shapeOf(layer), {
+        ...memory.layerRules(layer),
+        position_out_of_range: () => missingRowsTextOf(batch, counts, layer, given),
+      });
     }
     return output;
   }

@@ -22,6 +22,7 @@ import {
   planOf,
 } from "./paged_options.ts";
 import { type Policy, policyOf, storeOf } from "./policy.ts";
+import type { Sight } from "./retention.ts";
 
 /** What is left of a sequence when its object is gone. */
 export interface SequenceToken {
@@ -33,6 +34,13 @@ export interface SequenceToken {
 export interface Resident {
   /** Detaches every array over the sequence. */
   detach(): void;
+}
+
+/** The options of an attend that say which rows it sees. */
+export interface AskedRows {
+  readonly causal: boolean;
+  readonly windowTokens: number | undefined;
+  readonly sinkTokens: number;
 }
 
 /** The rules about layers, the same for every call. */
@@ -52,6 +60,8 @@ export class PagedMemory {
   readonly dtype: { readonly k: FloatDType; readonly v: FloatDType };
   /** 0 keeps all rows. */
   readonly retentionTokens: number;
+  readonly retentionSinkTokens: number;
+  readonly rewindTokens: number;
   /** True if rows that migrate are compared with what they become. */
   readonly measuresFidelity: boolean;
   /** Kept, so that a pool in use is not collected. */
@@ -81,6 +91,8 @@ export class PagedMemory {
     this.blockSize = words.blockSize;
     this.dtype = { k: dtypeOf(words.dtypeK) as FloatDType, v: dtypeOf(words.dtypeV) as FloatDType };
     this.retentionTokens = words.retentionTokens;
+    this.retentionSinkTokens = words.retentionSinkTokens;
+    this.rewindTokens = words.rewindTokens;
     this.measuresFidelity = words.measuresFidelity;
     if (owned) freeWhenDropped(this, freeing(native, handle, this.#sequences));
   }
@@ -124,6 +136,13 @@ export class PagedMemory {
     const status = this.library.kv_paged_config(this.#handle, record, record.byteLength, new Uint32Array(0), 0);
     if (status < 0) throw refusal(status, "read the policy of a cache");
     return policyOf(pagedWords(record).policy);
+  }
+
+  /** What decides which rows of a layer the queries of an attend should see. */
+  sightOf(layer: number, { causal, windowTokens = Infinity, sinkTokens }: AskedRows): Sight {
+    const { windowTokens: layerWindowTokens = Infinity } = this.shapeOf(layer);
+    const newestTokens = this.retentionTokens === 0 ? Infinity : this.retentionTokens - this.retentionSinkTokens;
+    return { causal, windowTokens, layerWindowTokens, newestTokens, sinkTokens };
   }
 
   /** The rule about layers. */

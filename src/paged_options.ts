@@ -7,6 +7,7 @@
 import { type BlockPool, checkBlockSize, poolHandle } from "./block_pool.ts";
 import {
   checkBytes,
+  checkCount,
   checkHeads,
   checkOption,
   checkQueryHeads,
@@ -91,6 +92,14 @@ export interface PagedCacheOptions extends LogitErrorOptions {
   /** Which rows stay; `{ keep: "all" }` by default. */
   readonly retention?: Retention;
   /**
+   * How far a sequence can be rewound where old rows are given up, 0 to 2^31 - 1; `blockSize` by default.
+   *
+   * That many rows more than `retention` and `windowTokens` keep stay in their blocks. No read sees them, and of all
+   * counts only those of blocks in use have them. Where nothing is given up, every length can be gone back to and this
+   * has no effect. See {@linkcode Sequence.rewindableTo}.
+   */
+  readonly rewindTokens?: number;
+  /**
    * Most bytes the blocks of the cache may take; by default what this machine or its cgroup has. The system rounds each
    * piece of memory up to whole pages. Not with `pool`.
    */
@@ -165,6 +174,7 @@ const PAGED_NAMES: OptionNames = optionNames<PagedCacheOptions>({
   maxLogitError: true,
   queryNorm: true,
   retention: true,
+  rewindTokens: true,
   maxBytes: true,
   pool: true,
 });
@@ -195,7 +205,7 @@ const KEEP_ALL: Retention = { keep: "all" };
 export function planOf(options: PagedCacheOptions): PagedPlan {
   checkOptions(options, PAGED_NAMES, CREATE);
   const { maxSeqLen, blockSize = 64, dtype, tail, store, retention = KEEP_ALL, maxBytes, pool } = options;
-  const { measureFidelity = false, maxLogitError, queryNorm } = options;
+  const { measureFidelity = false, maxLogitError, queryNorm, rewindTokens = blockSize } = options;
   const layers = layersOf(options);
   if (pool !== undefined && maxBytes !== undefined) {
     throw refuse("pool and maxBytes exclude each other: both are given");
@@ -216,6 +226,7 @@ export function planOf(options: PagedCacheOptions): PagedPlan {
     blockSize: checkBlockSize(blockSize, CREATE),
     ...codes,
     ...retentionWords(retention, CREATE),
+    rewindTokens: checkRewind(rewindTokens),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, CREATE),
     pool: pool === undefined ? 0 : poolHandle(pool),
   };
@@ -239,6 +250,13 @@ export function planOf(options: PagedCacheOptions): PagedPlan {
     pool,
     blockBytes: largestBlock(layers, blockSize, sides, policy),
   };
+}
+
+/** Of 0 rows nothing is kept, which is a choice, too. */
+function checkRewind(rewindTokens: number): number {
+  checkCount("rewindTokens", rewindTokens);
+  if (rewindTokens <= SEQ_LEN_MAX) return rewindTokens;
+  throw refuse(`rewindTokens must be at most ${SEQ_LEN_MAX}: rewindTokens is ${rewindTokens}`);
 }
 
 /** The options of a tail, each read once. */

@@ -24,21 +24,24 @@ export interface PagedStats {
   /** Bytes of the rows that have left it, scales included; a block with scales for all its rows counts whole. */
   readonly storeBytes: number;
   /**
-   * Bytes of blocks in use that are no committed rows: pending rows, the ends of blocks, and on a shared pool the blocks
-   * of the other caches.
+   * Bytes of blocks in use that are no committed rows anyone sees: pending rows, the ends of blocks, rows that are there
+   * to be rewound to, and on a shared pool the blocks of the other caches.
    */
   readonly slackBytes: number;
   /** Bytes the committed rows would have as f32 over `tailBytes + storeBytes`; 1 when there are none. */
   readonly compressionRatio: number;
   /** Blocks in use in the pools of the cache, each counted once; of a shared pool all of them. */
   readonly blockCount: number;
-  /** Blocks in the tables of all sequences; a block that several share counts in each. */
+  /** Blocks of which a sequence shows something; one that several share counts in each. */
   readonly tableEntries: number;
   /** Positions a block holds. */
   readonly tokensPerBlock: number;
   /** Sequences that were not freed. */
   readonly sequenceCount: number;
-  /** Rows that retention and windows let go, in each group of layers of one shape. */
+  /**
+   * Rows that retention and windows took out of sight, in each group of layers of one shape; one that a truncate brought
+   * back counts again when it goes again.
+   */
   readonly evictions: number;
   /** Bytes of the blocks in use. */
   readonly usedBytes: number;

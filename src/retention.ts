@@ -1,10 +1,11 @@
 /**
- * Which rows of a sequence stay.
+ * Which rows of a sequence are seen, and which stay so that it can be rewound.
  *
- *     0        sinkTokens             first                seqLen
- *     | sinks  |  gone, block by block  |  the newest rows   |
+ *     0        sinkTokens                       first              seqLen
+ *     | sinks  |  let go, by block  |  unseen   |  the newest rows |
  *
- * A row keeps its position for ever; what is gone is seen by nobody.
+ * A row keeps its position for ever. The `rewindTokens` rows before `first` stay in their blocks and are seen by nobody; a
+ * sequence that is truncated shows them again.
  *
  * @module
  */
@@ -13,14 +14,17 @@ import { checkCount, checkOption } from "./config.ts";
 import { KvError } from "./error.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
-/** Which rows of a sequence stay after a commit. */
+/** Which rows of a sequence are seen after a commit. */
 export type Retention =
   | {
     /** Nothing leaves; `cache_full` at `maxSeqLen`. */
     readonly keep: "all";
   }
   | {
-    /** The newest rows stay, and the first ones if asked; positions never change. */
+    /**
+     * The newest rows stay, and the first ones if asked; positions never change. `rewindTokens` more are not seen, and
+     * stay for a truncate.
+     */
     readonly keep: "newest";
     /** Rows that stay, sinks included, at least 1. */
     readonly tokens: number;
@@ -52,6 +56,47 @@ export function retentionWords(retention: Retention, action: string): {
   const sinks = sinkTokens ?? 0;
   if (sinks < count) return { retentionTokens: count, retentionSinkTokens: sinks };
   throw refuse(action, `retention.sinkTokens must be below retention.tokens: ${sinks} sinks of ${count} tokens`);
+}
+
+/** Which rows of a layer are seen: those in [0, sinkEnd) and in [first, rowCount). */
+export interface Seen {
+  readonly rowCount: number;
+  readonly sinkEnd: number;
+  readonly first: number;
+}
+
+/** What of an attend decides which rows its queries should see. */
+export interface Sight {
+  readonly causal: boolean;
+  /** The windows of the call and of the layer, and the rows that retention keeps beside the sinks. */
+  readonly windowTokens: number;
+  readonly layerWindowTokens: number;
+  readonly newestTokens: number;
+  readonly sinkTokens: number;
+}
+
+/** The position of the query that reaches furthest back; a causal one among the sinks sees nothing else. */
+function oldestQuery({ rowCount, sinkEnd }: Seen, queryCount: number, causal: boolean): number {
+  return causal ? Math.max(rowCount - queryCount, sinkEnd) : rowCount - queryCount;
+}
+
+/** Has a query no longer all rows it should see? The same rule as that of `zig/src/attention/query.zig`. */
+export function isMissingRows(seen: Seen, queryCount: number, sight: Sight): boolean {
+  const { rowCount, sinkEnd, first } = seen;
+  if (first <= sinkEnd) return false;
+  const end = oldestQuery(seen, queryCount, sight.causal) + 1;
+  const keptFirst = Math.max(0, (sight.causal ? end : rowCount) - sight.newestTokens);
+  const seenFirst = Math.max(keptFirst, end - Math.min(sight.windowTokens, sight.layerWindowTokens));
+  return seenFirst < first || Math.max(keptFirst, sinkEnd) < Math.min(sight.sinkTokens, first);
+}
+
+/** The rule that such a query breaks. */
+export function missingRowsText(seen: Seen, queryCount: number, { causal, sinkTokens }: Sight): string {
+  const sinks = seen.sinkEnd === 0 ? "" : ` beside the first ${seen.sinkEnd}`;
+  return `no row that a query sees may have been evicted: query position is ${
+    oldestQuery(seen, queryCount, causal)
+  }, ` +
+    `first row still seen${sinks} is ${seen.first}${sinkTokens > seen.sinkEnd ? `, sinkTokens is ${sinkTokens}` : ""}`;
 }
 
 function refuse(action: string, rule: string): KvError {

@@ -39,6 +39,7 @@ import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
 import { packedViewsOf } from "./packed_view.ts";
 import type { PagedMemory } from "./paged_memory.ts";
 import type { LayerShape } from "./paged_options.ts";
+import { missingRowsText } from "./retention.ts";
 import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./rows.ts";
 import { forkSequence, newSequence, type SequenceMemory } from "./sequence_memory.ts";
 import { lengthOf } from "./typed_array.ts";
@@ -141,6 +142,37 @@ export class Sequence implements KvCache {
   }
 
   /**
+   * The smallest length such that `truncate` may go to it and to every one from it up to `seqLen`.
+   *
+   * 0 where no row was ever let go. Otherwise it is the greatest length so far less the cache's `rewindTokens`: a layer
+   * that sees `w` rows then has `w + rewindTokens` in its blocks.
+   *
+   * @example Drafted tokens are rejected in a layer that sees 16 rows
+   * ```ts
+   * import assert from "node:assert/strict";
+   * import { PagedCache } from "@kvern/kvern";
+   *
+   * using cache = new PagedCache({
+   *   layerCount: 1, kvHeadCount: 1, headDim: 1, windowTokens: 16, maxSeqLen: 1024, blockSize: 4, rewindTokens: 5,
+   * });
+   * const sequence = cache.sequence();
+   * sequence.append(0, new Float32Array(100), Float32Array.from({ length: 100 }, (_, i) => i));
+   * sequence.commit(100);
+   * assert.equal(sequence.rewindableTo, 95);
+   * sequence.truncate(95);
+   * sequence.append(0, Float32Array.of(0), Float32Array.of(95));
+   * assert.equal(sequence.attend(0, Float32Array.of(1))[0], 87.5); // the mean of 80 to 95
+   * ```
+   *
+   * @throws {KvError} `stale_handle`
+   */
+  get rewindableTo(): number {
+    const length = this.#library.kv_sequence_rewindable_to(this.#memory.handle);
+    if (length < 0) throw refusal(length, "read how far a sequence can be rewound");
+    return length;
+  }
+
+  /**
    * True when every layer is on a GPU.
    *
    * @throws {KvError} `stale_handle`
@@ -181,8 +213,8 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * Makes `n` rows count, lets go what the cache's retention and windows no longer want, and lets blocks migrate that the
-   * tail has no room for. Where there is no memory for that they stay in the tail, and the next commit tries again.
+   * Makes `n` rows count, hides what the cache's retention and windows no longer want, lets go what is too far back to be
+   * rewound to, and lets blocks migrate that the tail has no room for. Where there is no memory for that they stay in the tail, and the next commit tries again.
    *
    * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
    */
@@ -247,7 +279,7 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * Copies the rows of a layer that are there, `[row][kv_head][head_dim]`, evicted ones left out.
+   * Copies the rows of a layer that are seen, `[row][kv_head][head_dim]`.
    *
    * @throws {KvError} as {@linkcode KvCache.gather}
    */
@@ -278,10 +310,11 @@ export class Sequence implements KvCache {
   /**
    * Rewinds to `n` committed tokens, drops all pending rows and gives back the blocks behind them.
    *
-   * No row is copied. Where the last one is in a quantized block, the next append turns that block back into floats of the
+   * Every layer then shows the rows that retention and its window keep of `n`. No row is copied. Where the last one is in a quantized block, the next append turns that block back into floats of the
    * tail, and its rows are rounded once more when it migrates again.
    *
-   * @throws {KvError} `position_out_of_range` past the end or among evicted rows, `stale_handle`
+   * @throws {KvError} `position_out_of_range` past the end, and before `rewindableTo` unless `n` is at most the sinks that
+   * retention keeps; `stale_handle`
    */
   truncate(n: number): void {
     checkCount("n", n);
@@ -291,8 +324,8 @@ export class Sequence implements KvCache {
       throw refusal(status, `truncate to ${countText(n, "token")}`, {
         position_out_of_range: () => {
           const length = this.seqLen;
-          const rule = n > length ? "that is past the end" : "rows there were evicted";
-          return `${rule}: current length is ${length}`;
+          if (n > length) return `that is past the end: current length is ${length}`;
+          return `rows there were evicted: rewindableTo is ${this.rewindableTo}, current length is ${length}`;
         },
       });
     }
@@ -312,7 +345,7 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * Attends with `q` `[query][q_head][head_dim]` over the rows of a layer that are there.
+   * Attends with `q` `[query][q_head][head_dim]` over the rows of a layer that are seen.
    *
    * @throws {KvError} as {@linkcode KvCache.attend}
    */
@@ -344,8 +377,11 @@ export class Sequence implements KvCache {
       lseCount(lse),
     );
     if (status < 0) {
-      const shape = cache.shapeOf(layer);
-      throw attendRefusal(status, layer, q, given, given.queryCount ?? 1, shape, cache.layerRules(layer));
+      const { queryCount = 1 } = given;
+      throw attendRefusal(status, layer, q, given, queryCount, cache.shapeOf(layer), {
+        ...cache.layerRules(layer),
+        position_out_of_range: () => missingRowsText(this.#memory.seen(layer), queryCount, cache.sightOf(layer, given)),
+      });
     }
     return output;
   }
@@ -362,7 +398,7 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * The blocks of a layer's rows in order: the block of positions `i * blockSize` and on, -1 where all were evicted.
+   * The blocks of a layer's rows in order: the block of positions `i * blockSize` and on, -1 where none of them is seen.
    *
    * @throws {KvError} `layer_out_of_range`, `stale_handle`
    */
@@ -372,7 +408,8 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * How many sequences have each of the blocks of `blockTable`; 0 where all rows were evicted.
+   * How many sequences have each of the blocks of `blockTable`, to see or to be rewound to; 0 where none of its rows is
+   * seen.
    *
    * @throws {KvError} `layer_out_of_range`, `stale_handle`
    */
@@ -382,7 +419,7 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * Where each of the blocks of `blockTable` is; `null` where all rows were evicted.
+   * Where each of the blocks of `blockTable` is; `null` where none of its rows is seen.
    *
    * @throws {KvError} `layer_out_of_range`, `stale_handle`
    */
@@ -393,7 +430,7 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * Rows of a layer that are there, committed and pending.
+   * Rows of a layer that are seen, committed and pending.
    *
    * @throws {KvError} `layer_out_of_range`, `stale_handle`
    */

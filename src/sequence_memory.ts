@@ -3,8 +3,8 @@
  *
  * A block's side, keys or values of one layer, is `[kv_head][token][head_dim]` or codes, and gets one ArrayBuffer when it
  * is first looked at; every array handed out lies on such a buffer. Blocks are given back while the sequence lives, and
- * their memory may then be unmapped. So whatever may let a block go is followed by `settle`, which detaches the buffers
- * over the blocks the sequence no longer has before any other code runs. A call that is refused lets nothing go.
+ * their memory may then be unmapped. So whatever may hide a block or let it go is followed by `settle`, which detaches the
+ * buffers over the blocks the sequence no longer shows before any other code runs. A call that is refused lets nothing go.
  *
  * Which block an array is over is told by its address. No call gives a block back before the one that takes its place in
  * the table is there, so within a call an entry never gets another block at the same address.
@@ -20,6 +20,7 @@ import { adapter } from "./ffi/library.ts";
 import { RECORD_WORDS, uint64At, VIEW } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
 import type { PagedMemory, Resident, SequenceToken } from "./paged_memory.ts";
+import type { Seen } from "./retention.ts";
 import { elementBytes, rowsOver } from "./rows.ts";
 import { detach, isDetached } from "./typed_array.ts";
 import type { Side, SideArray, ViewSource } from "./view.ts";
@@ -77,6 +78,15 @@ export class SequenceMemory implements ViewSource, Resident {
     return this.cache.library.kv_sequence_row_count(this.handle, layer);
   }
 
+  /** Which rows of a layer are seen. */
+  seen(layer: number): Seen {
+    const { library, retentionSinkTokens } = this.cache;
+    const rowCount = this.rowCount(layer);
+    const hidden = rowCount - library.kv_sequence_resident_count(this.handle, layer);
+    const sinkEnd = hidden === 0 ? 0 : retentionSinkTokens;
+    return { rowCount, sinkEnd, first: sinkEnd + hidden };
+  }
+
   generation(layer: number): number {
     return this.cache.library.kv_sequence_generation(this.handle, layer);
   }
@@ -127,7 +137,7 @@ export class SequenceMemory implements ViewSource, Resident {
     return entries;
   }
 
-  /** Detaches the arrays over blocks this sequence has no more, after a call that let none go before that of row `first`. */
+  /** Detaches the arrays over blocks of which this sequence shows nothing any more, after a call that let none go before that of row `first`. */
   settle(first: number = 0): void {
     for (const [layer, arrays] of this.#arrays) {
       const generation = this.generation(layer);

@@ -86,6 +86,7 @@ const ROLES: Record<Name, string> = {
   kv_sequence_commit_kept: "@sequence numbers:4 count",
   kv_sequence_truncate: "@sequence tokens",
   kv_sequence_seq_len: "@sequence",
+  kv_sequence_rewindable_to: "@sequence",
   kv_sequence_row_count: "@sequence layer",
   kv_sequence_resident_count: "@sequence layer",
   kv_sequence_generation: "@sequence layer",

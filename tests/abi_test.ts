@@ -42,8 +42,8 @@ interface Paged {
 function makePaged(): Paged {
   const pool = call("kv_pool_create", [Uint32Array.of(36, 2, 2, 4, 4, 0, 0, 0, 0), 36]);
   const layers = Uint32Array.of(2, 4, 0, 0, 0, 2, 4, 0, 0, 0);
-  const record = Uint32Array.of(80, 2, 4, 8, 0, 0, 0, 0, 0, 0, pool, ...new Array(8).fill(0), 1); // measures fidelity
-  const paged = call("kv_paged_create", [record, 80, layers, 10]);
+  const record = Uint32Array.of(84, 2, 4, 8, 0, 0, 0, 0, 0, 0, pool, ...new Array(8).fill(0), 1, 4); // measures fidelity
+  const paged = call("kv_paged_create", [record, 84, layers, 10]);
   const empty = call("kv_sequence_create", [paged]), full = call("kv_sequence_create", [paged]);
   assert.ok(pool > 0 && paged > 0 && empty > 0 && full > 0);
   const k = new Float32Array(24).fill(1), v = new Float32Array(24).fill(2);
@@ -136,7 +136,7 @@ function goodArguments(
     kv_pool_stats: [pool!, 0, 0, newRecord("poolStats"), 88],
     kv_pool_free: [pool!],
 
-    kv_paged_config: [paged!, newRecord("paged"), 80, new Uint32Array(12), 12],
+    kv_paged_config: [paged!, newRecord("paged"), 84, new Uint32Array(12), 12],
     kv_paged_append: [paged!, 0, both(), Uint32Array.of(1, 1), 2, floats(16), 16, floats(16), 16, 0, 0],
     kv_paged_attend: [
       ...[paged!, 1, both(), Uint32Array.of(0, 1), 2, row(), 8],
@@ -159,6 +159,7 @@ function goodArguments(
     kv_sequence_commit_kept: [sequence!, new Uint32Array(0), 0],
     kv_sequence_truncate: [sequence!, 2],
     kv_sequence_seq_len: [sequence!],
+    kv_sequence_rewindable_to: [sequence!],
     kv_sequence_row_count: [sequence!, 1],
     kv_sequence_resident_count: [sequence!, 1],
     kv_sequence_generation: [sequence!, 1],
@@ -323,7 +324,7 @@ test("records that are read may be shorter or longer, but may not ask for what i
 test("paged caches and pools refuse what they cannot be, and hold nothing then", () => {
   const live = systemInfo();
   const layers = Uint32Array.of(2, 4, 0, 0, 0);
-  const paged = [80, 1, 4, 8, ...new Array(16).fill(0)];
+  const paged = [84, 1, 4, 8, ...new Array(17).fill(0)];
   const create = (words: number[], list: Uint32Array = layers, count = list.length) =>
     call("kv_paged_create", [Uint32Array.from(words), words.length * 4, list, count]);
   const changes: [number, number, keyof typeof STATUS][] = [
@@ -340,6 +341,7 @@ test("paged caches and pools refuse what they cannot be, and hold nothing then",
     [5, 0xffffffff, "invalid_config"],
     [7, 1, "invalid_config"],
     [8, 8, "block_too_large"],
+    [20, 0x80000000, "invalid_config"],
     [10, 1, "stale_handle"],
     [10, 0xffffffff, "stale_handle"],
   ];
@@ -347,7 +349,8 @@ test("paged caches and pools refuse what they cannot be, and hold nothing then",
     assert.equal(create(paged.with(word, value)), STATUS[status], `word ${word} = ${value}`);
   }
   assert.equal(create(paged.with(6, 4).with(7, 4)), STATUS.invalid_config); // all of the rows are sinks
-  assert.equal(create([...paged, 7].with(0, 84)), STATUS.unsupported);
+  assert.equal(create([...paged, 7].with(0, 88)), STATUS.unsupported);
+  library().kv_paged_free(create(paged.slice(0, 20).with(0, 80))); // a record of a caller who knows no rewinding
   assert.equal(create(paged, Uint32Array.of(0, 4, 0, 0, 0)), STATUS.invalid_config);
   assert.equal(create(paged, Uint32Array.of(2, 0, 0, 0, 0)), STATUS.invalid_config);
   assert.equal(create(paged, Uint32Array.of(2, 257, 0, 0, 0)), STATUS.invalid_config);
@@ -665,6 +668,7 @@ test("a caller that knows fewer words of a layer gives and gets those", () => {
     pool: 0,
     policy: { kind: 0, storeK: 0, storeV: 0, tailTokens: 0, sinkTokens: 0, maxLogitError: 0, queryNorm: 0 },
     measuresFidelity: false,
+    rewindTokens: 0,
   });
   const first = [2, 4, 0, 0, 0], second = [3, 8, 5, 0, 0];
   for (const heads of [[], [6]]) {

@@ -73,8 +73,16 @@ export function cacheCases({ name, create, skip }: CacheCasesOptions): void {
 
   check("has every method and property of the interface", {}, (cache) => {
     assert.deepEqual(
-      [cache.layerCount, cache.kvHeadCount, cache.headDim, cache.kvDim, cache.seqLen, cache.maxSeqLen],
-      [2, 2, 4, 8, 0, 16],
+      [
+        cache.layerCount,
+        cache.kvHeadCount,
+        cache.headDim,
+        cache.kvDim,
+        cache.seqLen,
+        cache.maxSeqLen,
+        cache.rewindableTo,
+      ],
+      [2, 2, 4, 8, 0, 16, 0],
     );
     const methods = [
       "append",
@@ -604,6 +612,7 @@ export function cacheCases({ name, create, skip }: CacheCasesOptions): void {
     assert.equal(array.buffer.byteLength, 0);
     const calls: (() => unknown)[] = [
       () => cache.seqLen,
+      () => cache.rewindableTo,
       () => cache.isOnGpu,
       () => cache.append(0, rows, rows),
       () => cache.commit(0),

@@ -131,6 +131,7 @@ export class PagedFuzzer {
         ? { retention: { keep: "newest" as const, tokens: (3 + dice.below(9)) * stride, sinkTokens: dice.below(3) } }
         : {}),
       ...(dice.oneIn(4) ? { windowTokens: 1 + dice.below(12 * stride) } : {}),
+      ...(dice.oneIn(2) ? { rewindTokens: dice.below(10 * stride) } : {}),
     };
     if (dice.oneIn(10)) options[dice.pick(["layerCount", "headDim", "maxSeqLen"] as const)] = dice.pick(ABSURD);
     else if (dice.oneIn(20)) options[dice.pick(["kvHeadCount", "blockSize"] as const)] = dice.pick(NO_COUNTS);
@@ -275,7 +276,13 @@ export class PagedFuzzer {
       stream.sequence.truncate(n);
       return true;
     });
-    if (done === undefined) return;
+    const { rewindableTo } = stream.sequence;
+    dice.check(rewindableTo <= stream.sequence.seqLen, "a sequence may be as long as it is");
+    if (done === undefined) {
+      const isCount = Number.isInteger(n) && !Object.is(n, -0);
+      dice.check(!isCount || n < rewindableTo || n > stream.seqLen, "a truncate to what is there is taken");
+      return;
+    }
     dice.check(n <= stream.seqLen, "truncate never adds rows");
     stream.seqLen = n;
     stream.pending.fill(0);
@@ -292,7 +299,7 @@ export class PagedFuzzer {
     const dice = this.#dice;
     const { cache } = subject;
     const layer = this.#layer(subject);
-    const codes = `${CODES} invalid_size invalid_config not_finite unsupported`;
+    const codes = `${CODES} invalid_size invalid_config not_finite unsupported position_out_of_range`;
     const into = dice.oneIn(2) ? { into: new Float32Array(dice.below(600)) } : {};
     const window = dice.oneIn(4) ? { windowTokens: dice.index(20) } : {};
     if (dice.oneIn(3)) {

@@ -139,7 +139,20 @@ export class WordFuzzer {
       const dtypes = [this.#dice.below(3), this.#dice.below(3)];
       const pool = this.#dice.oneIn(2) ? this.#handle("pool", sure) : 0;
       const limit = pool === 0 ? 2 ** 20 : 0, measures = this.#dice.below(2);
-      return words([2, 4, 40, ...dtypes, ...retention, limit, 0, pool, 0, ...this.#policy(), measures]);
+      return words([
+        2,
+        4,
+        40,
+        ...dtypes,
+        ...retention,
+        limit,
+        0,
+        pool,
+        0,
+        ...this.#policy(),
+        measures,
+        this.#dice.below(8),
+      ]);
     }
     if (isGood && role === "policy") return words(this.#policy());
     if (isGood && role === "layers") {

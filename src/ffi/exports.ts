@@ -221,6 +221,8 @@ export const EXPORTS = {
   kv_sequence_truncate: { parameters: ["u32", "u32"], result: "i32" },
   // (handle) -> committed tokens
   kv_sequence_seq_len: { parameters: ["u32"], result: "i32" },
+  // (handle) -> the length from which on a truncate is exact
+  kv_sequence_rewindable_to: { parameters: ["u32"], result: "i32" },
   // (handle, layer) -> committed and pending rows, evicted ones included
   kv_sequence_row_count: { parameters: ["u32", "u32"], result: "i32" },
   // (handle, layer) -> rows that are there

@@ -18,7 +18,7 @@ export const RECORD_WORDS = {
   attend: 7,
   pool: 9,
   poolStats: 22,
-  paged: 20,
+  paged: 21,
   policy: 8,
   pagedStats: 26,
   bufferPool: 4,
@@ -130,6 +130,7 @@ export interface PagedWords {
   readonly pool: number;
   readonly policy: PolicyWords;
   readonly measuresFidelity: boolean;
+  readonly rewindTokens: number;
 }
 
 /** The numbers of a policy. */
@@ -167,7 +168,7 @@ export function pagedRecord(cache: PagedWords): Uint32Array {
   const record = newRecord("paged");
   const { layerCount, blockSize, maxSeqLen, dtypeK, dtypeV, retentionTokens, retentionSinkTokens } = cache;
   const words = [layerCount, blockSize, maxSeqLen, dtypeK, dtypeV, retentionTokens, retentionSinkTokens];
-  const rest = [cache.pool, 0, ...policyList(cache.policy), Number(cache.measuresFidelity)];
+  const rest = [cache.pool, 0, ...policyList(cache.policy), Number(cache.measuresFidelity), cache.rewindTokens];
   record.set([...words, ...uint64Words(cache.maxBytes), ...rest], 1);
   return record;
 }
@@ -206,6 +207,7 @@ export function pagedWords(record: Uint32Array): PagedWords {
       queryNorm: f32At(record, 18),
     },
     measuresFidelity: record[19] !== 0,
+    rewindTokens: record[20]!,
   };
 }
 

@@ -81,6 +81,7 @@ const exports = struct {
     pub const kv_sequence_commit_kept = sequence.commitKept;
     pub const kv_sequence_truncate = sequence.truncate;
     pub const kv_sequence_seq_len = sequence.seqLen;
+    pub const kv_sequence_rewindable_to = sequence.rewindableTo;
     pub const kv_sequence_row_count = sequence.rowCount;
     pub const kv_sequence_resident_count = sequence.residentCount;
     pub const kv_sequence_generation = sequence.generation;

@@ -36,6 +36,8 @@ const PagedRecord = extern struct {
     group_count: u32 = 0,
     policy: PolicyWords = .{},
     measures_fidelity: u32 = 0,
+    /// Rows that stay unseen so that a sequence can be rewound.
+    rewind_tokens: u32 = 0,
 };
 
 /// What becomes of old rows.
@@ -169,6 +171,7 @@ fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, la
             .tokens = if (options.retention_tokens == 0) null else options.retention_tokens,
             .sink_tokens = options.retention_sink_tokens,
         },
+        .rewind_tokens = options.rewind_tokens,
         .max_bytes = if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
         .pools = if (pool) |object| &object.body.pool else null,
     });
@@ -202,6 +205,7 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
         .group_count = @intCast(cache.groups.len),
         .policy = .from(cache.policy),
         .measures_fidelity = @intFromBool(cache.groups[0].fidelity.len != 0),
+        .rewind_tokens = cache.rewind_tokens,
     });
     if (layer_word_count == 0) return;
     const words: [*]align(1) u32 = @ptrCast(try buffer.out(layers, layer_word_count));

@@ -86,6 +86,13 @@ pub fn seqLen(word: u32) callconv(.c) i32 {
     return status.count(use.target.seq_len);
 }
 
+/// The smallest length such that a truncate to it, and to all from it up to the present one, is exact.
+pub fn rewindableTo(word: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    return status.count(use.target.rewindableTo());
+}
+
 /// Committed and pending rows of a layer, evicted ones included.
 pub fn rowCount(word: u32, layer: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
@@ -247,18 +254,18 @@ pub fn layerDevice(word: u32, layer: u32) callconv(.c) i32 {
     return 0;
 }
 
-/// (sequence, layer, i32[] out, count) -> entries: the blocks of the layer's rows in order, -1 where one was evicted.
+/// (sequence, layer, i32[] out, count) -> entries: the blocks of the layer's rows in order, -1 where none of them is seen.
 /// Writes as many as fit.
 pub fn blockTable(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
     const blocks = use.target.blockTable(layer) catch |err| return status.fromError(err);
     const entries: [*]align(1) i32 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
-    for (blocks[0..@min(blocks.len, out_count)], 0..) |block, i| entries[i] = block;
+    for (0..@min(blocks.len, out_count)) |i| entries[i] = use.target.seenBlock(layer, i);
     return status.count(blocks.len);
 }
 
-/// (sequence, layer, i32[] out, count) -> entries: the references of each block of `blockTable`, 0 where one was evicted.
+/// (sequence, layer, i32[] out, count) -> entries: the references of each block of `blockTable`, 0 for -1.
 pub fn blockReferences(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
@@ -266,23 +273,24 @@ pub fn blockReferences(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callc
     const rows = use.target.rows(layer) catch unreachable; // blockTable checked the layer
     const paged = rows.place.paged;
     const entries: [*]align(1) i32 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
-    for (blocks[0..@min(blocks.len, out_count)], 0..) |block, i| {
+    for (0..@min(blocks.len, out_count)) |i| {
+        const block = use.target.seenBlock(layer, i);
         const pool = &paged.formats[paged.block_formats[i]].pool;
         entries[i] = if (block < 0) 0 else status.count(pool.refCount(@intCast(block)));
     }
     return status.count(blocks.len);
 }
 
-/// (sequence, layer, i32[] out, count) -> entries: the tier of each block of `blockTable`, -1 where one was evicted.
+/// (sequence, layer, i32[] out, count) -> entries: the tier of each block of `blockTable`, -1 for -1.
 pub fn blockTiers(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
     const blocks = use.target.blockTable(layer) catch |err| return status.fromError(err);
     const entries: [*]align(1) i32 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
     const block_size = use.target.cache.block_size;
-    for (blocks[0..@min(blocks.len, out_count)], 0..) |block, i| {
+    for (0..@min(blocks.len, out_count)) |i| {
         const position = @as(u32, @intCast(i)) * block_size;
-        entries[i] = if (block < 0) -1 else @intCast(@intFromEnum(use.target.tier(layer, position)));
+        entries[i] = if (use.target.seenBlock(layer, i) < 0) -1 else @intCast(@intFromEnum(use.target.tier(layer, position)));
     }
     return status.count(blocks.len);
 }

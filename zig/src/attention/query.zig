@@ -35,7 +35,9 @@ pub const Options = struct {
     tree_parents: []align(1) const i32 = &.{},
 };
 
-pub const Error = error{ InvalidConfig, InvalidSize, NotFinite, Unsupported };
+/// PositionOutOfRange: a query would see rows that were let go or are hidden, as it belongs to a row before the newest
+/// committed one, or asks for sinks that its layer's window has passed.
+pub const Error = error{ InvalidConfig, InvalidSize, NotFinite, PositionOutOfRange, Unsupported };
 
 /// A checked step, that cannot fail any more. A batch checks all of its steps before it runs the first.
 pub const Query = struct {
@@ -79,6 +81,7 @@ pub const Query = struct {
         }
         if (output.len < q.len) return error.InvalidSize;
         if (lse.len != 0 and lse.len < q.len / head_dim) return error.InvalidSize;
+        try checkSeen(rows, options);
         if (dispatch.kernels().storable(@ptrCast(q.ptr), .f32, .f32, q.len) == 0) return error.NotFinite;
         return .{
             .rows = rows,
@@ -112,6 +115,27 @@ pub const Query = struct {
             const head = &query.rows.fidelity[row % query.q_head_count / query.ratio];
             head.observe(query.q[row * head_dim ..][0..head_dim], query.softmax_scale);
         }
+    }
+
+    /// Are all rows there that the queries should see? That is what their windows and sinks name, of what retention keeps
+    /// for a query at its position: of a sequence that ends there. A query that is not causal belongs to no position but in
+    /// windows, so retention keeps for it what it keeps for the newest row.
+    fn checkSeen(rows: Rows, options: Options) error{PositionOutOfRange}!void {
+        if (rows.first <= rows.sink_end) return;
+        const first: i64 = rows.first;
+        const sink_end: i64 = rows.sink_end;
+        const row_count: i64 = rows.row_count;
+        // The oldest query reaches furthest back. A causal one among the sinks sees nothing else.
+        var position = row_count - options.query_count;
+        if (options.causal) position = @max(position, sink_end);
+        const end = if (options.causal) position + 1 else row_count;
+        const kept_first = if (rows.newest_tokens) |tokens| end - tokens else 0;
+        var seen_first = kept_first;
+        for ([_]?u32{ options.window_tokens, rows.window_tokens }) |window| {
+            if (window) |tokens| seen_first = @max(seen_first, position + 1 - @as(i64, tokens));
+        }
+        if (seen_first < first) return error.PositionOutOfRange;
+        if (@max(kept_first, sink_end) < @min(options.sink_tokens, first)) return error.PositionOutOfRange;
     }
 
     /// Query rows of one KV head.

@@ -1,7 +1,7 @@
 //! A block table: which block holds which positions of a sequence, and in which format.
 //!
 //!     entry      0      1      2      3         positions 0..63, 64..127, ...
-//!     block      4     -1      2      9         -1: all rows of it were evicted
+//!     block      4     -1      2      9         -1: all rows of it were let go
 //!     format     1      1      1      0         an index of the group's formats; 0 is the tail's
 //!
 //! A table holds one reference to each block it names.
@@ -18,9 +18,12 @@ pub const BlockTable = struct {
     blocks: std.ArrayList(i32) = .empty,
     /// As long as `blocks`.
     formats: std.ArrayList(u8) = .empty,
-    /// Resident are the rows [0, sink_end) and [first, row count).
+    /// Seen are the rows [0, sink_end) and [first, row count).
     sink_end: u32 = 0,
     first: u32 = 0,
+    /// Rows [oldest, first) are there and unseen, for a sequence that is rewound; those behind the sinks and before it were
+    /// let go. 0 where none was.
+    oldest: u32 = 0,
     /// A multiple of the block size. Blocks before it have migrated, or never will.
     tail_first: u32 = 0,
 
@@ -47,7 +50,12 @@ pub const BlockTable = struct {
 
     /// A table of its own with the first entries, without references to their blocks yet.
     pub fn copy(table: *const BlockTable, gpa: Allocator, entry_count: usize) error{OutOfMemory}!BlockTable {
-        var other: BlockTable = .{ .sink_end = table.sink_end, .first = table.first, .tail_first = table.tail_first };
+        var other: BlockTable = .{
+            .sink_end = table.sink_end,
+            .first = table.first,
+            .oldest = table.oldest,
+            .tail_first = table.tail_first,
+        };
         errdefer other.deinit(gpa);
         try other.blocks.appendSlice(gpa, table.blocks.items[0..entry_count]);
         try other.formats.appendSlice(gpa, table.formats.items[0..entry_count]);
@@ -74,7 +82,13 @@ pub const BlockTable = struct {
         table.formats.items.len = entry_count;
     }
 
-    /// Releases some entries, whose rows are all gone.
+    /// Is any row of an entry seen?
+    pub fn isSeen(table: *const BlockTable, entry: usize, block_size: u32) bool {
+        const position = entry * block_size;
+        return position < table.sink_end or position + block_size > table.first;
+    }
+
+    /// Releases some entries, whose rows are all let go.
     pub fn evict(table: *BlockTable, formats: []const *Format, from: usize, to: usize) void {
         table.release(formats, from, to);
         @memset(table.blocks.items[from..to], -1);

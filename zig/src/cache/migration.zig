@@ -89,7 +89,9 @@ pub const Migration = struct {
         return @as(u64, entry) * block_size + self.policy.tail_tokens + block_size <= self.seq_len;
     }
 
+    /// Blocks that nobody sees are about to go: they are left as they are.
     fn isTail(self: Migration, entry: u32) bool {
+        if (!self.table.isSeen(entry, self.group.shape.block_size)) return false;
         return self.table.blocks.items[entry] >= 0 and self.table.formats.items[entry] == tail_format;
     }
 

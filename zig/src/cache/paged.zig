@@ -15,8 +15,8 @@
 //! Writing has two phases, as in `contiguous.zig`: rows appended to a layer are pending, a commit makes them count.
 //! Several sequences take part in one `append`, all of them or none. Pending rows belong to their sequence alone.
 //!
-//! Retention may let rows go at a commit. Positions never change by that: a row keeps its place for ever, and blocks
-//! whose rows are all gone leave the table as -1.
+//! Retention and windows hide rows at a commit, and let those go that lie `rewind_tokens` further back. Positions never
+//! change by that: a row keeps its place for ever, and blocks whose rows are all let go leave the table as -1.
 //!
 //! Not thread safe but for the pools: a caller that shares a cache holds a lock.
 
@@ -66,6 +66,9 @@ pub const Options = struct {
     /// `max_logit_error` needs it.
     measures_fidelity: bool = false,
     retention: Retention = .{},
+    /// Rows that stay beyond those that retention and the windows of layers keep, unseen: a sequence may be rewound by as
+    /// many as if it had never been longer. At most `max_seq_len_max`; null for block_size.
+    rewind_tokens: ?u32 = null,
     /// Bound of all slabs; unused with `pools`.
     max_bytes: u64 = std.math.maxInt(u64),
     /// Blocks of another owner, for a cache of one layer group whose tail has their shape. Outlives the cache.
@@ -83,12 +86,14 @@ pub const PagedCache = struct {
     block_size: u32,
     policy: Policy,
     retention: Retention,
+    rewind_tokens: u32,
     tenant: u32,
     groups: []Group,
     places: []Place,
     owned_pools: []BlockPools,
     budget: *block_pool.Budget,
     sequences: std.ArrayList(*Sequence) = .empty,
+    /// Rows that went out of sight.
     evictions: u64 = 0,
 
     pub const InitError = error{ InvalidConfig, OutOfMemory, BlockTooLarge };
@@ -117,6 +122,8 @@ pub const PagedCache = struct {
         if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
         try options.retention.validate();
         for (options.layers) |layer| try shapes.checkQueryHeads(layer.q_head_count, layer.kv_head_count);
+        const rewind_tokens = options.rewind_tokens orelse options.block_size;
+        if (rewind_tokens > shapes.max_seq_len_max) return error.InvalidConfig;
 
         const places = try gpa.alloc(Place, options.layers.len);
         errdefer gpa.free(places);
@@ -168,6 +175,7 @@ pub const PagedCache = struct {
             .block_size = options.block_size,
             .policy = options.policy,
             .retention = options.retention,
+            .rewind_tokens = rewind_tokens,
             .tenant = tenant,
             .groups = groups,
             .places = places,
@@ -372,25 +380,35 @@ pub const PagedCache = struct {
         }
     }
 
-    /// Rewinds a sequence to `seq_len` rows and drops its pending ones. No K/V byte is copied.
+    /// Rewinds a sequence to `seq_len` rows and drops its pending ones: every layer shows what it shows of a sequence that
+    /// was never longer. Refused where rows of that were let go, see `Sequence.rewindableTo`. No K/V byte is copied.
     pub fn truncate(self: *PagedCache, sequence: *Sequence, seq_len: u32) TruncateError!void {
         assert(sequence.cache == self);
         if (seq_len > sequence.seq_len) return error.PositionOutOfRange;
-        for (sequence.tables) |table| {
-            if (seq_len > table.sink_end and seq_len < table.first) return error.PositionOutOfRange;
+        for (sequence.tables, self.groups) |*table, group| {
+            // Of a sequence that ends among its sinks, nothing else is seen.
+            if (seq_len < self.rewindableTo(table, group) and seq_len > table.sink_end) return error.PositionOutOfRange;
         }
         @memset(sequence.pending, 0);
         sequence.seq_len = seq_len;
         self.dropBlocks(sequence);
-        for (sequence.tables) |*table| {
-            if (seq_len <= table.sink_end) {
-                table.sink_end = 0;
-                table.first = 0;
-            }
+        for (sequence.tables, self.groups) |*table, group| {
+            if (seq_len < table.oldest) table.oldest = 0; // what was let go lies behind the end now
+            const kept = self.retention.kept(group.window_tokens, seq_len);
+            // Blocks that nobody saw may yet have to migrate.
+            if (kept.first < table.first) table.tail_first = @min(table.tail_first, kept.first / self.block_size * self.block_size);
+            table.sink_end = kept.sink_end;
+            table.first = kept.first;
             // The block that is kept in part is of the tail once more rows are written to it, whatever it was.
             table.tail_first = @min(table.tail_first, seq_len / self.block_size * self.block_size);
         }
         for (sequence.generations) |*generation| generation.* +%= 1;
+    }
+
+    /// The length from which on a table has all rows that are seen at a length.
+    fn rewindableTo(self: *const PagedCache, table: *const BlockTable, group: Group) u32 {
+        if (table.oldest == 0) return 0;
+        return table.oldest + self.retention.newestTokensOf(group.window_tokens).?; // nothing else lets rows go
     }
 
     /// Gives back the blocks behind the last committed row.
@@ -400,21 +418,26 @@ pub const PagedCache = struct {
         }
     }
 
-    /// Lets go what retention and the layers' windows no longer want.
+    /// Hides what retention and the layers' windows no longer want, and lets go what is too far back to be rewound to.
     fn evict(self: *PagedCache, sequence: *Sequence) void {
         for (sequence.tables, self.groups, 0..) |*table, group, group_index| {
             const kept = self.retention.kept(group.window_tokens, sequence.seq_len);
-            if (kept.first <= kept.sink_end or kept.first <= table.first) continue;
+            if (kept.first <= table.first) continue;
             self.evictions += kept.first - @max(table.first, kept.sink_end);
-            // Blocks all of whose rows are gone: after the last sink's and before the first retained row's; those before
-            // the row that was the first are gone already.
-            const from = @max(group.shape.blockCount(kept.sink_end), table.first / self.block_size);
+            // Blocks none of whose rows is wanted: after the last sink's and before the first wanted row's; those before
+            // the row that was the first are none already.
+            const sink_entries = group.shape.blockCount(kept.sink_end);
+            if (@max(sink_entries, table.first / self.block_size) < kept.first / self.block_size) {
+                sequence.ageViews(@intCast(group_index));
+            }
             table.sink_end = kept.sink_end;
             table.first = kept.first;
-            const to = kept.first / self.block_size;
-            if (from >= to) continue;
-            table.evict(group.formats.items, from, to);
-            sequence.ageViews(@intCast(group_index));
+            const oldest = self.retention.oldest(group.window_tokens, sequence.seq_len, self.rewind_tokens);
+            if (oldest <= table.oldest) continue;
+            const from = @max(sink_entries, table.oldest / self.block_size);
+            const to = oldest / self.block_size;
+            table.oldest = oldest;
+            if (from < to) table.evict(group.formats.items, from, to);
         }
     }
 
@@ -522,6 +545,14 @@ pub const Sequence = struct {
         return start;
     }
 
+    /// The smallest length such that a truncate to it, and to all from it up to `seq_len`, leaves every layer with all rows
+    /// it shows at that length; those before it were let go. A truncate to no more rows than the sinks is legal, too.
+    pub fn rewindableTo(self: *const Sequence) u32 {
+        var length: u32 = 0;
+        for (self.tables, self.cache.groups) |*table, group| length = @max(length, self.cache.rewindableTo(table, group));
+        return length;
+    }
+
     /// Committed and pending rows of a layer.
     pub fn rowCount(self: *const Sequence, layer_index: u32) u32 {
         return self.seq_len + self.pending[layer_index];
@@ -549,6 +580,7 @@ pub const Sequence = struct {
             .first = table.first,
             .window_tokens = group.window_tokens,
             .fidelity = group.heads(place.index),
+            .newest_tokens = self.cache.retention.newestTokens(),
             .place = .{ .paged = .{
                 .block_size = self.cache.block_size,
                 .formats = group.formats.items,
@@ -559,10 +591,17 @@ pub const Sequence = struct {
         };
     }
 
-    /// The blocks of a layer in order, -1 where one was evicted; those that hold its rows.
+    /// The blocks of a layer in order, those that hold its rows; -1 where all of a block's were let go. One whose rows are
+    /// there to be rewound to, and not seen, is named: `seenBlock` is what readers are told.
     pub fn blockTable(self: *const Sequence, layer_index: u32) error{LayerOutOfRange}![]const i32 {
         const shape = try self.cache.layerShape(layer_index);
         return self.tables[self.cache.places[layer_index].group].blocks.items[0..shape.blockCount(self.rowCount(layer_index))];
+    }
+
+    /// The block of an entry of `blockTable`; -1 where none of its rows is seen.
+    pub fn seenBlock(self: *const Sequence, layer_index: u32, entry: usize) i32 {
+        const table = &self.tables[self.cache.places[layer_index].group];
+        return if (table.isSeen(entry, self.cache.block_size)) table.blocks.items[entry] else -1;
     }
 
     /// The tier of the block that has a resident position of a layer.
@@ -581,4 +620,5 @@ pub const Sequence = struct {
 
 test {
     _ = @import("paged_test.zig");
+    _ = @import("rewind_test.zig");
 }

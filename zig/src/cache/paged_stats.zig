@@ -22,8 +22,10 @@ pub const Stats = struct {
     store_bytes: u64 = 0,
     /// Bytes these rows would have as f32.
     f32_bytes: u64 = 0,
-    /// Table entries that name a block.
+    /// Table entries that name a block of which something is seen.
     table_entries: u64 = 0,
+    /// Rows that retention and windows took out of sight, in each layer group; one that a truncate brings back is counted
+    /// again when it goes again.
     evictions: u64 = 0,
     metadata_bytes: u64 = 0,
 
@@ -51,7 +53,7 @@ pub fn collect(cache: anytype) error{OutOfMemory}!Stats {
             const table = &sequence.tables[group_index];
             stats.metadata_bytes += @sizeOf(BlockTable) + table.blocks.capacity * @sizeOf(i32) + table.formats.capacity;
             for (table.blocks.items, table.formats.items, 0..) |block, format, entry| {
-                if (block < 0) continue;
+                if (block < 0 or !table.isSeen(entry, group.shape.block_size)) continue;
                 stats.table_entries += 1;
                 const rows = residentRows(table, group.shape.block_size, @intCast(entry), sequence.seq_len);
                 const found = try seen.getOrPutValue(cache.gpa, .{ .format = format, .block = block }, 0);
@@ -84,7 +86,7 @@ fn countRows(stats: *Stats, tier: tiers.Tier, rows: u32) void {
     }
 }
 
-/// Committed rows in the block of an entry that retention left.
+/// Committed rows in the block of an entry that are seen.
 fn residentRows(table: *const BlockTable, block_size: u32, entry: u32, seq_len: u32) u32 {
     const from = entry * block_size;
     const to = @min(from + block_size, seq_len);

@@ -264,7 +264,8 @@ test "retention of the newest rows is exact, its sinks stay, and blocks are boun
         defer cache.deinit();
         const sequence = try cache.createSequence();
         const bound = std.math.divCeil(u32, case.sink, block_size) catch unreachable;
-        const newest = std.math.divCeil(u32, case.window - case.sink, block_size) catch unreachable;
+        // Beside the rows that are seen one block's worth stays, as `rewind_tokens` is by default.
+        const newest = std.math.divCeil(u32, case.window - case.sink + block_size, block_size) catch unreachable;
         for (0..case.tokens) |_| {
             try step(&cache, sequence, 1, ascending);
             try testing.expect(cache.groups[0].pool().stats().used_blocks <= bound + newest + 1);
@@ -284,10 +285,14 @@ test "retention of the newest rows is exact, its sinks stay, and blocks are boun
         mean /= @floatFromInt(expected.items.len);
         // 3000 weights of 1 and as many products are summed in f32: 3000 * 2^-24 = 1.8e-4 at most.
         try testing.expectApproxEqRel(mean, output[0], 1.8e-4);
-        // Back into what is gone is refused, back to what is there is not.
-        const first = case.expected[case.expected.len - 1][0];
-        try testing.expectError(error.PositionOutOfRange, cache.truncate(sequence, first - 1));
-        try cache.truncate(sequence, first + 1);
+        // Back to where rows of that length were let go is refused, back as far as they are there is not.
+        const target = sequence.rewindableTo();
+        const is_let_go = case.window + block_size < case.tokens;
+        try testing.expectEqual(if (is_let_go) case.tokens - block_size else 0, target);
+        if (target > case.sink + 1) try testing.expectError(error.PositionOutOfRange, cache.truncate(sequence, target - 1));
+        try cache.truncate(sequence, target);
+        const resident = (try sequence.rows(0)).residentCount();
+        try testing.expectEqual(@min(target, case.window), resident);
         try checkInvariants(&cache);
     };
 }

@@ -1,9 +1,10 @@
-//! Which rows of a sequence stay.
+//! Which rows of a sequence are seen, and which stay so that it can be rewound.
 //!
-//!     0        sink_end                   first                  seq_len
-//!     | sinks  |  gone, block by block    |  the newest rows     |
+//!     0        sink_end                oldest        first              seq_len
+//!     | sinks  |  let go, by block     |  unseen     |  the newest rows |
 //!
-//! A row keeps its position for ever; what is gone is seen by nobody.
+//! A row keeps its position for ever. Nobody sees a row before `first` that is no sink. The `rewind_tokens` rows before it
+//! stay in their blocks all the same: a sequence that is rewound by as many shows what it showed when it was that long.
 
 const std = @import("std");
 
@@ -21,22 +22,33 @@ pub const Retention = struct {
         if (tokens == 0 or retention.sink_tokens >= tokens) return error.InvalidConfig;
     }
 
-    /// Resident rows: [0, sink_end) and [first, seq_len).
+    /// Rows that stay beside the sinks, the newest ones; null for all.
+    pub fn newestTokens(retention: Retention) ?u32 {
+        return (retention.tokens orelse return null) - retention.sink_tokens;
+    }
+
+    /// The same in a layer that sees `window_tokens` of the newest rows, or all.
+    pub fn newestTokensOf(retention: Retention, window_tokens: ?u32) ?u32 {
+        const newest = retention.newestTokens() orelse return window_tokens;
+        // The newest committed query, at position seq_len - 1, sees seq_len - window and later.
+        return @min(newest, window_tokens orelse newest);
+    }
+
+    /// Rows that are seen: [0, sink_end) and [first, seq_len). Both are 0 where all are.
     pub const Kept = struct { sink_end: u32, first: u32 };
 
-    /// What stays at `seq_len` of a layer that sees `window_tokens` of the newest rows, or all.
+    /// What is seen at `seq_len` of a layer that sees `window_tokens` of the newest rows, or all.
     pub fn kept(retention: Retention, window_tokens: ?u32, seq_len: u32) Kept {
-        var result: Kept = .{ .sink_end = 0, .first = 0 };
-        if (retention.tokens) |tokens| {
-            result.sink_end = retention.sink_tokens;
-            result.first = seq_len -| (tokens - retention.sink_tokens);
-        }
-        if (window_tokens) |tokens| {
-            // The newest committed query, at position seq_len - 1, sees seq_len - window and later.
-            result.first = @max(result.first, seq_len -| tokens);
-        }
-        result.sink_end = @min(result.sink_end, result.first);
-        return result;
+        const newest = retention.newestTokensOf(window_tokens) orelse return .{ .sink_end = 0, .first = 0 };
+        const first = seq_len -| newest;
+        if (first <= retention.sink_tokens) return .{ .sink_end = 0, .first = 0 };
+        return .{ .sink_end = retention.sink_tokens, .first = first };
+    }
+
+    /// The oldest row beside the sinks that stays at `seq_len`, with `rewind_tokens` that are not seen; 0 where all do.
+    pub fn oldest(retention: Retention, window_tokens: ?u32, seq_len: u32, rewind_tokens: u32) u32 {
+        const position = retention.kept(window_tokens, seq_len).first -| rewind_tokens;
+        return if (position <= retention.sink_tokens) 0 else position;
     }
 };
 
@@ -50,6 +62,31 @@ test "kept: the newest rows, sinks beside them, and a layer's window" {
     const all: Retention = .{};
     try testing.expectEqual(Retention.Kept{ .sink_end = 0, .first = 0 }, all.kept(null, 1000));
     try testing.expectEqual(Retention.Kept{ .sink_end = 0, .first = 994 }, all.kept(6, 1000));
+}
+
+test "kept: nothing is hidden before a row behind the sinks is" {
+    const testing = std.testing;
+    const newest: Retention = .{ .tokens = 8, .sink_tokens = 2 };
+    for (0..9) |seq_len| {
+        try testing.expectEqual(Retention.Kept{ .sink_end = 0, .first = 0 }, newest.kept(null, @intCast(seq_len)));
+    }
+    try testing.expectEqual(Retention.Kept{ .sink_end = 2, .first = 3 }, newest.kept(null, 9));
+    try testing.expectEqual(Retention.Kept{ .sink_end = 2, .first = 3 }, newest.kept(1, 4));
+}
+
+test "oldest: rows to rewind to stay before the first that is seen, and sinks are none of them" {
+    const testing = std.testing;
+    const all: Retention = .{};
+    try testing.expectEqual(0, all.oldest(null, 1000, 0));
+    try testing.expectEqual(84, all.oldest(16, 100, 0));
+    try testing.expectEqual(79, all.oldest(16, 100, 5));
+    try testing.expectEqual(1, all.oldest(16, 100, 83));
+    try testing.expectEqual(0, all.oldest(16, 100, 84));
+    try testing.expectEqual(0, all.oldest(16, 100, std.math.maxInt(u32)));
+    const newest: Retention = .{ .tokens = 8, .sink_tokens = 2 };
+    try testing.expectEqual(3, newest.oldest(null, 13, 4));
+    try testing.expectEqual(0, newest.oldest(null, 12, 4)); // of rows 2 to 5, all that are hidden, none has been let go
+    try testing.expectEqual(33, newest.oldest(3, 40, 4));
 }
 
 test "validate: sinks are part of the rows that stay" {

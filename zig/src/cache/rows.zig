@@ -53,8 +53,8 @@ pub const Output = struct {
 
 /// The rows of one layer of one sequence as a reader sees them now, committed and pending, in place.
 ///
-/// Resident are the positions in [0, sink_end) and in [first, row_count): all of them unless a retention policy let
-/// some go. Valid until rows are appended to the layer or dropped, blocks migrate, or the cache is freed.
+/// Resident are the positions in [0, sink_end) and in [first, row_count): all of them unless retention or the layer's
+/// window hides some. Valid until rows are appended to the layer or dropped, blocks migrate, or the cache is freed.
 pub const Rows = struct {
     kv_head_count: u32,
     head_dim: u32,
@@ -68,6 +68,8 @@ pub const Rows = struct {
     window_tokens: ?u32 = null,
     /// What queries are measured for, [kv_head]; empty where nobody asked.
     fidelity: []Head = &.{},
+    /// The newest rows that retention keeps beside the sinks; null for all.
+    newest_tokens: ?u32 = null,
     place: Place,
 
     pub const Place = union(enum) {
