@@ -8,7 +8,7 @@ import { MOD, runCode } from "./child.ts";
 function collect(body: string): unknown {
   const { code, stdout, stderr } = runCode(
     `
-    import { ContiguousCache, systemInfo } from "${MOD}";
+    import { BufferPool, ContiguousCache, PagedCache, systemInfo } from "${MOD}";
     const options = { layerCount: 2, kvHeadCount: 1, headDim: 8, maxSeqLen: 64 };
     const row = new Float32Array(8).fill(3);
     /** Collects until \`done\`, or for two seconds. */
@@ -82,4 +82,34 @@ test("whatever is left of a cache keeps it", { timeout: 60_000 }, () => {
   assert.ok(result.first.finalizedCaches! >= 18, JSON.stringify(result));
   assert.ok(result.then.liveCaches! >= 8 && result.then.finalizedCaches! <= 20, JSON.stringify(result));
   assert.ok(result.last.finalizedCaches! >= 26, JSON.stringify(result));
+});
+
+test("what is dropped where the event loop turns is freed before it is a gigabyte", { timeout: 120_000 }, () => {
+  // 400 objects of 4 to 16 MiB of each kind; one row is written to each, so that the test needs little memory.
+  const result = collect(`
+    const shape = { layerCount: 4, kvHeadCount: 8, headDim: 128, maxSeqLen: 256, dtype: "f32" };
+    const rows = new Float32Array(1024);
+    const cache = new PagedCache({ ...shape, blockSize: 256, maxBytes: 2 ** 33 });
+    const pool = new BufferPool({ buffersPerClass: 1 });
+    const makers = {
+      contiguous: () => new ContiguousCache(shape).append(0, 0, rows, rows),
+      paged: () => new PagedCache({ ...shape, layerCount: 1 }).sequence().append(0, rows, rows),
+      sequences: () => cache.sequence().append(0, rows, rows),
+      buffers: () => pool.acquire(2 ** 22),
+    };
+    const peaks = {};
+    for (const [kind, make] of Object.entries(makers)) {
+      const before = systemInfo().reservedBytes;
+      let peak = 0;
+      for (let i = 0; i < 400; i++) {
+        make();
+        peak = Math.max(peak, systemInfo().reservedBytes - before);
+        await new Promise((resolve) => setTimeout(resolve, 0));
+      }
+      peaks[kind] = peak;
+    }
+    console.log(JSON.stringify(peaks));
+  `) as Record<string, number>;
+  assert.deepEqual(Object.keys(result), ["contiguous", "paged", "sequences", "buffers"]);
+  for (const [kind, peak] of Object.entries(result)) assert.ok(peak < 1e9, `${kind}: ${peak} bytes`);
 });

@@ -82,6 +82,23 @@ export function isDenial(_error: unknown): boolean {
   return false;
 }
 
+/** Native memory grows by this much, or by a quarter of what is held, before garbage is looked for. */
+const NOTED_MIB_MIN = 64;
+
+const FORCED = false;
+let notedMib = 0;
+
+/**
+ * Asks for a collection, in the background, whenever native memory has grown by enough. An ArrayBuffer that only stands
+ * for it would be written to by Bun, page by page.
+ */
+export function noteGrowth(grownMib: number, heldMib: number): void {
+  notedMib += grownMib;
+  if (notedMib < Math.max(NOTED_MIB_MIN, heldMib / 4)) return;
+  notedMib = 0;
+  (globalThis as unknown as { Bun: { gc(force: boolean): void } }).Bun.gc(FORCED);
+}
+
 /** An ArrayBuffer over native memory. */
 export function view(addressLow: number, addressHigh: number, byteLength: number): ArrayBuffer {
   return ffi().toArrayBuffer(addressHigh * 2 ** 32 + addressLow, 0, byteLength);

@@ -88,6 +88,21 @@ export function isDenial(error: unknown): boolean {
   return error instanceof api().errors.NotCapable;
 }
 
+/** V8 is told no more at once. */
+const NOTED_MIB_MAX = 256;
+
+/**
+ * Has V8 count that native memory has grown: an ArrayBuffer of that size is made and let go. The system backs it with no
+ * page, as nobody writes to it, and V8 collects garbage when it has counted enough of them.
+ */
+export function noteGrowth(grownMib: number, _heldMib: number): void {
+  try {
+    new ArrayBuffer(Math.min(grownMib, NOTED_MIB_MAX) * 2 ** 20);
+  } catch {
+    // No room in the address space: whoever needs it next is told so.
+  }
+}
+
 /** An ArrayBuffer over native memory; needs `--allow-ffi` without a path. */
 export function view(addressLow: number, addressHigh: number, byteLength: number): ArrayBuffer {
   try {

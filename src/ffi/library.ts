@@ -34,6 +34,7 @@ interface Adapter {
   mayExist(path: string): boolean;
   mayRead(path: string): boolean;
   isDenial(error: unknown): boolean;
+  noteGrowth(grownMib: number, heldMib: number): void;
   view(addressLow: number, addressHigh: number, byteLength: number): ArrayBuffer;
 }
 
