@@ -3,7 +3,8 @@
  *
  * Each step is a task of `deno.json`, so that what runs here is what a person types. A failed step does not end the
  * run: one run shows everything. A gate (format, lint, types, build) counts as one test. The last line is
- * `N passed, N failed`, with `, N skipped` where something was skipped; the exit code is 1 when anything failed.
+ * `N passed, N failed`, with `, N skipped` where something was skipped; the exit code is 1 when anything failed. The
+ * lines before it name what failed, each step that did not run at all, and the steps in which tests were skipped.
  *
  * @module
  */
@@ -101,7 +102,31 @@ function numbers(match: RegExpExecArray): number[] {
   return match.slice(1).map((group) => Number(group ?? 0));
 }
 
-/** The last line of a run. */
+/** What a step came to that has to be said once more at the end. */
+export interface Outcome {
+  readonly title: string;
+  /** What a person types to run it alone. */
+  readonly command: string;
+  readonly counts: Counts;
+  /** Why it did not run; then it counts as one skipped test. */
+  readonly unrun?: string;
+}
+
+/** The end of a run: what was skipped and what failed, by name, and the sum of all counts in the last line. */
+export function closing(outcomes: readonly Outcome[]): string {
+  const sum = (key: keyof Counts) => outcomes.reduce((total, { counts }) => total + counts[key], 0);
+  const ran = outcomes.filter(({ unrun }) => unrun === undefined);
+  return [
+    ...ran.filter(({ counts }) => counts.skipped > 0)
+      .map(({ title, counts }) => `skipped: ${counts.skipped} of ${title}`),
+    ...outcomes.filter(({ unrun }) => unrun !== undefined)
+      .map(({ title, unrun }) => `skipped: ALL of ${title}, as ${unrun}`),
+    ...ran.filter(({ counts }) => counts.failed > 0).map(({ command }) => `failed: ${command}`),
+    summary({ passed: sum("passed"), failed: sum("failed"), skipped: sum("skipped") }),
+  ].join("\n");
+}
+
+/** The counts of a run, or of one of its steps. */
 export function summary({ passed, failed, skipped }: Counts): string {
   return `${passed} passed, ${failed} failed` + (skipped > 0 ? `, ${skipped} skipped` : "");
 }
@@ -134,7 +159,7 @@ const STEPS: readonly Step[] = [
   { title: "package", task: ["publish:check"], count: countPackage },
 ];
 
-async function main(): Promise<Counts> {
+async function main(): Promise<Outcome[]> {
   const started = performance.now();
   say(`${STEPS.length} steps, about seven minutes in all on two cores`);
   // The tools are looked for once; the tasks below take them from these variables. Output is plain, as it is read.
@@ -147,16 +172,16 @@ async function main(): Promise<Counts> {
   delete env.FORCE_COLOR;
   delete env.CLICOLOR_FORCE;
 
-  const total = { passed: 0, failed: 0, skipped: 0 };
-  const failures: string[] = [];
+  const outcomes: Outcome[] = [];
   for (const [index, { title, task, count, needs }] of STEPS.entries()) {
     const stepStarted = performance.now();
+    const command = `deno task ${task.join(" ")}`;
     if (needs && needs.names.every((name) => findOnPath(name).length === 0)) {
-      say(`[${index + 1}/${STEPS.length}] ${title}: skipped, as ${needs.names[0]} is not here (${needs.package})\n`);
-      total.skipped += 1;
+      const unrun = `${needs.names.join(" or ")} is not on PATH (Debian's package ${needs.package} has it)`;
+      say(`[${index + 1}/${STEPS.length}] ${title}: skipped, as ${unrun}\n`);
+      outcomes.push({ title, command, counts: { passed: 0, failed: 0, skipped: 1 }, unrun });
       continue;
     }
-    const command = `deno task ${task.join(" ")}`;
     say(`[${index + 1}/${STEPS.length}] ${title}: ${command}`);
     const { code, output } = await run(`at ${command}`, process.execPath, ["task", "--quiet", ...task], {
       cwd: ROOT,
@@ -164,25 +189,23 @@ async function main(): Promise<Counts> {
       output: "forwarded",
     });
     const counts = settle(count(output, code), code);
-    total.passed += counts.passed;
-    total.failed += counts.failed;
-    total.skipped += counts.skipped;
-    if (counts.failed > 0) failures.push(command);
+    outcomes.push({ title, command, counts });
     say(`[${index + 1}/${STEPS.length}] ${title}: ${summary(counts)}, ${seconds(stepStarted)}\n`);
   }
-  for (const command of failures) say(`failed: ${command}`);
   say(`took ${seconds(started)}`);
-  return total;
+  return outcomes;
 }
 
 if (import.meta.main) {
-  let total: Counts = { passed: 0, failed: 1, skipped: 0 };
+  let end = summary({ passed: 0, failed: 1, skipped: 0 });
   try {
-    total = await main();
+    const outcomes = await main();
+    end = closing(outcomes);
+    process.exitCode = outcomes.some(({ counts }) => counts.failed > 0) ? 1 : 0;
   } catch (error) {
+    process.exitCode = 1;
     if (!(error instanceof ToolchainError)) throw error;
     say(error.message);
   }
-  process.stdout.write(summary(total) + "\n");
-  process.exitCode = total.failed > 0 ? 1 : 0;
+  process.stdout.write(end + "\n");
 }

@@ -4,8 +4,24 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
 import { test } from "node:test";
-import { countBun, countDeno, countGate, countPackage, countZig, countZigProgram, settle, summary } from "./all.ts";
+import { findOnPath, ROOT } from "../zig/toolchain.ts";
+import {
+  closing,
+  countBun,
+  countDeno,
+  countGate,
+  countPackage,
+  countZig,
+  countZigProgram,
+  settle,
+  summary,
+} from "./all.ts";
 
 test("countZig() reads the summary of a build", () => {
   const read = (line: string) => countZig(`noise\nBuild Summary: ${line}\ntest success\n`);
@@ -78,4 +94,57 @@ test("a runner that reports no test, or ends badly without a failed one, has fai
 test("summary() is one plain line", () => {
   assert.equal(summary({ passed: 12, failed: 0, skipped: 0 }), "12 passed, 0 failed");
   assert.equal(summary({ passed: 12, failed: 1, skipped: 2 }), "12 passed, 1 failed, 2 skipped");
+});
+
+test("the last lines name what failed, what did not run at all, and where tests were skipped", () => {
+  const green = { passed: 2, failed: 0, skipped: 0 };
+  assert.equal(closing([{ title: "A", command: "deno task lint", counts: green }]), "2 passed, 0 failed");
+  const lines = closing([
+    { title: "A", command: "deno task lint", counts: { passed: 2, failed: 0, skipped: 3 } },
+    { title: "B", command: "deno task build", counts: { passed: 0, failed: 0, skipped: 1 }, unrun: "no b is here" },
+    { title: "C", command: "deno task check", counts: { passed: 1, failed: 2, skipped: 0 } },
+  ]).split("\n");
+  assert.deepEqual(lines, [
+    "skipped: 3 of A",
+    "skipped: ALL of B, as no b is here",
+    "failed: deno task check",
+    "3 passed, 2 failed, 4 skipped",
+  ]);
+});
+
+/** Runs `.ci/run` where there are these programs and no others; gives the packages that it installed. */
+function installedWith(programs: readonly string[]): string[] {
+  const folder = mkdtempSync(join(tmpdir(), "kvern-ci-"));
+  try {
+    const log = join(folder, "log");
+    for (const name of ["bash", "dirname"]) symlinkSync(findOnPath(name)[0]!, join(folder, name));
+    const scripts: Record<string, string> = {
+      id: "echo 0",
+      npx: 'test "$3" = task && test "$4" = test',
+      "apt-get": `for last; do :; done; if [ "$2" != update ]; then echo "$last" >> ${log}; fi`,
+    };
+    for (const name of programs) scripts[name] = "exit 1";
+    for (const [name, body] of Object.entries(scripts)) {
+      writeFileSync(join(folder, name), `#!${findOnPath("bash")[0]}\n${body}\n`);
+      chmodSync(join(folder, name), 0o755);
+    }
+    const { status, stderr } = spawnSync(join(folder, "bash"), [join(ROOT, ".ci", "run")], {
+      env: { PATH: folder },
+      encoding: "utf8",
+    });
+    assert.equal(status, 0, stderr);
+    return existsSync(log) ? readFileSync(log, "utf8").trim().split("\n") : [];
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+const hasBash = process.platform !== "win32" && findOnPath("bash").length > 0;
+const needsBash = hasBash ? "" : " (skipped: no bash)";
+
+test(`.ci/run looks for each tool by itself and installs what is missing${needsBash}`, { skip: !hasBash }, () => {
+  assert.deepEqual(installedWith([]), ["qemu-user-static", "valgrind"]);
+  assert.deepEqual(installedWith(["valgrind"]), ["qemu-user-static"]);
+  assert.deepEqual(installedWith(["qemu-aarch64-static"]), ["valgrind"]);
+  assert.deepEqual(installedWith(["qemu-aarch64", "valgrind"]), []);
 });
