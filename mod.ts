@@ -9,7 +9,7 @@
  * import { ContiguousCache } from "@kvern/kvern";
  *
  * const layerCount = 2, qHeadCount = 8, kvHeadCount = 2, headDim = 64;
- * using cache = new ContiguousCache({ layerCount, kvHeadCount, headDim, maxSeqLen: 2048, dtype: "f16" });
+ * using cache = new ContiguousCache({ layerCount, qHeadCount, kvHeadCount, headDim, maxSeqLen: 2048 });
  * const sequence = cache.sequence(0);
  * const random = (length: number) => Float32Array.from({ length }, () => Math.random() - 0.5);
  *
