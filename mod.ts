@@ -91,5 +91,5 @@ export {
   unpackBlock,
 } from "./src/quantization.ts";
 export type { Retention } from "./src/retention.ts";
-export type { Rows } from "./src/rows.ts";
+export type { HalfArray, Rows } from "./src/rows.ts";
 export { Sequence, type SequenceCommitOptions } from "./src/sequence.ts";

@@ -165,7 +165,7 @@ export type ContiguousKv =
   };
 
 /** One sequence of tokens: what a model needs of a cache, and all it needs. */
-export interface KvCache extends Disposable {
+export interface KvCache {
   /** Transformer layers. */
   readonly layerCount: number;
   /** KV heads of a layer. */

@@ -11,8 +11,11 @@ import { type FloatDType, floatDtypeCode } from "./config.ts";
 import { KvError } from "./error.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
+/** `Float16Array` where the `lib` of a program has it, and nothing where not: a name it lacks would turn into `any`. */
+export type HalfArray = typeof globalThis extends { Float16Array: { prototype: infer Half } } ? Half : never;
+
 /** Rows of keys or values: f32, f16, or the bits of f16 or bf16. */
-export type Rows = Float32Array | Float16Array | Uint16Array;
+export type Rows = Float32Array | HalfArray | Uint16Array;
 
 /** A count of elements crosses the boundary in 32 bits. */
 const COUNT_MAX = 2 ** 32 - 1;
