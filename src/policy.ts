@@ -6,7 +6,8 @@
  *
  * Rows are written to the tail, in floats. At a commit, while the tail holds `tail.tokens` rows and a block more, its
  * oldest block migrates to the store: it is quantized, once, in every layer of its shape. The blocks of the first
- * `sinkTokens` rows never migrate, and come on top of `tail.tokens`.
+ * `sinkTokens` rows never migrate, and come on top of `tail.tokens`; so does a stored block that was rewound into, from the
+ * next append on: it is in floats then, and no row is rounded twice.
  *
  * @module
  */

@@ -310,8 +310,9 @@ export class Sequence implements KvCache {
   /**
    * Rewinds to `n` committed tokens, drops all pending rows and gives back the blocks behind them.
    *
-   * Every layer then shows the rows that retention and its window keep of `n`. No row is copied. Where the last one is in a quantized block, the next append turns that block back into floats of the
-   * tail, and its rows are rounded once more when it migrates again.
+   * Every layer then shows the rows that retention and its window keep of `n`. No row is copied. Where the last one is in
+   * a quantized block, the next append turns that block back into floats of the tail, where it stays for good, on top of
+   * `tail.tokens`: no row is rounded twice, however often an answer is cut and written again.
    *
    * @throws {KvError} `position_out_of_range` past the end, and before `rewindableTo` unless `n` is at most the sinks that
    * retention keeps; `stale_handle`

@@ -1,4 +1,4 @@
-/** A Worker of hostile_test.ts: writes random bits into shared memory, which another thread is using, until told to end. */
+/** A Worker of tests: writes random bits into shared memory, which another thread is using, until told to end. */
 
 import { parentPort, workerData } from "node:worker_threads";
 

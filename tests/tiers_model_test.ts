@@ -38,6 +38,8 @@ interface Block {
   readonly store?: { k: DType; v: DType };
   /** How far its rows may be from those that went in. */
   readonly error: { readonly k: number; readonly v: number };
+  /** It was turned back into floats, which it keeps. */
+  readonly stays?: true;
 }
 
 /** A sequence and what it should hold. */
@@ -59,8 +61,8 @@ interface Held {
 }
 
 function stored({ error }: Block, store: { k: DType; v: DType }): Block {
-  const grown = (side: "k" | "v") => error[side] + ERRORS[store[side]]! * (1 + error[side]);
-  return { store, error: { k: grown("k"), v: grown("v") } };
+  assert.deepEqual(error, { k: 0, v: 0 }); // no row is rounded a second time
+  return { store, error: { k: ERRORS[store.k]!, v: ERRORS[store.v]! } };
 }
 
 /** What the policy makes of the blocks of a sequence at a commit. */
@@ -70,7 +72,7 @@ function migrate(pair: Pair, policy: Policy): void {
   const store = policy.store as { k: DType; v: DType };
   pair.blocks = pair.blocks.map((block, entry) => {
     const isDue = (entry + 1) * BLOCK + tokens <= pair.seqLen && entry * BLOCK >= sinkTokens;
-    return isDue && block.store === undefined ? stored(block, store) : block;
+    return isDue && block.store === undefined && !block.stays ? stored(block, store) : block;
   });
 }
 
@@ -152,7 +154,7 @@ for (const seed of SEEDS) {
     const reserve = (pair: Pair, first: number, end: number) => {
       const entry = Math.floor(first / BLOCK), block = pair.blocks[entry];
       if (block?.store !== undefined) {
-        pair.blocks[entry] = { error: block.error };
+        pair.blocks[entry] = { error: block.error, stays: true };
         done.reopened += 1;
       }
       while (pair.blocks.length * BLOCK < end) pair.blocks.push({ error: { k: 0, v: 0 } });

@@ -463,7 +463,7 @@ pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
     var used_bytes: u64 = 0;
     var reserved_bytes: u64 = 0;
     var metadata_bytes = facts.metadata_bytes;
-    for (use.target.groups) |group| for (group.formats.items) |format| {
+    for (use.target.groups) |group| for (group.distinctFormats()) |format| {
         const pool = format.pool.stats();
         used_blocks += pool.used_blocks;
         used_bytes += pool.used_blocks * pool.block_bytes;

@@ -175,40 +175,43 @@ pub const BlockPool = struct {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         if (block_count > pool.block_count_max) return error.PoolEmpty;
-        errdefer pool.shrink();
-        while (pool.totalCount() < block_count) try pool.grow();
+        _ = try pool.growTo(block_count -| pool.used_count);
         pool.prewarmed = @max(pool.prewarmed, block_count);
     }
 
     /// Takes `blocks.len` blocks for a tenant (not 0), each with one reference: all of them or none.
     pub fn take(pool: *BlockPool, tenant: u32, blocks: []i32) TakeError!void {
-        if (blocks.len == 0) return;
-        pool.lock.lockUncancelable(cpu.io());
-        defer pool.lock.unlock(cpu.io());
-        const there = @min(pool.free.items.len, blocks.len);
-        if (!pool.canHave(blocks.len)) return error.PoolEmpty;
-        errdefer pool.shrink();
-        while (pool.free.items.len < blocks.len) try pool.grow();
-        pool.hits += there;
-        pool.misses += blocks.len - there;
-        pool.takeFree(tenant, blocks);
+        _ = try pool.takeUndoable(tenant, blocks);
     }
 
-    /// Takes blocks as `take` does where all of them are mapped, else none. `untake` makes it undone.
-    pub fn tryTake(pool: *BlockPool, tenant: u32, blocks: []i32) ?Taken {
-        if (blocks.len == 0) return .{ .peak_before = 0 };
+    /// Takes blocks as `take` does. `untake` makes it undone.
+    pub fn takeUndoable(pool: *BlockPool, tenant: u32, blocks: []i32) TakeError!Taken {
+        if (blocks.len == 0) return .{};
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
-        if (pool.free.items.len < blocks.len) return null;
-        const taken: Taken = .{ .peak_before = pool.peak_count };
-        pool.hits += blocks.len;
+        if (!pool.canHave(blocks.len)) return error.PoolEmpty;
+        var taken: Taken = .{
+            .hits = @min(pool.free.items.len, blocks.len),
+            .peak_before = pool.peak_count,
+            .tables_before = pool.tableSize(),
+        };
+        taken.mapped = try pool.growTo(blocks.len);
+        pool.hits += taken.hits;
+        pool.misses += blocks.len - taken.hits;
         pool.takeFree(tenant, blocks);
         return taken;
     }
 
-    pub const Taken = struct { peak_before: u32 };
+    /// How it was before blocks were taken.
+    pub const Taken = struct {
+        /// Blocks mapped for them.
+        mapped: usize = 0,
+        hits: usize = 0,
+        peak_before: u32 = 0,
+        tables_before: TableSize = .{},
+    };
 
-    /// As if the blocks had not been taken, by the numbers of the pool too.
+    /// As if the blocks had not been taken, by the numbers of the pool too. They come in the order they were taken in.
     pub fn untake(pool: *BlockPool, blocks: []const i32, taken: Taken) void {
         if (blocks.len == 0) return;
         pool.lock.lockUncancelable(cpu.io());
@@ -216,16 +219,24 @@ pub const BlockPool = struct {
         // Others may have taken blocks meanwhile.
         const used_before = pool.used_count - @as(u32, @intCast(blocks.len));
         if (pool.peak_count == pool.used_count) pool.peak_count = @max(taken.peak_before, used_before);
-        pool.hits -= blocks.len;
-        pool.returns -%= blocks.len; // which `releaseOne` counts
+        pool.hits -= taken.hits;
+        pool.misses -= blocks.len - taken.hits;
         var i = blocks.len;
         while (i > 0) {
             i -= 1;
             const block: u32 = @intCast(blocks[i]);
             assert(pool.ref_counts.items[block] == 1);
+            pool.ref_counts.items[block] = 0;
             pool.serials.items[block] -%= 1;
-            pool.releaseOne(block);
+            pool.putBack(block);
         }
+        // What was mapped last was taken first.
+        for (blocks[0..@min(taken.mapped, blocks.len)]) |block| {
+            const slab_index = @as(u32, @intCast(block)) / pool.blocks_per_slab;
+            if (pool.slabs[slab_index] != null and pool.isFree(slab_index)) pool.ungrow(slab_index);
+        }
+        pool.shrinkTables(taken.tables_before);
+        if (pool.used_count == 0) pool.shrink(); // others gave theirs back meanwhile
     }
 
     fn takeFree(pool: *BlockPool, tenant: u32, blocks: []i32) void {
@@ -274,6 +285,13 @@ pub const BlockPool = struct {
         assert(count.* > 0);
         count.* -= 1;
         if (count.* != 0) return;
+        pool.putBack(block);
+        pool.returns += 1;
+        if (pool.isFree(block / pool.blocks_per_slab)) pool.shrink();
+    }
+
+    /// Makes a block free to be taken next.
+    fn putBack(pool: *BlockPool, block: u32) void {
         if (builtin.mode == .Debug) {
             // A read of a block that was given back shows as NaN; the mark makes `take` zero it.
             @memset(pool.bytes(block), 0xff);
@@ -281,10 +299,12 @@ pub const BlockPool = struct {
         }
         pool.free.appendAssumeCapacity(block);
         pool.used_count -= 1;
-        pool.returns +%= 1;
-        const slab_index = block / pool.blocks_per_slab;
-        pool.slab_free_counts[slab_index] += 1;
-        if (pool.slab_free_counts[slab_index] == pool.slabBlocks(slab_index)) pool.shrink();
+        pool.slab_free_counts[block / pool.blocks_per_slab] += 1;
+    }
+
+    /// Are all blocks of a mapped slab free?
+    fn isFree(pool: *const BlockPool, slab_index: u32) bool {
+        return pool.slab_free_counts[slab_index] == pool.slabBlocks(slab_index);
     }
 
     /// References to a block.
@@ -364,7 +384,20 @@ pub const BlockPool = struct {
         return @min(pool.blocks_per_slab, pool.block_count_max - slab_index * pool.blocks_per_slab);
     }
 
-    /// Maps one more slab. Changes nothing when it cannot.
+    /// Maps slabs until `free_count` blocks are free, and tells how many blocks that were. Changes nothing when it cannot.
+    fn growTo(pool: *BlockPool, free_count: usize) TakeError!usize {
+        const free_before = pool.free.items.len;
+        if (free_before >= free_count) return 0;
+        const tables_before = pool.tableSize();
+        errdefer {
+            while (pool.free.items.len > free_before) pool.ungrow(pool.free.getLast() / pool.blocks_per_slab);
+            pool.shrinkTables(tables_before);
+        }
+        while (pool.free.items.len < free_count) try pool.grow();
+        return pool.free.items.len - free_before;
+    }
+
+    /// Maps one more slab.
     fn grow(pool: *BlockPool) TakeError!void {
         const slab_index: u32 = for (pool.slabs, 0..) |slab, i| {
             if (slab == null) break @intCast(i);
@@ -392,13 +425,41 @@ pub const BlockPool = struct {
     fn growTables(pool: *BlockPool, block_count: u32) error{OutOfMemory}!void {
         const known = pool.ref_counts.items.len;
         if (block_count <= known) return;
-        try pool.ref_counts.ensureTotalCapacity(pool.gpa, block_count);
-        try pool.tenants.ensureTotalCapacity(pool.gpa, block_count);
-        try pool.serials.ensureTotalCapacity(pool.gpa, block_count);
+        for (pool.tables()) |table| try table.ensureTotalCapacity(pool.gpa, block_count);
         try pool.free.ensureTotalCapacity(pool.gpa, block_count);
-        pool.ref_counts.appendNTimesAssumeCapacity(0, block_count - known);
-        pool.tenants.appendNTimesAssumeCapacity(0, block_count - known);
-        pool.serials.appendNTimesAssumeCapacity(0, block_count - known);
+        for (pool.tables()) |table| table.appendNTimesAssumeCapacity(0, block_count - known);
+    }
+
+    /// Those with a word for each block.
+    fn tables(pool: *BlockPool) [3]*std.ArrayList(u32) {
+        return .{ &pool.ref_counts, &pool.tenants, &pool.serials };
+    }
+
+    /// Of the tables of blocks, which are all alike.
+    const TableSize = struct { len: usize = 0, capacity: usize = 0 };
+
+    fn tableSize(pool: *const BlockPool) TableSize {
+        return .{ .len = pool.ref_counts.items.len, .capacity = pool.ref_counts.capacity };
+    }
+
+    /// Makes the tables as small as they were, unless a slab that was mapped since needs more.
+    fn shrinkTables(pool: *BlockPool, before: TableSize) void {
+        var slab_end: u32 = @intCast(pool.slabs.len);
+        while (slab_end > 0 and pool.slabs[slab_end - 1] == null) slab_end -= 1;
+        const len = @max(before.len, @min(slab_end * pool.blocks_per_slab, pool.block_count_max));
+        for (pool.tables()) |table| {
+            shrinkCapacity(table, pool.gpa, @max(before.capacity, len));
+            table.items.len = @min(len, table.items.len);
+        }
+        shrinkCapacity(&pool.free, pool.gpa, @max(before.capacity, len));
+    }
+
+    fn shrinkCapacity(list: *std.ArrayList(u32), gpa: Allocator, capacity: usize) void {
+        if (capacity >= list.capacity) return;
+        const len = list.items.len;
+        list.items.len = capacity;
+        list.shrinkAndFree(gpa, capacity);
+        list.items.len = @min(len, capacity);
     }
 
     /// Gives slabs of free blocks back to the system: all of them when no block is used, else as many as leave one
@@ -409,14 +470,21 @@ pub const BlockPool = struct {
             slab_index -= 1;
             if (pool.slabs[slab_index] == null) continue;
             const block_count = pool.slabBlocks(slab_index);
-            if (pool.slab_free_counts[slab_index] != block_count) continue;
+            if (!pool.isFree(slab_index)) continue;
             if (pool.totalCount() - block_count < pool.prewarmed) continue;
             if (pool.used_count != 0 and pool.free.items.len < 2 * @as(usize, block_count)) continue;
-            pool.drop(slab_index);
+            pool.unmap(slab_index);
+            pool.drops += block_count;
         }
     }
 
-    fn drop(pool: *BlockPool, slab_index: u32) void {
+    /// Unmaps a slab of free blocks that was mapped in vain: its blocks count as never mapped.
+    fn ungrow(pool: *BlockPool, slab_index: u32) void {
+        pool.unmap(slab_index);
+        pool.allocations -= pool.slabBlocks(slab_index);
+    }
+
+    fn unmap(pool: *BlockPool, slab_index: u32) void {
         const block_first = slab_index * pool.blocks_per_slab;
         const block_count = pool.slabBlocks(slab_index);
         var kept: usize = 0;
@@ -431,7 +499,6 @@ pub const BlockPool = struct {
         if (pool.budget) |budget| budget.give(block_count * pool.block_bytes);
         pool.slabs[slab_index] = null;
         pool.slab_free_counts[slab_index] = 0;
-        pool.drops += block_count;
     }
 };
 

@@ -67,7 +67,8 @@ pub const Block = struct {
         });
     }
 
-    /// Copies the first rows of a layer into a block of the same geometry whose sides are in floats.
+    /// Copies the first rows of a layer into a block of the same geometry whose sides are in floats. A value past the largest
+    /// finite one of its format becomes that one.
     pub fn copyRows(from: Block, to: Block, layer: u32, row_count: u32) void {
         assert(to.shape.isFloat());
         for (sides) |side| for (0..to.shape.kv_head_count) |head| {
@@ -78,8 +79,17 @@ pub const Block = struct {
                 @memcpy(destination[0..bytes], from.row(layer, side, kv_head, 0)[0..bytes]);
             } else {
                 from.read(layer, side, kv_head, 0, row_count, destination, to.shape.dtype(side), to.shape.tokenBytes(side));
+                // The largest f16 is 65504, which bf16 rounds to 65536.
+                if (to.shape.dtype(side) == .f16) makeFinite(destination, row_count * to.shape.head_dim);
             }
         };
+    }
+
+    fn makeFinite(elements: [*]u8, element_count: u32) void {
+        const bits: [*]align(1) u16 = @ptrCast(elements);
+        for (bits[0..element_count]) |*one| {
+            if (one.* & 0x7fff == 0x7c00) one.* -= 1;
+        }
     }
 
     /// Makes one row of a layer zeros; the sides are in floats.

@@ -2,7 +2,7 @@
 //!
 //!     entry      0      1      2      3         positions 0..63, 64..127, ...
 //!     block      4     -1      2      9         -1: all rows of it were let go
-//!     format     1      1      1      0         an index of the group's formats; 0 is the tail's
+//!     format     2      2      2      0         an index of the group's formats; 0 and 1 are the tail's
 //!
 //! A table holds one reference to each block it names.
 
@@ -13,6 +13,15 @@ const Format = @import("block_pools.zig").Format;
 
 /// The index of the tail's format in every list of formats.
 pub const tail_format = 0;
+
+/// The tail's once more, for a block that was turned back into floats: it never migrates again, so no row of it is rounded
+/// a second time.
+pub const reopened_format = 1;
+
+/// Is a block of this format in the tail?
+pub fn isTail(format: u8) bool {
+    return format == tail_format or format == reopened_format;
+}
 
 pub const BlockTable = struct {
     blocks: std.ArrayList(i32) = .empty,

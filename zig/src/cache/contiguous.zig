@@ -25,6 +25,7 @@ const dispatch = @import("../kernels/dispatch.zig");
 const slab_memory = @import("../device/slab.zig");
 const row_types = @import("rows.zig");
 const Input = row_types.Input;
+const Inputs = row_types.Inputs;
 const Output = row_types.Output;
 const Rows = row_types.Rows;
 const Slab = slab_memory.Slab;
@@ -72,8 +73,8 @@ pub const ContiguousCache = struct {
 
     pub const InitError = error{ InvalidConfig, OutOfMemory };
     pub const IndexError = error{ LayerOutOfRange, SequenceOutOfRange };
-    pub const StoreError = IndexError || error{ CacheFull, InvalidSize, CommitMismatch, NotFinite };
-    pub const AppendError = IndexError || error{ CacheFull, InvalidSize, NotFinite };
+    pub const StoreError = AppendError || error{CommitMismatch};
+    pub const AppendError = IndexError || error{ CacheFull, InvalidSize, NotFinite, OutOfMemory };
     pub const AdvanceError = error{ CacheFull, CommitMismatch };
     pub const CommitError = error{ SequenceOutOfRange, CommitMismatch };
     pub const TruncateError = error{ SequenceOutOfRange, PositionOutOfRange };
@@ -152,40 +153,50 @@ pub const ContiguousCache = struct {
         assert(start <= self.shape.max_seq_len);
         if (token_count > self.shape.max_seq_len - start) return error.CacheFull;
         if (token_count == 0) return start;
-        const kernels = dispatch.kernels();
-        if (kernels.storable(k.bytes, k.dtype, self.dtype_k, k.element_count) == 0) return error.NotFinite;
-        if (kernels.storable(v.bytes, v.dtype, self.dtype_v, v.element_count) == 0) return error.NotFinite;
-
-        self.write(&self.keys, run, start, @intCast(token_count), k);
-        self.write(&self.values, run, start, @intCast(token_count), v);
+        const keys = self.keys.runRows(self.shape, run, start, @intCast(token_count));
+        const values = self.values.runRows(self.shape, run, start, @intCast(token_count));
+        var inputs: Inputs = .{ .k = k, .v = v };
+        defer inputs.deinit(self.gpa);
+        for ([_][]const u8{ keys, values }) |written| try inputs.leave(self.gpa, written);
+        if (!self.write(keys, self.dtype_k, @intCast(token_count), inputs.k) or
+            !self.write(values, self.dtype_v, @intCast(token_count), inputs.v))
+        {
+            // What lies behind the rows is never seen, and finite all the same.
+            for ([_][]u8{ keys, values }) |written| @memset(written, 0);
+            return error.NotFinite;
+        }
         self.pending[run] += @intCast(token_count);
         self.generations[run] +%= 1;
         return start;
     }
 
-    fn write(self: *ContiguousCache, side: *Side, run: u64, start: u32, token_count: u32, input: Input) void {
+    /// Writes rows of one side. False where one cannot be stored. Each element is read once: another thread may write a
+    /// caller's memory.
+    fn write(self: *ContiguousCache, destination: []u8, dtype: Dtype, token_count: u32, input: Input) bool {
         const shape = self.shape;
         const kernels = dispatch.kernels();
-        const destination = side.run(run) + shape.positionBytes(start, side.dtype);
         switch (input.layout) {
-            .token_major => kernels.convert(&.{
-                .destination = destination,
-                .destination_dtype = side.dtype,
+            .token_major => return kernels.convert_checked(&.{
+                .destination = destination.ptr,
+                .destination_dtype = dtype,
                 .source = input.bytes,
                 .source_dtype = input.dtype,
                 .element_count = input.element_count,
-            }),
-            .head_major => for (0..shape.kv_head_count) |kv_head| kernels.convert(&.{
-                .destination = destination + shape.headBytes(@intCast(kv_head), side.dtype),
-                .destination_dtype = side.dtype,
-                .destination_stride = shape.rowBytes(side.dtype),
-                .source = input.headRow(shape, token_count, @intCast(kv_head), 0),
-                .source_dtype = input.dtype,
-                .source_stride = @as(u64, shape.head_dim) * input.dtype.elementBytes(),
-                .row_count = token_count,
-                .element_count = shape.head_dim,
-            }),
+            }, dtype) != 0,
+            .head_major => for (0..shape.kv_head_count) |kv_head| {
+                if (kernels.convert_checked(&.{
+                    .destination = destination.ptr + shape.headBytes(@intCast(kv_head), dtype),
+                    .destination_dtype = dtype,
+                    .destination_stride = shape.rowBytes(dtype),
+                    .source = input.headRow(shape, token_count, @intCast(kv_head), 0),
+                    .source_dtype = input.dtype,
+                    .source_stride = @as(u64, shape.head_dim) * input.dtype.elementBytes(),
+                    .row_count = token_count,
+                    .element_count = shape.head_dim,
+                }, dtype) == 0) return false;
+            },
         }
+        return true;
     }
 
     /// Commits one row for every sequence that has exactly one pending in every layer; sequences without a new row
@@ -376,6 +387,12 @@ const Side = struct {
         const offset = (run_index % side.runs_per_slab) * side.run_bytes;
         assert(offset + side.run_bytes <= slab.len);
         return slab.ptr + offset;
+    }
+
+    /// The memory of some rows of a run.
+    fn runRows(side: *const Side, shape: Shape, run_index: u64, start: u32, token_count: u32) []u8 {
+        const bytes = shape.positionBytes(token_count, side.dtype);
+        return (side.run(run_index) + shape.positionBytes(start, side.dtype))[0..@intCast(bytes)];
     }
 
     fn reservedBytes(side: *const Side) u64 {

@@ -4,6 +4,7 @@
 const std = @import("std");
 const Allocator = std.mem.Allocator;
 const block_pools = @import("block_pools.zig");
+const block_table = @import("block_table.zig");
 const BlockPool = @import("block_pool.zig").BlockPool;
 const BlockPools = block_pools.BlockPools;
 const BlockShape = @import("../shape.zig").BlockShape;
@@ -47,12 +48,13 @@ pub const Group = struct {
     window_tokens: ?u32,
     store: ?Store,
     pools: *BlockPools = undefined,
-    /// Every format its blocks have or had, the tail's first. Indices are what block tables hold; at most 256.
+    /// Every format its blocks have or had, the tail's first, and second once more for reopened blocks. Indices are what
+    /// block tables hold.
     formats: std.ArrayList(*Format) = .empty,
     /// The format of blocks that leave the tail; null where none does.
     store_format: ?u8 = null,
     /// One bit for each format that blocks took when they left the tail under the present policy.
-    store_mask: u64 = 0,
+    store_mask: u128 = 0,
     /// [layer in the group][kv_head], or empty where nobody asked.
     fidelity: []Head = &.{},
     /// What blocks of the tail that are shared became, by block.
@@ -86,11 +88,21 @@ pub const Group = struct {
         return if (dtypes.refusedF32Bits(b) < dtypes.refusedF32Bits(a)) b else a;
     }
 
+    /// Each format once.
+    pub fn distinctFormats(group: *const Group) []const *Format {
+        return group.formats.items[block_table.reopened_format..];
+    }
+
+    /// The bit of a format in `store_mask`.
+    pub fn formatBit(index: u8) u128 {
+        return @as(u128, 1) << @intCast(index);
+    }
+
     /// The index of a format, which becomes one of the group's if it is not yet.
     pub fn formatIndex(group: *Group, gpa: Allocator, dtype_k: Dtype, dtype_v: Dtype) BlockPools.Error!u8 {
         const wanted = try group.pools.get(dtype_k, dtype_v);
         for (group.formats.items, 0..) |format, i| if (format == wanted) return @intCast(i);
-        try group.formats.append(gpa, wanted); // 8 formats of keys and 8 of values: 64 at most
+        try group.formats.append(gpa, wanted); // 8 formats of keys and 8 of values: 65 at most
         return @intCast(group.formats.items.len - 1);
     }
 };

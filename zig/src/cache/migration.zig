@@ -60,7 +60,7 @@ pub const Migration = struct {
         while (true) {
             var count: usize = 0;
             const has_room = while (count < at_once and self.isDue(entry)) : (entry += 1) {
-                if (!self.isTail(entry)) continue;
+                if (!self.mayLeave(entry)) continue;
                 switch (self.take(entry, store)) {
                     .taken => |move| {
                         moves[count] = move;
@@ -89,8 +89,8 @@ pub const Migration = struct {
         return @as(u64, entry) * block_size + self.policy.tail_tokens + block_size <= self.seq_len;
     }
 
-    /// Blocks that nobody sees are about to go: they are left as they are.
-    fn isTail(self: Migration, entry: u32) bool {
+    /// Blocks that were turned back into floats stay. Those that nobody sees are about to go: they are left as they are.
+    fn mayLeave(self: Migration, entry: u32) bool {
         if (!self.table.isSeen(entry, self.group.shape.block_size)) return false;
         return self.table.blocks.items[entry] >= 0 and self.table.formats.items[entry] == tail_format;
     }
@@ -161,7 +161,7 @@ pub const Migration = struct {
         }
         self.table.blocks.items[move.entry] = move.new.block;
         self.table.formats.items[move.entry] = move.new.format;
-        group.store_mask |= @as(u64, 1) << @intCast(move.new.format);
+        group.store_mask |= Group.formatBit(move.new.format);
         if (tail.refCount(@intCast(old)) > 1) {
             // Only a chance to share is lost where there is no memory for this.
             move.new.tail_serial = tail.serial(@intCast(old));

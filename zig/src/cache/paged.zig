@@ -7,7 +7,7 @@
 //!
 //! Layers of equal KV heads, head_dim, window and store formats form a layer group, with its own block shape, pools and
 //! table; most models have one. Rows are written in floats; blocks that leave the tail are quantized (`tiers.zig`), and the
-//! one in which the next row lands, should it be such a block, is turned back into floats first.
+//! one in which the next row lands, should it be such a block, is turned back into floats first and stays so.
 //!
 //! A reference count in the pool is the number of table entries that name the block, so a fork is a copy of a table, and only
 //! the block in which the next row lands is ever copied: when it is shared, at that append.
@@ -160,8 +160,10 @@ pub const PagedCache = struct {
         errdefer for (owned_pools) |*pools| pools.deinit();
         for (groups) |*group| {
             assert(try group.formatIndex(gpa, options.dtype_k, options.dtype_v) == tail_format);
+            try group.formats.append(gpa, group.formats.items[tail_format]);
+            assert(group.formats.items.len == block_table.reopened_format + 1);
             group.store_format = try storeFormat(gpa, group, options.policy);
-            if (group.store_format) |index| group.store_mask = @as(u64, 1) << @intCast(index);
+            if (group.store_format) |index| group.store_mask = Group.formatBit(index);
             if (!options.measures_fidelity) continue;
             group.fidelity = try gpa.alloc(Head, group.shape.layer_count * group.shape.kv_head_count);
             @memset(group.fidelity, .{});
@@ -198,7 +200,7 @@ pub const PagedCache = struct {
         for (self.groups) |*group| _ = try storeFormat(self.gpa, group, policy);
         for (self.groups) |*group| {
             group.store_format = storeFormat(self.gpa, group, policy) catch unreachable; // just made
-            group.store_mask = if (group.store_format) |index| @as(u64, 1) << @intCast(index) else 0;
+            group.store_mask = if (group.store_format) |index| Group.formatBit(index) else 0;
             group.twins.clearRetainingCapacity(); // what they became is not what they would become now
         }
         self.policy = policy;
@@ -529,8 +531,8 @@ pub const Sequence = struct {
     generations: []u32,
     /// In a set that is being checked for doubles.
     marked: bool = false,
-    /// What is about to happen to the block in which its next row lands.
-    renewal: paged_append.Renewal = .none,
+    /// The block in which its next row lands, while an append puts another one in its place.
+    replaced: ?paged_append.Replaced = null,
     /// Blocks that an append under way has put into the table of the layer's group.
     entries_added: u32 = 0,
 
@@ -620,5 +622,6 @@ pub const Sequence = struct {
 
 test {
     _ = @import("paged_test.zig");
+    _ = @import("paged_append_test.zig");
     _ = @import("rewind_test.zig");
 }

@@ -1,6 +1,7 @@
 //! Rows on their way in and out of a cache: what a caller hands over, where a copy goes, and what a reader sees in place.
 
 const std = @import("std");
+const Allocator = std.mem.Allocator;
 const assert = std.debug.assert;
 const Dtype = @import("../dtype.zig").Dtype;
 const dispatch = @import("../kernels/dispatch.zig");
@@ -41,6 +42,39 @@ pub const Input = struct {
     pub fn headStride(input: Input, shape: anytype, token_count: u64) u64 {
         const rows: u64 = if (input.layout == .token_major) 1 else token_count;
         return rows * shape.head_dim * input.dtype.elementBytes();
+    }
+
+    fn memory(input: Input) []const u8 {
+        return input.bytes[0..@intCast(input.element_count * input.dtype.elementBytes())];
+    }
+
+    fn overlaps(input: Input, other: []const u8) bool {
+        const own = input.memory();
+        const own_first = @intFromPtr(own.ptr);
+        const other_first = @intFromPtr(other.ptr);
+        return own_first < other_first + other.len and other_first < own_first + own.len;
+    }
+};
+
+/// The two sides of an append, as they are when the call begins.
+///
+/// A caller's rows may lie where the call writes, in an array over the cache's own memory: those are read from a copy.
+pub const Inputs = struct {
+    k: Input,
+    v: Input,
+    copies: [2][]u8 = .{ &.{}, &.{} },
+
+    pub fn deinit(inputs: *const Inputs, gpa: Allocator) void {
+        for (inputs.copies) |copy| gpa.free(copy);
+    }
+
+    /// To be called for all memory that will be written, before any of it is.
+    pub fn leave(inputs: *Inputs, gpa: Allocator, written: []const u8) error{OutOfMemory}!void {
+        for ([_]*Input{ &inputs.k, &inputs.v }, &inputs.copies) |input, *copy| {
+            if (!input.overlaps(written)) continue;
+            copy.* = try gpa.dupe(u8, input.memory());
+            input.bytes = copy.ptr;
+        }
     }
 };
 
@@ -175,10 +209,11 @@ pub const Rows = struct {
             .contiguous => return end,
             .paged => |place| place,
         };
-        const format = place.block_formats[position / place.block_size];
+        const format = place.formatAt(position);
         var entry = position / place.block_size + 1;
         while (entry * place.block_size < end) : (entry += 1) {
-            if (place.blocks[entry] >= 0 and place.block_formats[entry] != format) return entry * place.block_size;
+            if (place.blocks[entry] < 0) continue;
+            if (place.formats[place.block_formats[entry]] != format) return entry * place.block_size;
         }
         return end;
     }

@@ -7,6 +7,9 @@
 //! oldest block migrates to the *store*, in every layer of its group: its rows are quantized into a new block, which takes
 //! its place in the table. So a filled tail has tail_tokens to tail_tokens + block_size - 1 rows, rows are quantized once,
 //! and 64 tokens cost one migration, not 64. The blocks of the first `sink_tokens` rows never migrate.
+//!
+//! A block of the store that was rewound into is turned back into floats by the next append, and stays there on top of the
+//! tail, as sinks do: were it quantized again, what was rounded once would be rounded once more, at every such turn.
 
 const std = @import("std");
 const block_table = @import("block_table.zig");
@@ -64,8 +67,8 @@ pub const Policy = struct {
 
 /// The tier of a block in one of a group's formats.
 pub fn tierOf(group: *const Group, format: u8) Tier {
-    if (format == block_table.tail_format) return .tail;
-    return if (group.store_mask >> @intCast(format) & 1 == 1) .store else .warm;
+    if (block_table.isTail(format)) return .tail;
+    return if (group.store_mask & Group.formatBit(format) != 0) .store else .warm;
 }
 
 test "Policy.validate: whole blocks, and no more tail than there are rows" {
@@ -82,4 +85,5 @@ test "Policy.validate: whole blocks, and no more tail than there are rows" {
 
 test {
     _ = @import("tiers_test.zig");
+    _ = @import("reopen_test.zig");
 }

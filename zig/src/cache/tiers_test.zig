@@ -739,7 +739,7 @@ test "max_logit_error: keys that 4 bits would harm take 8, and at last floats" {
         try testing.expectEqual(64, (try cache.stats()).store_token_count);
         // What was tried on the way was given back.
         var used: u32 = 0;
-        for (cache.groups[0].formats.items) |format| used += format.pool.stats().used_blocks;
+        for (cache.groups[0].distinctFormats()) |format| used += format.pool.stats().used_blocks;
         try testing.expectEqual(1, used);
     }
     var options = tiered(0, q4);
