@@ -119,7 +119,8 @@ const Work = struct {
     /// [head][row]
     fresh: []dispatch.Row,
 
-    fn init(part: Part, queries: []f32, fresh: []dispatch.Row) Work {
+    fn init(of: Part, queries: []f32, fresh: []dispatch.Row) Work {
+        var part = of;
         part.scaleQueries(queries);
         part.beginRows(fresh);
         return .{ .part = part, .see = part.visible(), .queries = queries, .fresh = fresh };
@@ -154,7 +155,7 @@ fn attendPartIn(part: Part, scratch: *Scratch) void {
     const work: Work = .init(part, scratch.queries[0..part.elements()], scratch.fresh[0..part.rows()]);
     const total = scratch.state(0, part);
     work.attendAll(total, scratch.state(1, part));
-    part.finish(total);
+    work.part.finish(total);
 }
 
 /// What one thread does in one go.
@@ -324,4 +325,5 @@ fn chunkCount(part: Part) u32 {
 
 test {
     _ = @import("attend_test.zig");
+    _ = @import("range_test.zig");
 }

@@ -15,6 +15,7 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const dispatch = @import("../kernels/dispatch.zig");
+const exact = @import("exact.zig");
 const Query = @import("query.zig").Query;
 const visible_rows = @import("visible.zig");
 const Visible = visible_rows.Visible;
@@ -29,6 +30,13 @@ pub const elements_max = 32 * 256;
 /// Rows of codes have a multiple of 32 elements.
 const prepared_max = elements_max / 32;
 
+/// Elements of queries that are scaled together; divides what a head is padded to.
+const query_lanes = 8;
+
+comptime {
+    assert(dispatch.lanes_max % query_lanes == 0);
+}
+
 pub const Part = struct {
     query: *const Query,
     head_first: u32,
@@ -36,6 +44,8 @@ pub const Part = struct {
     row_first: u32,
     row_count: u32,
     head_dim_padded: u32,
+    /// The largest magnitude of its scaled queries; see `scaleQueries`.
+    query_max: f32 = std.math.floatMax(f32),
 
     /// Elements of its queries, and of the sums of one state: [head][row][head_dim_padded].
     pub fn elements(part: Part) u32 {
@@ -76,16 +86,35 @@ pub const Part = struct {
     }
 
     /// Writes its queries times softmax_scale, padded with zeros.
-    pub fn scaleQueries(part: Part, queries: []f32) void {
+    pub fn scaleQueries(part: *Part, queries: []f32) void {
         assert(queries.len == part.elements());
+        // Bounds that the loops below keep by construction would be checked for every vector.
+        @setRuntimeSafety(false);
         const query = part.query;
+        const Vector = @Vector(query_lanes, f32);
+        const Bits = @Vector(query_lanes, i32);
+        // Magnitudes are compared as integers: NaN is larger than Inf.
+        var largest: Bits = @splat(0);
         const head_dim = query.rows.head_dim;
         for (0..part.rows()) |row| {
             const at = query.rowIndex(part.kvHead(row), part.rowOf(row)) * head_dim;
             const scaled = queries[row * part.head_dim_padded ..][0..part.head_dim_padded];
-            for (scaled[0..head_dim], query.q[at..][0..head_dim]) |*to, from| to.* = from * query.softmax_scale;
-            @memset(scaled[head_dim..], 0);
+            const q = query.q[at..][0..head_dim];
+            const whole = head_dim - head_dim % query_lanes;
+            @memset(scaled[whole..], 0);
+            for (scaled[whole..head_dim], q[whole..]) |*to, from| to.* = from * query.softmax_scale;
+            var dim: u32 = 0;
+            while (dim < whole) : (dim += query_lanes) {
+                const given: [query_lanes]f32 = q[dim..][0..query_lanes].*;
+                scaled[dim..][0..query_lanes].* = @as(Vector, given) * @as(Vector, @splat(query.softmax_scale));
+            }
+            dim = 0;
+            while (dim < part.head_dim_padded) : (dim += query_lanes) {
+                const product: Vector = scaled[dim..][0..query_lanes].*;
+                largest = @max(largest, @as(Bits, @bitCast(product)) & @as(Bits, @splat(std.math.maxInt(i32))));
+            }
         }
+        part.query_max = @bitCast(@reduce(.Max, largest));
     }
 
     /// The state of a chunk, of all rows.
@@ -145,6 +174,7 @@ pub const Part = struct {
             .tile = undefined,
             .ahead = undefined,
             .is_token_major = @intFromBool(part.query.rows.place == .contiguous),
+            .query_max = part.query_max,
         };
         var is_prepared = false;
         var turn: u1 = 0;
@@ -172,14 +202,16 @@ pub const Part = struct {
         }
     }
 
-    /// Writes the outputs of a state that has seen everything.
+    /// Writes the outputs of a state that has seen everything. A row in which f32 did not suffice is done again.
     pub fn finish(part: Part, state: State) void {
         const kernels = dispatch.kernels();
         const query = part.query;
         const sink_logits = query.options.sink_logits;
         for (state.rows, 0..) |*row, i| {
-            const index = query.rowIndex(part.kvHead(i), part.rowOf(i));
-            const row_lse = kernels.finish(&.{
+            const kv_head = part.kvHead(i);
+            const query_row = part.rowOf(i);
+            const index = query.rowIndex(kv_head, query_row);
+            var row_lse = kernels.finish(&.{
                 .sums = state.sums[i * part.head_dim_padded ..].ptr,
                 .output = @ptrCast(query.output[index * query.rows.head_dim ..].ptr),
                 .row = row,
@@ -187,6 +219,7 @@ pub const Part = struct {
                 .has_sink_logit = @intFromBool(sink_logits.len != 0),
                 .sink_logit = if (sink_logits.len == 0) 0 else sink_logits[index % query.q_head_count],
             });
+            if (std.math.isNan(row_lse)) row_lse = exact.attendRow(query, kv_head, query_row);
             if (query.lse.len != 0) query.lse[index] = row_lse;
         }
     }

@@ -5,6 +5,7 @@ const Allocator = std.mem.Allocator;
 const assert = std.debug.assert;
 const Dtype = @import("../dtype.zig").Dtype;
 const dispatch = @import("../kernels/dispatch.zig");
+const Block = @import("block_rows.zig").Block;
 const Format = @import("block_pools.zig").Format;
 const Head = @import("fidelity.zig").Head;
 const shapes = @import("../shape.zig");
@@ -168,6 +169,35 @@ pub const Rows = struct {
                 };
             },
         }
+    }
+
+    /// Copies resident rows of one side of a head from `position` on, [row][head_dim], as many as fit and as are before
+    /// `end` and in one block; returns how many.
+    pub fn read(rows: *const Rows, side: shapes.Side, kv_head: u32, position: u32, end: u32, destination: []f32) u32 {
+        const adjacent = rows.run(kv_head, position, end);
+        const row_bytes = rows.head_dim * @sizeOf(f32);
+        const count: u32 = @intCast(@min(adjacent.token_count, destination.len / rows.head_dim));
+        switch (rows.place) {
+            .contiguous => |place| {
+                const dtype = if (side == .keys) place.dtype_k else place.dtype_v;
+                dispatch.kernels().convert(&.{
+                    .destination = @ptrCast(destination.ptr),
+                    .destination_dtype = .f32,
+                    .destination_stride = row_bytes,
+                    .source = if (side == .keys) adjacent.keys else adjacent.values,
+                    .source_dtype = dtype,
+                    .source_stride = place.shape.rowBytes(dtype),
+                    .row_count = count,
+                    .element_count = rows.head_dim,
+                });
+            },
+            .paged => |place| {
+                const block: Block = .of(place.formatAt(position), place.blocks[position / place.block_size]);
+                const token = position % place.block_size;
+                block.read(place.layer, side, kv_head, token, count, @ptrCast(destination.ptr), .f32, row_bytes);
+            },
+        }
+        return count;
     }
 
     fn rowOrPlane(shape: shapes.BlockShape, layer: u32, side: shapes.Side, kv_head: u32, token: u32) u64 {

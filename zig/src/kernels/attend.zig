@@ -140,8 +140,12 @@ const score_vectors = tile_tokens / lanes;
 fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
     const rows = task.rows[0..row_count];
     const scores = tile.scores[0..row_count];
+    const may_overflow = !areScoresBounded(task);
     for (rows, scores) |*row, *of_row| {
-        if (task.softcap == 0 and row.alibi_slope == 0 and tile.rows.isSeenBy(row)) continue;
+        if (task.softcap == 0 and row.alibi_slope == 0 and tile.rows.isSeenBy(row)) {
+            if (may_overflow and !areFinite(of_row, tile_tokens)) row.weight_sum = std.math.nan(f32);
+            continue;
+        }
         tile.rows.setPositions();
         maskRow(task.softcap, row, &tile.rows, of_row);
     }
@@ -201,12 +205,41 @@ inline fn largestScores(tile: *const Tile, first: u32, row_count: u32) @Vector(r
     return softmax.largestFour(most);
 }
 
-/// Biases the scores of a row, and makes -Inf of those that it may not see: all 64 are numbers then.
+/// No sum of products of these queries and keys, nor any part of one, leaves the range of f32. Of keys that have that range
+/// themselves nothing is known, of codes what a scale and a min of f16 may make.
+fn areScoresBounded(task: *const table.AttendTask) bool {
+    const key_max: f32 = switch (task.tile.storage.dtype_k) {
+        .f32, .bf16 => std.math.floatMax(f32),
+        .f16 => 65504,
+        .q8_0, .q4_0, .i8, .i4, .i2 => 65504 * 512,
+    };
+    return task.query_max * @as(f32, @floatFromInt(task.head_dim)) < 0.5 * std.math.floatMax(f32) / key_max;
+}
+
+/// Is none of `count` numbers infinite or NaN?
+inline fn areFinite(numbers: [*]const f32, count: u32) bool {
+    const Integers = @Vector(lanes, i32);
+    const magnitude: Integers = @splat(0x7fff_ffff);
+    var largest: Integers = @splat(0);
+    var at: u32 = 0;
+    while (at + lanes <= count) : (at += lanes) {
+        const bits: Integers = @bitCast(@as(Vector, numbers[at..][0..lanes].*));
+        largest = @max(largest, bits & magnitude);
+    }
+    const is_infinite = largest >= @as(Integers, @splat(0x7f80_0000));
+    if (@as(std.meta.Int(.unsigned, lanes), @bitCast(is_infinite)) != 0) return false;
+    for (numbers[at..count]) |number| if (!std.math.isFinite(number)) return false;
+    return true;
+}
+
+/// Biases the scores of a row, and makes -Inf of those that it may not see and NaN of those that left the range of f32: no
+/// other one is infinite.
 fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) void {
     var token: u32 = 0;
     while (token < tile_tokens) : (token += lanes) {
         const positions: convert.VectorU32 = tile.positions[token..][0..lanes].*;
-        var score: Vector = scores[token..][0..lanes].*;
+        const plain: Vector = scores[token..][0..lanes].*;
+        var score = plain;
         if (softcap != 0) {
             const cap: Vector = @splat(softcap);
             score = cap * softmax.tanh(score / cap);
@@ -224,6 +257,10 @@ fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, scores: *
         );
         const in_sink = positions < @as(convert.VectorU32, @splat(row.sink_end));
         const visible = and_(in_tile, or_(in_window, in_sink));
+        // A cap makes a number of an infinite score, which need not be the right one.
+        const largest: Vector = @splat(std.math.floatMax(f32));
+        const is_finite = and_(@abs(plain) <= largest, @abs(score) <= largest);
+        score = @select(f32, is_finite, score, @as(Vector, @splat(std.math.nan(f32))));
         scores[token..][0..lanes].* = @select(f32, visible, score, @as(Vector, @splat(negative_infinity)));
     }
     if (tile.position_last >= row.tree_first) maskTree(row, tile, scores);
@@ -274,6 +311,7 @@ pub fn finish(task: *const table.FinishTask) callconv(.c) f32 {
         rescale = if (row.score_max == negative_infinity) 0 else expOne(row.score_max - score_max);
         weight_sum = row.weight_sum * rescale + expOne(task.sink_logit - score_max);
     }
+    if (!std.math.isFinite(weight_sum) or !areFinite(task.sums, task.head_dim)) return std.math.nan(f32);
     const output: [*]align(1) f32 = @ptrCast(task.output);
     if (weight_sum == 0) {
         // No visible key: the empty attention state, output 0 and lse -Inf.

@@ -4,6 +4,7 @@
 //! so everything here is `extern`. A kernel never checks its arguments against the caller: `shape.zig`, the caches and
 //! `abi/` have done that; it asserts.
 
+const std = @import("std");
 const Dtype = @import("../dtype.zig").Dtype;
 const Plane = @import("../group.zig").Plane;
 
@@ -91,7 +92,7 @@ pub const Row = extern struct {
     tree_mask: u64,
     /// Largest score so far, -Inf before the first visible key.
     score_max: f32,
-    /// Sum of exp(score - score_max) so far.
+    /// Sum of exp(score - score_max) so far: at least 1 once a key was visible, NaN once a score left the range of f32.
     weight_sum: f32,
 };
 
@@ -120,6 +121,8 @@ pub const AttendTask = extern struct {
     ahead: TileRuns,
     /// The rows of a token's heads lie side by side, and so do those of the next token behind them.
     is_token_major: u32,
+    /// No element of the queries has a larger magnitude: tells whether a score may leave the range of f32.
+    query_max: f32 = std.math.floatMax(f32),
 };
 
 /// Turns the sums of one row into its output.
@@ -216,7 +219,8 @@ pub const Table = extern struct {
         next_sums: [*]const f32,
         head_dim_padded: u32,
     ) callconv(.c) void,
-    /// Writes the output and returns the log-sum-exp of the row's scores, natural logarithm.
+    /// Writes the output and returns the log-sum-exp of the row's scores, natural logarithm. NaN where a number left the
+    /// range of f32 on the way: then nothing is written.
     finish: *const fn (task: *const FinishTask) callconv(.c) f32,
     /// The exclusive or of all words of `byte_count` bytes, a multiple of 512, asking `prefetch_bytes` ahead.
     read: *const fn (source: [*]const u8, byte_count: usize, prefetch_bytes: usize) callconv(.c) u32,
