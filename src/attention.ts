@@ -13,7 +13,7 @@ import { KvError, type KvErrorCode } from "./error.ts";
 import { ATTEND_FLAGS, type AttendRecord } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
 import { type OptionNames, optionNames } from "./option_names.ts";
-import { checkFloats, inputCount, outputCount } from "./rows.ts";
+import { checkFloats, inputCount, outputCount, overlapRule } from "./rows.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
 /** What a query sees, how its scores become weights, and where the result goes. */
@@ -50,9 +50,16 @@ export interface AttendOptions {
    * most 64 queries, with neither `windowTokens` nor `alibiSlopes`.
    */
   readonly treeParents?: Int32Array;
-  /** Where the output goes, `[query][q_head][head_dim]`, and what the call returns; a new array by default. */
+  /**
+   * Where the output goes, `[query][q_head][head_dim]`, and what the call returns; a new array by default. It may begin
+   * exactly where `q` does, and shares no memory with any other array of the call, nor with the rows.
+   */
   readonly into?: Float32Array;
-  /** Filled when given, `[query][q_head]`: the natural log of the sum of exp of the scores. */
+  /**
+   * Filled when given, `[query][q_head]`: the natural log of the sum of exp of the scores, which merges the outputs of
+   * several calls. `-Infinity` where no row is seen and no sink logit given, and nowhere else: one past the range of f32
+   * is its largest number, or that below 0.
+   */
   readonly lse?: Float32Array;
 }
 
@@ -181,6 +188,7 @@ export function attendRefusal(
   const { alibiSlopes, sinkLogits, treeParents, into, lse } = given;
   return refusal(status, `attend in layer ${layer}`, {
     ...rules,
+    invalid_config: () => valueRule(given) ?? memoryRule(q, given),
     invalid_size: () => {
       const row = queryCount * headDim;
       if (qHeadCount !== undefined && lengthOf(q) !== row * qHeadCount) {
@@ -194,6 +202,27 @@ export function attendRefusal(
         lengths.join(", ");
     },
   });
+}
+
+/** The rule that an element of an array breaks, if one does. */
+function valueRule({ alibiSlopes, sinkLogits, treeParents, causal }: GivenAttend): string | undefined {
+  for (const [name, array] of Object.entries({ alibiSlopes, sinkLogits })) {
+    const index = array?.findIndex((value) => !Number.isFinite(value)) ?? -1;
+    if (index >= 0) return `${name} must be finite: ${name}[${index}] is ${array![index]}`;
+  }
+  if (treeParents === undefined) return undefined;
+  if (!causal) return "treeParents needs causal: causal is false";
+  const index = treeParents.findIndex((parent, node) => parent >= node);
+  return index < 0 ? undefined : `treeParents[${index}] must be below ${index}: it is ${treeParents[index]}`;
+}
+
+/** The rule about memory; an output exactly where the queries are breaks none. */
+function memoryRule(q: Float32Array, given: GivenAttend): string {
+  const { alibiSlopes, sinkLogits, treeParents, into, lse } = given;
+  const isInPlace = into !== undefined && into.buffer === q.buffer && into.byteOffset === q.byteOffset;
+  const rule = overlapRule({ into, lse }, { ...(isInPlace ? {} : { q }), alibiSlopes, sinkLogits, treeParents });
+  if (treeParents === undefined) return rule;
+  return `${rule}, and each of treeParents must be below its index among the queries of its sequence`;
 }
 
 /** An array that is given but empty must not pass for an absent one. */

@@ -53,7 +53,10 @@ export const COMMIT_NAMES: OptionNames = optionNames<CommitOptions>({
 export interface GatherOptions {
   /** The dtype of the copy, `"f32"` by default. */
   readonly dtype?: FloatDType;
-  /** Where the rows go, `[row][kv_head][head_dim]`, at least as long as the rows; new arrays by default. */
+  /**
+   * Where the rows go, `[row][kv_head][head_dim]`, at least as long as the rows; new arrays by default. They share no
+   * memory, neither with each other nor with the cache.
+   */
   readonly into?: { readonly k: Rows; readonly v: Rows };
 }
 

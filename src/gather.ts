@@ -9,7 +9,7 @@ import { checkCount, floatDtypeCode, SIDE_NAMES } from "./config.ts";
 import { KvError, type KvErrorCode } from "./error.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { checkOptions, givenOptions } from "./option_names.ts";
-import { checkInto, newRows, outputCount, type Rows } from "./rows.ts";
+import { checkInto, newRows, outputCount, overlapRule, type Rows } from "./rows.ts";
 
 /** One sequence, as a copy sees it. */
 export interface GatherSource {
@@ -49,6 +49,7 @@ export function gatherRows(source: GatherSource, layer: number, options?: Gather
   if (status < 0) {
     throw refusal(status, action, {
       ...source.rangeRules(layer),
+      invalid_config: () => overlapRule({ "into.k": k, "into.v": v }),
       invalid_size: () =>
         `its ${countText(rows, "row")} have ${count} elements a side: k has ${kCount}, v has ${vCount}`,
     });

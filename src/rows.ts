@@ -9,7 +9,7 @@
 
 import { type FloatDType, floatDtypeCode } from "./config.ts";
 import { KvError } from "./error.ts";
-import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
+import { arrayKind, checkAttached, kindOf, lengthOf, overlaps } from "./typed_array.ts";
 
 /** `Float16Array` where the `lib` of a program has it, and nothing where not: a name it lacks would turn into `any`. */
 export type HalfArray = typeof globalThis extends { Float16Array: { prototype: infer Half } } ? Half : never;
@@ -75,6 +75,25 @@ export function outputCount(name: string, array: ArrayBufferView): number {
   const length = lengthOf(array);
   if (length === 0) checkAttached(name, array);
   return Math.min(length, COUNT_MAX);
+}
+
+/**
+ * The rule that outputs of a call share memory with nothing else of it: with the names of two that do, where that shows
+ * in their buffers.
+ */
+export function overlapRule(
+  outputs: Readonly<Record<string, ArrayBufferView | undefined>>,
+  inputs: Readonly<Record<string, ArrayBufferView | undefined>> = {},
+): string {
+  const all = { ...outputs, ...inputs };
+  for (const [name, array] of Object.entries(outputs)) {
+    for (const [other, candidate] of Object.entries(all)) {
+      if (name === other || array === undefined || candidate === undefined) continue;
+      if (overlaps(array, candidate)) return `${name} and ${other} must not share memory`;
+    }
+  }
+  const names = Object.keys(outputs).filter((name) => outputs[name] !== undefined);
+  return `${names.join(" and ")} must share memory with nothing else of the call, nor with the rows it reads`;
 }
 
 /** Two options that contradict each other. */

@@ -17,6 +17,9 @@ const getter = (object: object, name: PropertyKey) => Object.getOwnPropertyDescr
 const typedArray: object = Object.getPrototypeOf(Uint8Array.prototype);
 const getTag = getter(typedArray, Symbol.toStringTag) as (this: unknown) => string | undefined;
 const getLength = getter(typedArray, "length") as (this: unknown) => number;
+const getBuffer = getter(typedArray, "buffer") as (this: unknown) => ArrayBufferLike;
+const getByteOffset = getter(typedArray, "byteOffset") as (this: unknown) => number;
+const getViewBytes = getter(typedArray, "byteLength") as (this: unknown) => number;
 const { at } = typedArray as Uint8Array;
 const getByteLength = getter(ArrayBuffer.prototype, "byteLength") as (this: unknown) => number;
 const getDetached = getter(ArrayBuffer.prototype, "detached") as (this: unknown) => boolean;
@@ -39,6 +42,22 @@ export function checkAttached(name: string, array: ArrayBufferView): void {
   } catch (cause) {
     throw new TypeError(`${name} must not be detached: its buffer was transferred or shrank`, { cause });
   }
+}
+
+/** Do two arrays have bytes in common, by their buffers? Two buffers over the same shared memory are not told. */
+export function overlaps(one: ArrayBufferView, other: ArrayBufferView): boolean {
+  const [a, b] = [one, other].map((array) => {
+    const first = getByteOffset.call(array);
+    return { buffer: getBuffer.call(array), first, end: first + getViewBytes.call(array) };
+  }) as [ByteRange, ByteRange];
+  return a.buffer === b.buffer && a.first < b.end && b.first < a.end;
+}
+
+/** Where an array lies on its buffer. */
+interface ByteRange {
+  readonly buffer: ArrayBufferLike;
+  readonly first: number;
+  readonly end: number;
 }
 
 /** Bytes of a buffer. */

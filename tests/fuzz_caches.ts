@@ -369,7 +369,7 @@ export class CacheFuzzer {
     const into = this.#dice.oneIn(2)
       ? { k: side(), v: this.#dice.oneIn(20) ? new Float32Array(length) : side() }
       : undefined;
-    const codes = "layer_out_of_range invalid_size RangeError TypeError stale_handle";
+    const codes = "layer_out_of_range invalid_size invalid_config RangeError TypeError stale_handle";
     const from = this.#dice.oneIn(4) ? this.sequenceOf(subject)! : subject.cache.sequence(index);
     const which = subject.sequences.includes(from) ? subject.sequences.indexOf(from) : index;
     const copy = this.#dice.attempt(
@@ -589,7 +589,7 @@ export class CacheFuzzer {
         return value;
       },
     });
-    const codes = "stale_handle TypeError not_finite cache_full invalid_size";
+    const codes = "stale_handle TypeError not_finite cache_full invalid_size invalid_config";
     switch (this.#dice.below(3)) {
       case 0: {
         const options = Object.defineProperty({}, "layout", getter("token_major"));

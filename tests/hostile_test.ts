@@ -645,7 +645,7 @@ test("options of a new cache are read once, whatever they do meanwhile", () => {
         },
       });
     using cache = new ContiguousCache(spy({ ...good, dtype: spy({ k: "f16", v: "f32" } as const) }));
-    assert.deepEqual([...reads.values()], new Array(9).fill(1));
+    assert.deepEqual([...reads.values()], new Array(10).fill(1));
     assert.deepEqual([cache.dtypeK, cache.dtypeV, cache.sequenceCount], ["f16", "f32", 2]);
   }
   assert.equal(systemInfo().liveCaches, before);
@@ -844,7 +844,7 @@ test("NaN, infinities and any bits written through an array are attended and cop
   }
 });
 
-test("a cache may read from and write to its own arrays, overlapping ones too", () => {
+test("a cache may read from its own arrays, overlapping ones too, and writes to none of them", () => {
   using cache = new ContiguousCache({ layerCount: 2, kvHeadCount: 1, headDim: 8, maxSeqLen: 64, dtype: "f32" });
   const sequence = cache.sequence(0);
   const random = new Random(8);
@@ -860,9 +860,13 @@ test("a cache may read from and write to its own arrays, overlapping ones too", 
   sequence.truncate(0);
   sequence.append(0, rows, rows);
   const run = { k: new Float32Array(keys.buffer), v: new Float32Array(values.buffer) };
-  sequence.gather(0, { into: run });
-  assert.deepEqual(sequence.gather(0).k, rows);
-  sequence.gather(0, { into: { k: run.k.subarray(3), v: run.k.subarray(5) } }); // into itself: any bits, no end
+  const elsewhere = new Float32Array(rows.length);
+  for (
+    const into of [run, { ...run, k: elsewhere }, { ...run, v: elsewhere }, { k: run.k.subarray(3), v: elsewhere }]
+  ) {
+    assertCode("invalid_config", () => sequence.gather(0, { into }));
+  }
+  assert.deepEqual(sequence.gather(0), { k: rows, v: rows });
   const q = random.floats(4 * 8);
   const expected = sequence.attend(0, q, { queryCount: 4 });
   const same = q.slice();
@@ -872,9 +876,11 @@ test("a cache may read from and write to its own arrays, overlapping ones too", 
     const shared = new Float32Array(q.length + 8);
     shared.set(q);
     const options = { queryCount: 4, into: shared.subarray(shift), lse: shared.subarray(0, 4) };
-    assert.equal(sequence.attend(0, shared.subarray(0, q.length), options).length, q.length + 8 - shift);
+    assertCode("invalid_config", () => sequence.attend(0, shared.subarray(0, q.length), options));
   }
-  sequence.attend(0, keys.subarray(0, 8), { into: values.subarray(0, 8) });
+  assertCode("invalid_config", () => sequence.attend(0, keys.subarray(0, 8), { into: values.subarray(0, 8) }));
+  sequence.attend(0, keys.subarray(0, 8));
+  assert.deepEqual(sequence.gather(0), { k: rows, v: rows });
 });
 
 /** Runs `body` while a Worker writes into `memory`. */

@@ -77,6 +77,11 @@ pub fn run(
         tree_parents,
         tree_parent_count,
     );
+    const queries = try buffer.words(f32, q, q_count);
+    const output_rows = try buffer.floatsOut(output, output_count);
+    const lse_rows = try buffer.floatsOut(lse, lse_count);
+    // While the parents are still the caller's.
+    try attention.Query.checkMemory(&rows, queries, parsed, output_rows, lse_rows);
     // Parents are checked and then followed: another thread may write a caller's shared memory in between.
     var parents: [attention.tree_node_count_max]i32 = undefined;
     if (parsed.tree_parents.len > parents.len) return error.InvalidSize;
@@ -84,10 +89,10 @@ pub fn run(
     parsed.tree_parents = parents[0..parsed.tree_parents.len];
     const query: attention.Query = try .init(
         rows,
-        try buffer.words(f32, q, q_count),
+        queries,
         parsed,
-        try buffer.floatsOut(output, output_count),
-        try buffer.floatsOut(lse, lse_count),
+        output_rows,
+        lse_rows,
     );
     attention.run(&.{query});
 }

@@ -366,13 +366,15 @@ fn attendBatch(
     var first: usize = 0;
     for (batch.sequences, query_counts) |sequence, count| {
         if (count == 0) continue;
+        const stored = try sequence.rows(layer);
+        try attention.Query.checkMemory(&stored, q, options, output, lse);
         var own = options;
         own.query_count = count;
         if (parents.len != 0) own.tree_parents = parents[first..][0..count];
         const rows = @as(usize, count) * q_head_count;
         const at = first * q_head_count;
         queries[made] = try .init(
-            try sequence.rows(layer),
+            stored,
             q[at * shape.head_dim ..][0 .. rows * shape.head_dim],
             own,
             output[at * shape.head_dim ..][0 .. rows * shape.head_dim],

@@ -7,6 +7,7 @@ const std = @import("std");
 const arguments = @import("buffer.zig");
 const dispatch = @import("../kernels/dispatch.zig");
 const group = @import("../group.zig");
+const checkApart = @import("../cache/overlap.zig").checkApart;
 const shape = @import("../shape.zig");
 const status = @import("status.zig");
 const Dtype = @import("../dtype.zig").Dtype;
@@ -191,13 +192,6 @@ fn planeOf(dtype: u32, side: u32, block_size: u32, head_dim: u32) Error!Plane {
 fn output(destination: ?[*]u8, byte_count: u32, needed: u64) Error![]u8 {
     if (byte_count < needed) return error.InvalidSize;
     return (try arguments.out(destination, byte_count))[0..@intCast(needed)];
-}
-
-fn checkApart(source: []align(1) const u8, destination: []align(1) u8) Error!void {
-    if (source.len == 0 or destination.len == 0) return;
-    const from = @intFromPtr(source.ptr);
-    const to = @intFromPtr(destination.ptr);
-    if (from < to + destination.len and to < from + source.len) return error.InvalidConfig;
 }
 
 /// Foreign bytes may hold any scale; one that is not finite would make its whole group so.

@@ -325,5 +325,6 @@ fn chunkCount(part: Part) u32 {
 
 test {
     _ = @import("attend_test.zig");
+    _ = @import("exact.zig");
     _ = @import("range_test.zig");
 }

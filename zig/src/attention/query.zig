@@ -7,6 +7,7 @@
 
 const std = @import("std");
 const Rows = @import("../cache/rows.zig").Rows;
+const checkApart = @import("../cache/overlap.zig").checkApart;
 const dispatch = @import("../kernels/dispatch.zig");
 
 /// Nodes of a tree of drafted tokens: one bit each in a row's mask.
@@ -82,6 +83,7 @@ pub const Query = struct {
         if (output.len < q.len) return error.InvalidSize;
         if (lse.len != 0 and lse.len < q.len / head_dim) return error.InvalidSize;
         try checkSeen(rows, options);
+        try checkMemory(&rows, q, options, output, lse);
         if (dispatch.kernels().storable(@ptrCast(q.ptr), .f32, .f32, q.len) == 0) return error.NotFinite;
         return .{
             .rows = rows,
@@ -93,6 +95,29 @@ pub const Query = struct {
             .ratio = ratio,
             .softmax_scale = softmax_scale,
         };
+    }
+
+    /// What a step writes must not be what is read later: the arrays of its options, another query's, the rows. An output
+    /// may stand exactly where its queries do, as each is read before it is written. Of a batch this is to be asked for its
+    /// whole arrays, beside each step's. `output` and `lse` may be longer than what is written.
+    pub fn checkMemory(
+        rows: *const Rows,
+        q: []align(1) const f32,
+        options: Options,
+        output: []align(1) f32,
+        lse: []align(1) f32,
+    ) error{InvalidConfig}!void {
+        const output_bytes = std.mem.sliceAsBytes(output[0..@min(output.len, q.len)]);
+        const lse_bytes = std.mem.sliceAsBytes(lse[0..@min(lse.len, q.len / rows.head_dim)]);
+        if (output.ptr != q.ptr) try checkApart(output_bytes, std.mem.sliceAsBytes(q));
+        try checkApart(lse_bytes, std.mem.sliceAsBytes(q));
+        try checkApart(lse_bytes, output_bytes);
+        for ([_][]const u8{ output_bytes, lse_bytes }) |written| {
+            try checkApart(written, std.mem.sliceAsBytes(options.alibi_slopes));
+            try checkApart(written, std.mem.sliceAsBytes(options.sink_logits));
+            try checkApart(written, std.mem.sliceAsBytes(options.tree_parents));
+            try rows.checkApartFrom(written);
+        }
     }
 
     fn checkTree(rows: Rows, options: Options) error{ InvalidConfig, InvalidSize, Unsupported }!void {

@@ -23,6 +23,7 @@ const shapes = @import("../shape.zig");
 const Shape = shapes.Shape;
 const dispatch = @import("../kernels/dispatch.zig");
 const slab_memory = @import("../device/slab.zig");
+const checkApart = @import("overlap.zig").checkApart;
 const row_types = @import("rows.zig");
 const Input = row_types.Input;
 const Inputs = row_types.Inputs;
@@ -78,7 +79,7 @@ pub const ContiguousCache = struct {
     pub const AdvanceError = error{ CacheFull, CommitMismatch };
     pub const CommitError = error{ SequenceOutOfRange, CommitMismatch };
     pub const TruncateError = error{ SequenceOutOfRange, PositionOutOfRange };
-    pub const GatherError = IndexError || error{InvalidSize};
+    pub const GatherError = IndexError || error{ InvalidSize, InvalidConfig };
 
     /// Small tables come from `gpa`, the slabs from the operating system.
     pub fn init(gpa: Allocator, options: Options) InitError!ContiguousCache {
@@ -309,11 +310,14 @@ pub const ContiguousCache = struct {
         return self.generations[self.shape.runIndex(layer_index, sequence_index)];
     }
 
-    /// Copies all rows of a layer, [row][kv_head][head_dim], and returns their count.
+    /// Copies all rows of a layer, [row][kv_head][head_dim], and returns their count. The copies share no memory, with one
+    /// another or with the rows.
     pub fn gather(self: *const ContiguousCache, layer_index: u32, sequence_index: u32, k: Output, v: Output) GatherError!u32 {
         const source = try self.rows(layer_index, sequence_index);
         const element_count = shapes.rowElements(self.shape, source.row_count).?; // a part of a checked size
         if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
+        try checkApart(k.written(element_count), v.written(element_count));
+        for ([_]Output{ k, v }) |output| try source.checkApartFrom(output.written(element_count));
         const kernels = dispatch.kernels();
         kernels.convert(&.{
             .destination = k.bytes,

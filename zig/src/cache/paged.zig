@@ -43,6 +43,7 @@ pub const Store = layer_group.Store;
 const Group = layer_group.Group;
 const Place = layer_group.Place;
 pub const Retention = @import("retention.zig").Retention;
+const checkApart = @import("overlap.zig").checkApart;
 const row_types = @import("rows.zig");
 const Input = row_types.Input;
 const Output = row_types.Output;
@@ -109,7 +110,7 @@ pub const PagedCache = struct {
     pub const CommitError = error{ CommitMismatch, InvalidSize };
     pub const TruncateError = error{PositionOutOfRange};
     pub const ReorderError = error{ InvalidConfig, CommitMismatch, OutOfMemory };
-    pub const GatherError = error{ LayerOutOfRange, InvalidSize };
+    pub const GatherError = error{ LayerOutOfRange, InvalidSize, InvalidConfig };
 
     /// Nothing is mapped before the first row.
     pub fn init(gpa: Allocator, options: Options) InitError!PagedCache {
@@ -479,7 +480,8 @@ pub const PagedCache = struct {
         }
     }
 
-    /// Copies the resident rows of a layer, [row][kv_head][head_dim], and returns their count.
+    /// Copies the resident rows of a layer, [row][kv_head][head_dim], and returns their count. The copies share no memory,
+    /// with one another or with the rows.
     pub fn gather(self: *const PagedCache, sequence: *const Sequence, layer_index: u32, k: Output, v: Output) GatherError!u32 {
         const rows = try sequence.rows(layer_index);
         const shape = self.groups[self.places[layer_index].group].shape;
@@ -487,6 +489,8 @@ pub const PagedCache = struct {
         const element_count = shapes.rowElements(shape, resident) orelse return error.InvalidSize;
         if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
         const outputs = [_]Output{ k, v };
+        try checkApart(k.written(element_count), v.written(element_count));
+        for (outputs) |output| try rows.checkApartFrom(output.written(element_count));
         var row: u64 = 0;
         var position: u32 = 0;
         while (position < rows.row_count) {

@@ -6,6 +6,7 @@ const assert = std.debug.assert;
 const Dtype = @import("../dtype.zig").Dtype;
 const dispatch = @import("../kernels/dispatch.zig");
 const Block = @import("block_rows.zig").Block;
+const checkApart = @import("overlap.zig").checkApart;
 const Format = @import("block_pools.zig").Format;
 const Head = @import("fidelity.zig").Head;
 const shapes = @import("../shape.zig");
@@ -84,6 +85,11 @@ pub const Output = struct {
     bytes: [*]u8,
     element_count: u64,
     dtype: Dtype = .f32,
+
+    /// The memory that `element_count` elements take.
+    pub fn written(output: Output, element_count: u64) []u8 {
+        return output.bytes[0..@intCast(element_count * output.dtype.elementBytes())];
+    }
 };
 
 /// The rows of one layer of one sequence as a reader sees them now, committed and pending, in place.
@@ -167,6 +173,22 @@ pub const Rows = struct {
                     .values = bytes + rowOrPlane(format.shape, place.layer, .values, kv_head, token),
                     .token_count = @min(end - position, place.block_size - token),
                 };
+            },
+        }
+    }
+
+    /// Memory that a call is about to write must not be that of the rows it reads: all of their blocks.
+    pub fn checkApartFrom(rows: *const Rows, written: []const u8) error{InvalidConfig}!void {
+        switch (rows.place) {
+            .contiguous => |place| {
+                try checkApart(place.keys[0..@intCast(place.shape.positionBytes(rows.row_count, place.dtype_k))], written);
+                try checkApart(place.values[0..@intCast(place.shape.positionBytes(rows.row_count, place.dtype_v))], written);
+            },
+            .paged => |place| {
+                const count = std.math.divCeil(u32, rows.row_count, place.block_size) catch unreachable; // not 0
+                for (place.blocks[0..count], place.block_formats[0..count]) |block, format| {
+                    if (block >= 0) try checkApart(place.formats[format].pool.bytes(@intCast(block)), written);
+                }
             },
         }
     }
