@@ -103,6 +103,7 @@ test {
     _ = @import("cache/block_pools.zig");
     _ = @import("cache/block_table.zig");
     _ = @import("cache/fidelity.zig");
+    _ = @import("cache/layer_group.zig");
     _ = @import("cache/overlap.zig");
     _ = @import("cache/retention.zig");
     _ = @import("cache/tiers.zig");

@@ -115,26 +115,71 @@ pub fn groupLayers(gpa: Allocator, layers: []const Layer, places: []Place, empty
     std.debug.assert(layers.len == places.len and empty.layer_count == 0);
     var groups: std.ArrayList(Group) = .empty;
     errdefer groups.deinit(gpa);
+    var known: std.AutoHashMapUnmanaged(Kind, u32) = .empty;
+    defer known.deinit(gpa);
     for (layers, places) |layer, *place| {
-        const index = find(groups.items, layer) orelse index: {
+        const entry = try known.getOrPut(gpa, .of(layer));
+        if (!entry.found_existing) {
+            entry.value_ptr.* = @intCast(groups.items.len);
             var shape = empty;
             shape.kv_head_count = layer.kv_head_count;
             shape.head_dim = layer.head_dim;
             try groups.append(gpa, .{ .shape = shape, .window_tokens = layer.window_tokens, .store = layer.store });
-            break :index groups.items.len - 1;
-        };
+        }
+        const index = entry.value_ptr.*;
         const shape = &groups.items[index].shape;
-        place.* = .{ .group = @intCast(index), .index = shape.layer_count, .q_head_count = layer.q_head_count };
+        place.* = .{ .group = index, .index = shape.layer_count, .q_head_count = layer.q_head_count };
         shape.layer_count += 1;
     }
     return groups.toOwnedSlice(gpa);
 }
 
-fn find(groups: []const Group, layer: Layer) ?usize {
-    for (groups, 0..) |group, i| {
-        const shape = group.shape;
-        if (shape.kv_head_count != layer.kv_head_count or shape.head_dim != layer.head_dim) continue;
-        if (group.window_tokens == layer.window_tokens and std.meta.eql(group.store, layer.store)) return i;
+/// What layers of one group have in common.
+const Kind = struct {
+    kv_head_count: u32,
+    head_dim: u32,
+    window_tokens: ?u32,
+    store: ?Store,
+
+    fn of(layer: Layer) Kind {
+        return .{
+            .kv_head_count = layer.kv_head_count,
+            .head_dim = layer.head_dim,
+            .window_tokens = layer.window_tokens,
+            .store = layer.store,
+        };
     }
-    return null;
+};
+
+test groupLayers {
+    const testing = std.testing;
+    const store: Store = .{ .dtype_k = .q8_0, .dtype_v = .i4 };
+    const layers = [_]Layer{
+        .{ .kv_head_count = 2, .head_dim = 32 },
+        .{ .kv_head_count = 2, .head_dim = 64 },
+        .{ .kv_head_count = 2, .head_dim = 32, .window_tokens = 16 },
+        .{ .kv_head_count = 2, .head_dim = 32 },
+        .{ .kv_head_count = 2, .head_dim = 32, .store = store },
+        .{ .kv_head_count = 2, .head_dim = 32, .window_tokens = 16 },
+        .{ .kv_head_count = 2, .head_dim = 32, .window_tokens = 17 },
+    };
+    var places: [layers.len]Place = undefined;
+    const groups = try groupLayers(testing.allocator, &layers, &places, .{
+        .layer_count = 0,
+        .kv_head_count = 0,
+        .head_dim = 0,
+        .block_size = 64,
+        .dtype_k = .f16,
+        .dtype_v = .f16,
+    });
+    defer testing.allocator.free(groups);
+    try testing.expectEqual(5, groups.len);
+    for ([_]u32{ 0, 1, 2, 0, 3, 2, 4 }, [_]u32{ 0, 0, 0, 1, 0, 1, 0 }, places) |group, index, place| {
+        try testing.expectEqual(group, place.group);
+        try testing.expectEqual(index, place.index);
+    }
+    for ([_]u32{ 2, 1, 2, 1, 1 }, groups) |layer_count, group| {
+        try testing.expectEqual(layer_count, group.shape.layer_count);
+    }
+    try testing.expectEqual(store, groups[3].store.?);
 }
