@@ -190,6 +190,7 @@ export class PagedCache {
     checkOptions(options, BATCH_APPEND_NAMES, action); // first, as it may run the caller's code
     const { sequences, tokenCounts, dtype, layout } = options;
     const batch = batchOf(sequences);
+    for (const sequence of batch) sequence.checkOwn(action);
     const counts = countsOf("tokenCounts", tokenCounts, batch.length, action);
     checkCount("layer", layer);
     const inputCode = inputDtype(k, v, dtype);
@@ -290,6 +291,7 @@ export class PagedCache {
   reorder(beams: readonly Sequence[], parents: ArrayLike<number>): void {
     const action = "reorder beams";
     const batch = batchOf(beams);
+    for (const beam of batch) beam.checkOwn(action);
     const indices = countsOf("parents", parents, batch.length, action);
     const memory = this.#memory;
     const handles = this.#handles(batch, action);

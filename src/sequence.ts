@@ -41,7 +41,7 @@ import type { PagedMemory } from "./paged_memory.ts";
 import type { LayerShape } from "./paged_options.ts";
 import { missingRowsText } from "./retention.ts";
 import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./rows.ts";
-import { forkSequence, newSequence, type SequenceMemory } from "./sequence_memory.ts";
+import { attachSequence, forkSequence, newSequence, type SequenceMemory } from "./sequence_memory.ts";
 import { lengthOf } from "./typed_array.ts";
 import { Appended, tierOf, viewsOf } from "./view.ts";
 
@@ -103,6 +103,43 @@ export class Sequence implements KvCache {
 
   private constructor(memory: SequenceMemory) {
     this.#memory = memory;
+  }
+
+  /**
+   * Opens a sequence that was made elsewhere, in a Worker say, by its `handle`.
+   *
+   * It can be read and forked here, while its owner goes on; a fork belongs to whoever made it. `append`, `commit`,
+   * `truncate` and `free` are the owner's, and so are zero-copy arrays: all of them are `unsupported`. Dropping it or the
+   * end of `using` does nothing. The owner must outlive its use.
+   *
+   * @example A continuation in another thread, which would get the number in a message
+   * ```ts
+   * import assert from "node:assert/strict";
+   * import { PagedCache, Sequence } from "@kvern/kvern";
+   *
+   * using cache = new PagedCache({ layerCount: 1, kvHeadCount: 2, headDim: 4, maxSeqLen: 1024 });
+   * const rows = new Float32Array(3 * 8).fill(0.5);
+   * const prompt = cache.sequence();
+   * prompt.append(0, rows, rows);
+   * prompt.commit(3);
+   *
+   * const attached = Sequence.attach(prompt.handle);
+   * using continuation = attached.fork();
+   * continuation.append(0, rows, rows);
+   * continuation.commit(3);
+   * assert.deepEqual([attached.seqLen, continuation.seqLen], [3, 6]);
+   * ```
+   *
+   * @throws {KvError} `stale_handle` if there is no such sequence
+   */
+  static attach(handle: number): Sequence {
+    checkCount("handle", handle);
+    return new Sequence(attachSequence(handle));
+  }
+
+  /** The number that opens this sequence elsewhere, see {@linkcode Sequence.attach}; 0 once freed. */
+  get handle(): number {
+    return this.#memory.handle;
   }
 
   /** Transformer layers. */
@@ -206,6 +243,7 @@ export class Sequence implements KvCache {
     const kCount = inputCount("k", k, "append");
     const vCount = inputCount("v", v, "append");
     const memory = this.#memory;
+    memory.checkOwn("append");
     const start = this.#library.kv_sequence_append(memory.handle, layer, k, kCount, v, vCount, inputCode, order);
     if (start < 0) throw this.#appendRefusal(start, layer, kCount, vCount);
     memory.settle(start);
@@ -225,6 +263,7 @@ export class Sequence implements KvCache {
     const memory = this.#memory;
     const library = this.#library;
     const action = `commit ${countText(n, "token")}`;
+    memory.checkOwn(action);
     let status: number;
     if (kept === undefined) {
       status = library.kv_sequence_commit(memory.handle, n);
@@ -320,6 +359,7 @@ export class Sequence implements KvCache {
   truncate(n: number): void {
     checkCount("n", n);
     const memory = this.#memory;
+    memory.checkOwn(`truncate to ${countText(n, "token")}`);
     const status = this.#library.kv_sequence_truncate(memory.handle, n);
     if (status < 0) {
       throw refusal(status, `truncate to ${countText(n, "token")}`, {
@@ -442,14 +482,19 @@ export class Sequence implements KvCache {
     return rows;
   }
 
-  /** Gives all blocks back and detaches the arrays handed out; harmless when repeated, later calls are refused. */
+  /**
+   * Gives all blocks back and detaches the arrays handed out; harmless when repeated, later calls are refused.
+   *
+   * @throws {KvError} `unsupported` on an attached sequence
+   */
   free(): void {
+    this.#memory.checkOwn("free a sequence");
     this.#memory.free();
   }
 
-  /** The same as `free`, for `using`. */
+  /** The same as `free`, for `using`; does nothing on an attached sequence. */
   [Symbol.dispose](): void {
-    this.free();
+    if (!this.#memory.isAttached) this.free();
   }
 
   get #library(): PagedMemory["library"] {

@@ -16,10 +16,10 @@
 
 import { dtypeOf, type FloatDType } from "./config.ts";
 import { KvError } from "./error.ts";
-import { adapter } from "./ffi/library.ts";
+import { adapter, library } from "./ffi/library.ts";
 import { RECORD_WORDS, uint64At, VIEW } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
-import type { PagedMemory, Resident, SequenceToken } from "./paged_memory.ts";
+import { PagedMemory, type Resident, type SequenceToken } from "./paged_memory.ts";
 import type { Seen } from "./retention.ts";
 import { elementBytes, rowsOver } from "./rows.ts";
 import { detach, isDetached } from "./typed_array.ts";
@@ -53,14 +53,26 @@ const SIDE_WORDS = {
 /** One native sequence. */
 export class SequenceMemory implements ViewSource, Resident {
   readonly cache: PagedMemory;
+  /** True if the sequence is another's, opened by its handle: it is read and forked here, and no more. */
+  readonly isAttached: boolean;
   readonly #token: SequenceToken;
   /** By layer. */
   readonly #arrays: Map<number, LayerArrays> = new Map();
 
-  /** Takes over the native sequence of `handle`. */
-  constructor(cache: PagedMemory, handle: number) {
+  /** Takes over the native sequence of `handle`, or attaches it. */
+  constructor(cache: PagedMemory, handle: number, isAttached = false) {
     this.cache = cache;
-    this.#token = cache.enter(this, handle);
+    this.isAttached = isAttached;
+    this.#token = isAttached ? { handle } : cache.enter(this, handle);
+  }
+
+  /** Refuses what only the owner of a sequence may do. */
+  checkOwn(action: string): void {
+    if (!this.isAttached) return;
+    throw new KvError(
+      "unsupported",
+      `Cannot ${action} as the sequence is attached, and its owner alone changes it: fork() it for one of your own`,
+    );
   }
 
   /** The handle every call takes; 0, which is never valid, once this was freed. */
@@ -237,6 +249,14 @@ export function newSequence(cache: PagedMemory): SequenceMemory {
   const handle = cache.library.kv_sequence_create(cache.handle);
   if (handle < 0) throw refusal(handle, "create a sequence", HANDLE_RULES);
   return new SequenceMemory(cache, handle);
+}
+
+/** The native sequence of `handle`, of whoever made it. */
+export function attachSequence(handle: number): SequenceMemory {
+  const native = library();
+  const cache = native.kv_sequence_cache(handle);
+  if (cache < 0) throw refusal(cache, `attach the sequence of handle ${handle}`);
+  return new SequenceMemory(new PagedMemory(native, cache, false), handle, true);
 }
 
 /** A native sequence that shares the committed rows of `parent`. */

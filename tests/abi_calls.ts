@@ -80,6 +80,7 @@ const ROLES: Record<Name, string> = {
 
   kv_sequence_create: "@paged",
   kv_sequence_free: "@sequence",
+  kv_sequence_cache: "@sequence",
   kv_sequence_fork: "@sequence",
   kv_sequence_append: "@sequence layer row:4 count row:4 count dtype layout",
   kv_sequence_commit: "@sequence tokens",

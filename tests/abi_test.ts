@@ -153,6 +153,7 @@ function goodArguments(
     kv_paged_free: [paged!],
 
     kv_sequence_create: [paged!],
+    kv_sequence_cache: [sequence!],
     kv_sequence_fork: [sequence!],
     kv_sequence_append: [sequence!, 0, row(), 8, row(), 8, 0, 0],
     kv_sequence_commit: [sequence!, 0],

@@ -2,7 +2,7 @@
 
 import process from "node:process";
 import { parentPort, workerData } from "node:worker_threads";
-import { KvError, PagedCache, setThreadCount, systemInfo } from "../mod.ts";
+import { KvError, PagedCache, Sequence, setThreadCount, systemInfo } from "../mod.ts";
 
 /** What a Worker is to do. */
 export type Task =
@@ -17,12 +17,20 @@ export type Task =
     readonly kind: "leave";
     readonly handle: number;
     readonly rows: number;
+  }
+  | {
+    /** Reads layer 1 of a sequence of two layers, and appends a row to forks of it. */
+    readonly kind: "sequence";
+    readonly handle: number;
+    readonly q: Float32Array;
+    readonly row: Float32Array;
   };
 
 /** What came of it: `refused` is the code and the text of an error. */
 export type Answer =
   | { readonly level: string; readonly threadCount: number }
   | { readonly rows: number }
+  | { readonly read: Readonly<Record<string, unknown>>; readonly forked: number[] }
   | { readonly refused: string; readonly message: string };
 
 const kept: unknown[] = [];
@@ -36,6 +44,20 @@ function run(task: Task): Answer {
     sequence.commit(task.rows);
     kept.push(cache, sequence, sequence.fork());
     return { rows: sequence.seqLen };
+  }
+  if (task.kind === "sequence") {
+    const attached = Sequence.attach(task.handle);
+    using child = attached.fork();
+    step(child, task.row);
+    using grandchild = child.fork();
+    step(grandchild, task.row);
+    const read = {
+      seqLen: attached.seqLen,
+      gathered: attached.gather(1).k,
+      attended: attached.attend(1, task.q),
+      blocks: attached.blockTable(1),
+    };
+    return { read, forked: [child.seqLen, grandchild.seqLen] };
   }
   for (const [name, value] of Object.entries(task.env)) setVariable(name, value);
   try {
@@ -59,6 +81,11 @@ function setVariable(name: string, value: string | undefined): void {
     process.env[name] = value;
     Deno?.env.set(name, value);
   }
+}
+
+function step(sequence: Sequence, row: Float32Array): void {
+  for (let layer = 0; layer < sequence.layerCount; layer++) sequence.append(layer, row, row);
+  sequence.commit(1);
 }
 
 function attempt(task: Task): Answer {

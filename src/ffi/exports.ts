@@ -209,6 +209,8 @@ export const EXPORTS = {
   kv_sequence_create: { parameters: ["u32"], result: "i32" },
   // (handle)
   kv_sequence_free: { parameters: ["u32"], result: "i32" },
+  // (handle) -> handle of its cache
+  kv_sequence_cache: { parameters: ["u32"], result: "i32" },
   // (handle) -> handle of the child
   kv_sequence_fork: { parameters: ["u32"], result: "i32" },
   // (handle, layer, k, k_count, v, v_count, dtype, layout) -> start

@@ -75,6 +75,7 @@ const exports = struct {
 
     pub const kv_sequence_create = sequence.create;
     pub const kv_sequence_free = sequence.free;
+    pub const kv_sequence_cache = sequence.cacheOf;
     pub const kv_sequence_fork = sequence.fork;
     pub const kv_sequence_append = sequence.append;
     pub const kv_sequence_commit = sequence.commit;

@@ -144,6 +144,23 @@ test "a pool that was freed while a cache on it is being made has no cache" {
     try testing.expectEqual(before, held());
 }
 
+test "a sequence tells its cache, as long as both are there" {
+    const cache = try makeCache(0);
+    const other = try makeCache(0);
+    const first = try live(sequences.create(cache));
+    const child = try live(sequences.fork(first));
+    const stranger = try live(sequences.create(other));
+    for ([_]u32{ first, child }) |word| try testing.expectEqual(cache, try live(sequences.cacheOf(word)));
+    try testing.expectEqual(other, try live(sequences.cacheOf(stranger)));
+    for ([_]u32{ 0, cache, first ^ 1 << 16 }) |wrong| try testing.expectEqual(stale, sequences.cacheOf(wrong));
+    try testing.expectEqual(0, sequences.free(first));
+    try testing.expectEqual(stale, sequences.cacheOf(first));
+    try testing.expectEqual(cache, try live(sequences.cacheOf(child)));
+    try testing.expectEqual(0, paged.free(cache));
+    try testing.expectEqual(stale, sequences.cacheOf(child));
+    try testing.expectEqual(0, paged.free(other));
+}
+
 test "reset frees the sequences of a cache, whoever made them, but those that are to stay" {
     const before = held();
     const pool_word = try makePool();

@@ -54,6 +54,8 @@ pub const Object = struct {
     references: u32 = 0,
     /// Its handle was taken away.
     freed: bool = false,
+    /// That of its own handle, while it has one.
+    entry_own: u32 = none,
     /// First of its entries: its own and those of its sequences.
     entry_first: u32 = none,
     body: Body,
@@ -123,6 +125,7 @@ pub fn create(comptime kind: Kind, body: Object.Body, from: ?*Object) CreateErro
     defer table.lock.unlock(cpu.io());
     if (from) |origin| if (origin.freed) return error.StaleHandle;
     const word = try enter(kind, object, null);
+    object.entry_own = object.entry_first;
     if (body == .paged) if (body.paged.pool) |pool| {
         pool.references += 1;
     };
@@ -167,6 +170,15 @@ pub fn sequenceOf(object: *const Object, word: u32) error{StaleHandle}!*Sequence
     const entry = table.entries.at(try find(.sequence, word));
     if (entry.object != object) return error.StaleHandle;
     return entry.sequence.?;
+}
+
+/// The handle of the cache that a sequence is in.
+pub fn cacheOf(word: u32) error{StaleHandle}!i32 {
+    table.lock.lockUncancelable(cpu.io());
+    defer table.lock.unlock(cpu.io());
+    const object = table.entries.at(try find(.sequence, word)).object;
+    assert(!object.freed); // it would have taken the sequence along
+    return @intCast(table.entries.word(@intCast(object.entry_own), @intFromEnum(Kind.paged)));
 }
 
 /// Takes the handle away, with those of the sequences of a cache, and frees the object now or when the last call on it

@@ -29,6 +29,11 @@ pub fn free(word: u32) callconv(.c) i32 {
     return status.word(handle.free(.sequence, word));
 }
 
+/// (sequence) -> the handle of its cache
+pub fn cacheOf(word: u32) callconv(.c) i32 {
+    return handle.cacheOf(word) catch |err| status.fromError(err);
+}
+
 /// A new sequence that shares all committed rows.
 pub fn fork(word: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
