@@ -6,7 +6,6 @@
  */
 
 import assert from "node:assert/strict";
-import process from "node:process";
 import { test } from "node:test";
 import {
   BlockPool,
@@ -688,28 +687,6 @@ test("equal stored bytes give equal bits: at once or in steps, forked or fresh, 
       assert.deepEqual(three, Float32Array.of(...expected, ...expected, ...expected));
     },
   );
-});
-
-test("attention over 64 MiB of codes makes no copy of them", () => {
-  const { kvHeadCount, headDim } = twoTierDefaults, kvDim = kvHeadCount * headDim;
-  const n = 58_240; // 910 blocks of 64 rows of 1152 bytes; as f32 they are 455 MiB
-  withSequence({ layerCount: 1, kvHeadCount, headDim, maxSeqLen: n, store: "q4_0" }, (sequence, cache, random) => {
-    const rows = random.floats(640 * kvDim);
-    for (let row = 0; row < n; row += 640) {
-      sequence.append(0, rows, rows);
-      sequence.commit(640);
-    }
-    const { storeBytes } = cache.stats();
-    assert.equal(storeBytes, n * 1152);
-    const q = random.floats(32 * headDim), into = new Float32Array(32 * headDim);
-    sequence.attend(0, q.subarray(0, 8 * headDim)); // scratch and code are there from now on
-    const before = { rss: process.memoryUsage().rss, reserved: systemInfo().reservedBytes };
-    for (let step = 0; step < 3; step++) sequence.attend(0, q, { into });
-    const grown = process.memoryUsage().rss - before.rss;
-    assert.equal(systemInfo().reservedBytes, before.reserved);
-    assert.ok(grown < storeBytes / 4, `${grown} bytes`);
-    assert.ok(into.every(Number.isFinite));
-  });
 });
 
 // What is easily got wrong.
