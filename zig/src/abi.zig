@@ -162,6 +162,7 @@ test {
     _ = status;
     _ = @import("abi/entries.zig");
     _ = @import("abi/handle.zig");
+    _ = @import("abi/lock_test.zig");
     _ = @import("abi/memory_test.zig");
     _ = @import("abi/record.zig");
     _ = @import("abi/abi_test.zig");

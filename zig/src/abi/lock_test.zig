@@ -1,0 +1,107 @@
+//! One call at a time uses an object: a second one waits for its lock.
+
+const std = @import("std");
+const testing = std.testing;
+const buffers = @import("aligned_buffer.zig");
+const buffer_pool = @import("buffer_pool.zig");
+const contiguous = @import("contiguous.zig");
+const handle = @import("handle.zig");
+const memcheck = @import("build_options").memcheck;
+const paged = @import("paged.zig");
+const pool = @import("pool.zig");
+const sequences = @import("sequence.zig");
+
+fn bytes(pointer: anytype) [*]u8 {
+    return @ptrCast(@constCast(pointer));
+}
+
+/// A call in a thread of its own.
+const Call = struct {
+    body: *const fn (u32) i32,
+    word: u32,
+    answer: i32 = 0,
+    is_done: std.atomic.Value(bool) = .init(false),
+
+    fn run(call: *Call) void {
+        call.answer = call.body(call.word);
+        call.is_done.store(true, .seq_cst);
+    }
+};
+
+/// Makes a call while the object is used here. It must come to wait for the lock, which the lock itself tells, whenever the
+/// other thread gets a core; it must not be done before that.
+fn expectWaits(comptime kind: handle.Kind, word: u32, body: *const fn (u32) i32) !void {
+    const use = try handle.begin(kind, word);
+    var call: Call = .{ .body = body, .word = word };
+    const thread = try std.Thread.spawn(.{}, Call.run, .{&call});
+    const waited = while (!call.is_done.load(.seq_cst)) {
+        if (use.object.lock.state.load(.seq_cst) == .contended) break true;
+        std.Thread.yield() catch {};
+    } else false;
+    const was_done = call.is_done.load(.seq_cst);
+    use.end();
+    thread.join();
+    try testing.expect(waited and !was_done);
+    try testing.expect(call.answer >= 0);
+}
+
+fn contiguousCommit(word: u32) i32 {
+    return contiguous.commit(word, 0, 0);
+}
+
+fn contiguousAppend(word: u32) i32 {
+    const row: [4]f32 = @splat(1);
+    return contiguous.append(word, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 0);
+}
+
+fn sequenceCreate(word: u32) i32 {
+    return sequences.create(word);
+}
+
+fn sequenceAppend(word: u32) i32 {
+    const row: [4]f32 = @splat(1);
+    return sequences.append(word, 0, bytes(&row), 4, bytes(&row), 4, 0, 0);
+}
+
+fn sequenceLength(word: u32) i32 {
+    return sequences.seqLen(word);
+}
+
+fn poolPrewarm(word: u32) i32 {
+    return pool.prewarm(word, 2, 0, 0);
+}
+
+fn bufferAcquire(word: u32) i32 {
+    return buffer_pool.acquire(word, 100);
+}
+
+fn bufferExtend(word: u32) i32 {
+    const values: [3]f32 = @splat(1);
+    return buffers.extend(word, bytes(&values), 3);
+}
+
+test "a call on an object waits until the one before it is over" {
+    if (memcheck) return error.SkipZigTest; // one thread at a time runs there
+    const flat: u32 = @intCast(contiguous.create(bytes(&[_]u32{ 40, 1, 1, 1, 4, 8, 0, 0, 0, 0 }), 40));
+    const options = [_]u32{ 48, 1, 2, 8, 0, 0, 0, 0, 0, 0, 0, 0 };
+    const cache: u32 = @intCast(paged.create(bytes(&options), 48, bytes(&[_]u32{ 1, 4, 0, 0, 0 }), 5));
+    const sequence: u32 = @intCast(sequences.create(cache));
+    const blocks: u32 = @intCast(pool.create(bytes(&[_]u32{ 36, 1, 1, 4, 2, 0, 0, 1 << 20, 0 }), 36));
+    const buffer_source: u32 = @intCast(buffer_pool.create(bytes(&[_]u32{ 16, 2, 1 << 20, 0 }), 16));
+    const buffer: u32 = @intCast(buffer_pool.acquire(buffer_source, 100));
+
+    try expectWaits(.contiguous, flat, contiguousCommit);
+    try expectWaits(.contiguous, flat, contiguousAppend);
+    try expectWaits(.paged, cache, sequenceCreate);
+    try expectWaits(.sequence, sequence, sequenceAppend);
+    try expectWaits(.sequence, sequence, sequenceLength);
+    try expectWaits(.pool, blocks, poolPrewarm);
+    try expectWaits(.buffer_pool, buffer_source, bufferAcquire);
+    try expectWaits(.buffer, buffer, bufferExtend);
+
+    try testing.expectEqual(0, contiguous.free(flat));
+    try testing.expectEqual(0, paged.free(cache));
+    try testing.expectEqual(0, pool.free(blocks));
+    try testing.expectEqual(0, buffers.free(buffer));
+    try testing.expectEqual(0, buffer_pool.free(buffer_source));
+}
