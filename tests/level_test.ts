@@ -5,7 +5,8 @@ import { test } from "node:test";
 import { systemInfo } from "../mod.ts";
 import { inDeno, MOD, runCode, runTests } from "./child.ts";
 
-const FILES = ["attention_test.ts", "cache_test.ts", "model_test.ts"];
+/** Floats in the first three, codes and both together in the others. */
+const FILES = ["attention_test.ts", "cache_test.ts", "model_test.ts", "tiers_test.ts", "policy_test.ts"];
 
 for (const level of systemInfo().levels) {
   test(`level ${level} is in force when KVERN_LEVEL names it`, { timeout: 60_000 }, () => {

@@ -9,7 +9,7 @@ import { createHash } from "node:crypto";
 import { ContiguousCache, PagedCache, systemInfo } from "../../mod.ts";
 import { Random } from "../oracle.ts";
 
-const attended = createHash("sha256");
+const attended = createHash("sha256"), codes = createHash("sha256");
 const random = new Random(1909);
 
 for (const dtype of ["f32", "f16", "bf16"] as const) {
@@ -49,7 +49,7 @@ for (const [i, k] of formats.entries()) {
   for (const queryCount of [1, 5]) {
     const lse = new Float32Array(queryCount * 6);
     const output = sequence.attend(0, random.floats(queryCount * 6 * headDim, 3), { queryCount, lse });
-    attended.update(new Uint8Array(output.buffer)).update(new Uint8Array(lse.buffer));
+    for (const hash of [attended, codes]) hash.update(new Uint8Array(output.buffer)).update(new Uint8Array(lse.buffer));
   }
 }
 
@@ -68,5 +68,6 @@ function storedHash(dtype: "f16" | "bf16"): string {
 console.log(JSON.stringify({
   level: systemInfo().level,
   attend: attended.digest("hex"),
+  codes: codes.digest("hex"),
   stored: { f16: storedHash("f16"), bf16: storedHash("bf16") },
 }));

@@ -37,17 +37,18 @@ function attentionVector(): Uint8Array {
 
 function bits(): string {
   const url = new URL("bits.json", import.meta.url);
-  let levels: Record<string, unknown> = {};
+  let attend: Record<string, unknown> = {}, codes: Record<string, unknown> = {};
   try {
-    levels = JSON.parse(readFileSync(url, "utf8")).attend;
+    ({ attend, codes } = JSON.parse(readFileSync(url, "utf8")));
   } catch { /* the first time there is none */ }
   let stored: unknown;
   for (const level of systemInfo().levels) {
     const line = JSON.parse(runFile(new URL("bits.ts", import.meta.url), { KVERN_LEVEL: level }).stdout);
-    levels[level] = line.attend;
+    attend[level] = line.attend;
+    codes[level] = line.codes;
     stored = line.stored;
   }
-  const golden = { magic: "kvern bits", version: 1, seed: 1909, command: COMMAND, stored, attend: levels };
+  const golden = { magic: "kvern bits", version: 1, seed: 1909, command: COMMAND, stored, attend, codes };
   return `${JSON.stringify(golden, null, 2)}\n`;
 }
 
