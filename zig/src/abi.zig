@@ -161,10 +161,13 @@ test {
     _ = sequence;
     _ = status;
     _ = @import("abi/entries.zig");
+    _ = @import("abi/fault_test.zig");
+    _ = @import("abi/guard_test.zig");
     _ = @import("abi/handle.zig");
     _ = @import("abi/lock_test.zig");
     _ = @import("abi/memory_test.zig");
     _ = @import("abi/record.zig");
+    _ = @import("device/guarded.zig");
     _ = @import("abi/abi_test.zig");
     _ = @import("abi/buffer_pool_test.zig");
     _ = @import("abi/freed_test.zig");
@@ -176,4 +179,14 @@ test "the manifest has a line for each symbol" {
     try std.testing.expectEqual(std.meta.declarations(exports).len, lines);
     try std.testing.expect(std.mem.startsWith(u8, manifest_text, "kv_abi_version() i32\n"));
     try std.testing.expect(std.mem.indexOf(u8, manifest_text, "kv_contiguous_commit(u32, u32, u32) i32\n") != null);
+}
+
+test "every export but the manifest, which is called here, has a call in every_export.zig" {
+    const every_export = @import("abi/every_export.zig");
+    for (std.meta.declarations(exports)) |row| {
+        errdefer std.debug.print("{s}\n", .{row.name});
+        const is_manifest = std.mem.eql(u8, row.name, "kv_abi_manifest");
+        try std.testing.expect(is_manifest != every_export.has(row.name));
+    }
+    try std.testing.expectEqual(std.meta.declarations(exports).len - 1, every_export.calls.len);
 }

@@ -327,4 +327,5 @@ test {
     _ = @import("attend_test.zig");
     _ = @import("exact.zig");
     _ = @import("range_test.zig");
+    _ = @import("guard_test.zig");
 }

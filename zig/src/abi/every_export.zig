@@ -1,0 +1,711 @@
+//! One right call of every export, for tests that make all of them with buffers in odd places or with memory that fails.
+
+const std = @import("std");
+const testing = std.testing;
+const Allocator = std.mem.Allocator;
+const buffers = @import("aligned_buffer.zig");
+const buffer_pool = @import("buffer_pool.zig");
+const contiguous = @import("contiguous.zig");
+const group = @import("../group.zig");
+const library = @import("library.zig");
+const paged = @import("paged.zig");
+const pool = @import("pool.zig");
+const quantization = @import("quantization.zig");
+const sequences = @import("sequence.zig");
+
+/// Callers' buffers, each an allocation of its own, with bytes nobody asked for before or behind it.
+pub const Buffers = struct {
+    allocator: Allocator,
+    before: usize = 0,
+    behind: usize = 0,
+    memory: std.ArrayList([]u8) = .empty,
+
+    fn place(self: *Buffers, len: usize) [*]u8 {
+        const memory = self.allocator.alloc(u8, self.before + len + self.behind) catch @panic("no memory");
+        self.memory.append(testing.allocator, memory) catch @panic("no memory");
+        return memory.ptr + self.before;
+    }
+
+    /// A copy of an array.
+    fn in(self: *Buffers, array: anytype) [*]u8 {
+        const source = std.mem.sliceAsBytes(array);
+        const buffer = self.place(source.len);
+        @memcpy(buffer, source);
+        return buffer;
+    }
+
+    fn out(self: *Buffers, len: usize) [*]u8 {
+        const buffer = self.place(len);
+        @memset(buffer[0..len], 0);
+        return buffer;
+    }
+
+    /// A record of so many words, to be filled.
+    fn record(self: *Buffers, word_count: u32) [*]u8 {
+        const buffer = self.out(word_count * 4);
+        std.mem.writeInt(u32, buffer[0..4], word_count * 4, .little);
+        return buffer;
+    }
+
+    pub fn deinit(self: *Buffers) void {
+        for (self.memory.items) |memory| self.allocator.free(memory);
+        self.memory.deinit(testing.allocator);
+    }
+};
+
+/// 2 KV heads of an odd head_dim, and of one that has codes.
+const flat_dim = 33;
+const flat_row = 2 * flat_dim;
+const dim = 32;
+const row = 2 * dim;
+const block_size = 64;
+
+fn numbers(comptime count: usize) [count]f32 {
+    @setEvalBranchQuota(100_000);
+    var result: [count]f32 = undefined;
+    for (&result, 0..) |*value, i| value.* = @as(f32, @floatFromInt(i * 37 % 101)) / 50 - 1;
+    return result;
+}
+
+const rows_data = numbers(130 * row);
+const flat_data = numbers(11 * flat_row);
+
+fn bytes(pointer: anytype) [*]u8 {
+    return @ptrCast(@constCast(pointer));
+}
+
+fn live(word: i32) u32 {
+    if (word <= 0) std.debug.panic("refused: {}", .{word});
+    return @intCast(word);
+}
+
+const flat_options = [_]u32{ 40, 1, 1, 2, flat_dim, 64, 0, 0, 0, 0 };
+/// An f32 tail without rows of its own, keys in i4 and values in q8_0 behind it; what that does is measured.
+const tiered_options = [_]u32{ 80, 1, block_size, 512, 0, 0, 0, 0, 0, 0, 0, 0, 1, 7, 4, 0, 0, 0, 0, 1 };
+const tiered_layers = [_]u32{ 2, dim, 0, 0, 0 };
+const small_options = [_]u32{ 48, 1, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0 };
+const pool_options = [_]u32{ 36, 1, 2, flat_dim, 2, 0, 0, 1 << 20, 0 };
+const small_layers = [_]u32{ 2, flat_dim, 0, 0, 0 };
+/// For one buffer of every class.
+const buffer_pool_options = [_]u32{ 16, 2, 32 << 20, 0 };
+const policy_options = [_]u32{ 32, 1, 5, 5, 64, 0, 0, 0 };
+
+/// The objects that calls are made on.
+pub const World = struct {
+    flat: u32,
+    /// Two blocks of `first` have left the tail, two rows are committed there; `second` has 2 pending ones.
+    tiered: u32,
+    first: u32,
+    second: u32,
+    /// On `blocks`, of small blocks.
+    small: u32,
+    small_first: u32,
+    small_second: u32,
+    blocks: u32,
+    buffer_source: u32,
+    buffer: u32,
+
+    pub fn init() World {
+        var world: World = undefined;
+        world.flat = live(contiguous.create(bytes(&flat_options), 40));
+        fine(contiguous.append(world.flat, 0, 0, bytes(&flat_data), 9 * flat_row, bytes(&flat_data), 9 * flat_row, 0, 0));
+        fine(contiguous.commit(world.flat, 0, 9));
+        fine(contiguous.append(world.flat, 0, 0, bytes(&flat_data), 2 * flat_row, bytes(&flat_data), 2 * flat_row, 0, 0));
+        world.tiered = live(paged.create(bytes(&tiered_options), 80, bytes(&tiered_layers), 5));
+        world.first = live(sequences.create(world.tiered));
+        fine(sequences.append(world.first, 0, bytes(&rows_data), 130 * row, bytes(&rows_data), 130 * row, 0, 0));
+        fine(sequences.commit(world.first, 130));
+        world.second = live(sequences.create(world.tiered));
+        fine(sequences.append(world.second, 0, bytes(&rows_data), 2 * row, bytes(&rows_data), 2 * row, 0, 0));
+        world.blocks = live(pool.create(bytes(&pool_options), 36));
+        var on_pool = small_options;
+        on_pool[10] = world.blocks;
+        world.small = live(paged.create(bytes(&on_pool), 48, bytes(&small_layers), 5));
+        world.small_first = live(sequences.create(world.small));
+        fine(sequences.append(world.small_first, 0, bytes(&flat_data), 5 * flat_row, bytes(&flat_data), 5 * flat_row, 0, 0));
+        fine(sequences.commit(world.small_first, 5));
+        world.small_second = live(sequences.fork(world.small_first));
+        world.buffer_source = live(buffer_pool.create(bytes(&buffer_pool_options), 16));
+        world.buffer = live(buffer_pool.acquire(world.buffer_source, 100));
+        fine(buffers.extend(world.buffer, bytes(&rows_data), 7));
+        return world;
+    }
+
+    fn fine(result: i32) void {
+        if (result < 0) std.debug.panic("refused: {}", .{result});
+    }
+
+    /// Some may be gone.
+    pub fn deinit(world: World) void {
+        _ = contiguous.free(world.flat);
+        _ = paged.free(world.tiered);
+        _ = paged.free(world.small);
+        _ = pool.free(world.blocks);
+        _ = buffers.free(world.buffer);
+        _ = buffer_pool.free(world.buffer_source);
+    }
+
+    /// All rows and lengths, the blocks in use, the policy and the elements of the buffer.
+    pub fn digest(world: World) u64 {
+        var hasher: std.hash.Wyhash = .init(0);
+        const k = testing.allocator.alloc(f32, 140 * row) catch @panic("no memory");
+        defer testing.allocator.free(k);
+        const v = testing.allocator.alloc(f32, 140 * row) catch @panic("no memory");
+        defer testing.allocator.free(v);
+        const count: u32 = @intCast(k.len);
+        @memset(k, 0);
+        @memset(v, 0);
+        hashWord(&hasher, contiguous.gather(world.flat, 0, 0, bytes(k.ptr), count, bytes(v.ptr), count, 0));
+        hasher.update(std.mem.sliceAsBytes(k));
+        hasher.update(std.mem.sliceAsBytes(v));
+        hashWord(&hasher, contiguous.seqLen(world.flat, 0));
+        for ([_]u32{ world.first, world.second, world.small_first, world.small_second }) |word| {
+            @memset(k, 0);
+            @memset(v, 0);
+            hashWord(&hasher, sequences.gather(word, 0, bytes(k.ptr), count, bytes(v.ptr), count, 0));
+            hasher.update(std.mem.sliceAsBytes(k));
+            hasher.update(std.mem.sliceAsBytes(v));
+            hashWord(&hasher, sequences.seqLen(word));
+            hashWord(&hasher, sequences.rowCount(word, 0));
+        }
+        for ([_]u32{ world.tiered, world.small }) |word| {
+            var words: [32]u32 = @splat(0);
+            words[0] = 80;
+            var layers: [5]u32 = undefined;
+            hashWord(&hasher, paged.config(word, bytes(&words), 80, bytes(&layers), 5));
+            hasher.update(std.mem.sliceAsBytes(&words));
+            words[0] = 96;
+            hashWord(&hasher, paged.stats(word, bytes(&words), 96));
+            hashWord(&hasher, @bitCast(words[1])); // sequences
+            hashWord(&hasher, @bitCast(words[20])); // blocks in use
+        }
+        hashWord(&hasher, buffers.length(world.buffer));
+        return hasher.final();
+    }
+
+    fn hashWord(hasher: *std.hash.Wyhash, word: i32) void {
+        hasher.update(std.mem.asBytes(&word));
+    }
+};
+
+/// A call of one export.
+pub const Call = struct {
+    /// That of the symbol, without `kv_`.
+    name: []const u8,
+    make: *const fn (world: World, b: *Buffers) i32,
+    /// Frees the handle that the call gave.
+    free: ?*const fn (word: u32) callconv(.c) i32 = null,
+};
+
+pub fn has(symbol: []const u8) bool {
+    for (calls) |call| if (std.mem.eql(u8, call.name, symbol["kv_".len..])) return true;
+    return false;
+}
+
+const attend_words = [_]u32{ 28, 3, 1, 0, 0, 0, 0 };
+const flat_queries = numbers(3 * 4 * flat_dim);
+const queries = numbers(3 * 4 * dim);
+const slopes = [_]f32{ 0.1, 0.2, 0.3, 0.4 };
+const chain = [_]i32{ -1, 0, 1 };
+const record_rows = numbers(64);
+const block_rows = numbers(block_size * dim);
+const plane_bytes = block_size * dim + 2 * block_size;
+
+pub const calls = library_calls ++ quantization_calls ++ contiguous_calls ++ pool_calls ++ paged_calls ++ sequence_calls ++ buffer_calls;
+
+const library_calls = [_]Call{
+    .{ .name = "abi_version", .make = struct {
+        fn make(_: World, _: *Buffers) i32 {
+            return library.version();
+        }
+    }.make },
+    .{ .name = "system_info", .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return library.systemInfo(b.record(10), 40);
+        }
+    }.make },
+    .{ .name = "level_set", .make = struct {
+        fn make(_: World, _: *Buffers) i32 {
+            return library.levelSet(0);
+        }
+    }.make },
+    .{ .name = "max_bytes_set", .make = struct {
+        fn make(_: World, _: *Buffers) i32 {
+            return library.maxBytesSet(0);
+        }
+    }.make },
+    .{ .name = "reserved_mib", .make = struct {
+        fn make(_: World, _: *Buffers) i32 {
+            return library.reservedMib();
+        }
+    }.make },
+    .{ .name = "thread_count_set", .make = struct {
+        fn make(_: World, _: *Buffers) i32 {
+            return library.threadCountSet(@import("../device/workers.zig").threadCount());
+        }
+    }.make },
+    .{ .name = "read_rate", .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return library.readRate(4096, 1, b.out(8), 1);
+        }
+    }.make },
+    .{ .name = "memory_bytes", .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return contiguous.memoryBytes(b.in(&flat_options), 40, b.out(8), 1);
+        }
+    }.make },
+};
+
+const quantization_calls = [_]Call{
+    .{ .name = "rows_quantize", .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return quantization.rowsQuantize(3, b.in(&record_rows), 64, b.out(68), 68);
+        }
+    }.make },
+    .{ .name = "rows_dequantize", .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return quantization.rowsDequantize(3, b.out(68), 68, b.out(256), 64);
+        }
+    }.make },
+    .{ .name = "block_quantize", .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            for ([_]u32{ 3, 4, 5, 6, 7 }) |dtype| for ([_]u32{ 0, 1 }) |side| {
+                const plane: group.Plane = .{ .dtype = @enumFromInt(dtype), .side = @enumFromInt(side), .block_size = block_size, .head_dim = dim };
+                const result = quantization.blockQuantize(dtype, side, block_size, dim, b.in(&block_rows), block_rows.len, b.out(plane.bytes()), plane.bytes());
+                if (result < 0) return result;
+                const back = quantization.blockDequantize(dtype, side, block_size, dim, b.out(plane.bytes()), plane.bytes(), b.out(4 * block_rows.len), block_rows.len);
+                if (back < 0) return back;
+            };
+            return 0;
+        }
+    }.make },
+    .{ .name = "block_dequantize", .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return quantization.blockDequantize(3, 0, block_size, dim, b.out(plane_bytes), plane_bytes, b.out(4 * block_rows.len), block_rows.len);
+        }
+    }.make },
+    .{ .name = "block_pack", .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return quantization.blockPack(3, 0, block_size, dim, b.out(plane_bytes), plane_bytes, b.out(plane_bytes), plane_bytes);
+        }
+    }.make },
+    .{ .name = "block_unpack", .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return quantization.blockUnpack(3, 0, block_size, dim, b.out(plane_bytes), plane_bytes, b.out(plane_bytes), plane_bytes);
+        }
+    }.make },
+};
+
+const contiguous_calls = [_]Call{
+    .{ .name = "contiguous_create", .free = contiguous.free, .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return contiguous.create(b.in(&flat_options), 40);
+        }
+    }.make },
+    .{ .name = "contiguous_free", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return contiguous.free(world.flat);
+        }
+    }.make },
+    .{ .name = "contiguous_config", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return contiguous.config(world.flat, b.record(10), 40);
+        }
+    }.make },
+    .{
+        .name = "contiguous_store",
+        .make = struct {
+            fn make(world: World, b: *Buffers) i32 {
+                const data = flat_data[0..flat_row];
+                const result = contiguous.truncate(world.flat, 0, 9); // a store and pending rows exclude each other
+                if (result < 0) return result;
+                return contiguous.store(world.flat, 0, 0, b.in(data), flat_row, b.in(data), flat_row, 0);
+            }
+        }.make,
+    },
+    .{ .name = "contiguous_append", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const data = flat_data[0 .. 3 * flat_row];
+            const result = contiguous.append(world.flat, 0, 0, b.in(data), data.len, b.in(data), data.len, 0, 1);
+            if (result < 0) return result;
+            const halves: [flat_row]u16 = @splat(0x3c00);
+            return contiguous.append(world.flat, 0, 0, b.in(&halves), flat_row, b.in(&halves), flat_row, 1, 0);
+        }
+    }.make },
+    .{ .name = "contiguous_advance", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            const result = contiguous.truncate(world.flat, 0, 9);
+            if (result < 0) return result;
+            const data = flat_data[0..flat_row];
+            const stored = contiguous.store(world.flat, 0, 0, bytes(data), flat_row, bytes(data), flat_row, 0);
+            return if (stored < 0) stored else contiguous.advance(world.flat);
+        }
+    }.make },
+    .{ .name = "contiguous_reset", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return contiguous.reset(world.flat);
+        }
+    }.make },
+    .{ .name = "contiguous_commit", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return contiguous.commit(world.flat, 0, 2);
+        }
+    }.make },
+    .{ .name = "contiguous_truncate", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return contiguous.truncate(world.flat, 0, 3);
+        }
+    }.make },
+    .{ .name = "contiguous_seq_len", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return contiguous.seqLen(world.flat, 0);
+        }
+    }.make },
+    .{ .name = "contiguous_row_count", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return contiguous.rowCount(world.flat, 0, 0);
+        }
+    }.make },
+    .{ .name = "contiguous_generation", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return contiguous.generation(world.flat, 0, 0);
+        }
+    }.make },
+    .{ .name = "contiguous_memory_bytes", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return contiguous.cacheMemoryBytes(world.flat, b.out(8), 1);
+        }
+    }.make },
+    .{ .name = "contiguous_stats", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return contiguous.stats(world.flat, b.record(12), 48);
+        }
+    }.make },
+    .{ .name = "contiguous_offset", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return contiguous.offset(world.flat, 0, 0, 1, 1, 1, b.out(8), 1);
+        }
+    }.make },
+    .{ .name = "contiguous_keys", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return contiguous.keys(world.flat, 0, 0, b.record(8), 32);
+        }
+    }.make },
+    .{ .name = "contiguous_values", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return contiguous.values(world.flat, 0, 0, b.record(8), 32);
+        }
+    }.make },
+    .{ .name = "contiguous_views", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return contiguous.views(world.flat, 0, 0, b.record(18), 72);
+        }
+    }.make },
+    .{ .name = "contiguous_contiguous_kv", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return contiguous.contiguousKv(world.flat, 0, 0, 5, b.record(18), 72);
+        }
+    }.make },
+    .{ .name = "contiguous_gather", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const count = 11 * flat_row;
+            const result = contiguous.gather(world.flat, 0, 0, b.out(4 * count), count, b.out(4 * count), count, 0);
+            if (result < 0) return result;
+            return contiguous.gather(world.flat, 0, 0, b.out(2 * count), count, b.out(2 * count), count, 1);
+        }
+    }.make },
+    .{ .name = "contiguous_layer_device", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return contiguous.layerDevice(world.flat, 0);
+        }
+    }.make },
+    .{ .name = "contiguous_attend", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const count = flat_queries.len;
+            const result = contiguous.attend(world.flat, 0, 0, b.in(&flat_queries), count, b.in(&attend_words), 28, b.in(&slopes), 4, b.in(&slopes), 4, null, 0, b.out(4 * count), count, b.out(48), 12);
+            if (result < 0) return result;
+            return contiguous.attend(world.flat, 0, 0, b.in(&flat_queries), count, b.in(&attend_words), 28, null, 0, b.in(&slopes), 4, b.in(&chain), 3, b.out(4 * count), count, b.out(48), 12);
+        }
+    }.make },
+};
+
+const pool_calls = [_]Call{
+    .{ .name = "pool_create", .free = pool.free, .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return pool.create(b.in(&pool_options), 36);
+        }
+    }.make },
+    .{ .name = "pool_free", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return pool.free(world.blocks);
+        }
+    }.make },
+    .{ .name = "pool_prewarm", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return pool.prewarm(world.blocks, 8, 0, 0);
+        }
+    }.make },
+    .{ .name = "pool_stats", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return pool.stats(world.blocks, 0, 0, b.record(22), 88);
+        }
+    }.make },
+};
+
+const paged_calls = [_]Call{
+    .{ .name = "paged_create", .free = paged.free, .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return paged.create(b.in(&tiered_options), 80, b.in(&tiered_layers), 5);
+        }
+    }.make },
+    .{ .name = "paged_free", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return paged.free(world.tiered);
+        }
+    }.make },
+    .{ .name = "paged_config", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return paged.config(world.tiered, b.record(20), 80, b.out(20), 5);
+        }
+    }.make },
+    .{
+        .name = "paged_append",
+        .make = struct {
+            fn make(world: World, b: *Buffers) i32 {
+                // The first turns a migrated block back, the other needs blocks of its own.
+                const words = [_]u32{ world.first, world.second };
+                const counts = [_]u32{ 1, 70 };
+                const data = rows_data[0 .. 71 * row];
+                const result = paged.append(world.tiered, 0, b.in(&words), b.in(&counts), 2, b.in(data), data.len, b.in(data), data.len, 0, 0);
+                return result;
+            }
+        }.make,
+    },
+    .{ .name = "paged_attend", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const words = [_]u32{ world.first, world.second };
+            const counts = [_]u32{ 2, 1 };
+            const count = queries.len;
+            return paged.attend(world.tiered, 0, b.in(&words), b.in(&counts), 2, b.in(&queries), count, b.in(&attend_words), 28, b.in(&slopes), 4, b.in(&slopes), 4, null, 0, b.out(4 * count), count, b.out(48), 12);
+        }
+    }.make },
+    .{ .name = "paged_reorder", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const words = [_]u32{ world.small_first, world.small_second };
+            return paged.reorder(world.small, b.in(&words), b.in(&[_]u32{ 1, 0 }), 2);
+        }
+    }.make },
+    .{ .name = "paged_reset", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return paged.reset(world.small, b.in(&[_]u32{world.small_first}), 1);
+        }
+    }.make },
+    .{ .name = "paged_update_policy", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return paged.updatePolicy(world.tiered, b.in(&policy_options), 32);
+        }
+    }.make },
+    .{ .name = "paged_fidelity", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return paged.fidelity(world.tiered, 0, b.out(160), 20);
+        }
+    }.make },
+    .{ .name = "paged_stats", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return paged.stats(world.tiered, b.record(24), 96);
+        }
+    }.make },
+    .{ .name = "paged_pool_stats", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return paged.poolStats(world.tiered, 0, 6, 3, b.record(22), 88);
+        }
+    }.make },
+};
+
+const sequence_calls = [_]Call{
+    .{ .name = "sequence_create", .free = sequences.free, .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.create(world.tiered);
+        }
+    }.make },
+    .{ .name = "sequence_free", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.free(world.first);
+        }
+    }.make },
+    .{ .name = "sequence_cache", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.cacheOf(world.first);
+        }
+    }.make },
+    .{ .name = "sequence_fork", .free = sequences.free, .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.fork(world.first);
+        }
+    }.make },
+    .{
+        .name = "sequence_append",
+        .make = struct {
+            fn make(world: World, b: *Buffers) i32 {
+                // To a shared block of an odd shape, head after head.
+                const data = flat_data[0 .. 3 * flat_row];
+                return sequences.append(world.small_second, 0, b.in(data), data.len, b.in(data), data.len, 0, 1);
+            }
+        }.make,
+    },
+    .{ .name = "sequence_commit", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.commit(world.second, 2);
+        }
+    }.make },
+    .{ .name = "sequence_commit_kept", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.commitKept(world.second, b.in(&[_]u32{1}), 1);
+        }
+    }.make },
+    .{ .name = "sequence_truncate", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.truncate(world.first, 100);
+        }
+    }.make },
+    .{ .name = "sequence_rewindable_to", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.rewindableTo(world.first);
+        }
+    }.make },
+    .{ .name = "sequence_seq_len", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.seqLen(world.first);
+        }
+    }.make },
+    .{ .name = "sequence_row_count", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.rowCount(world.first, 0);
+        }
+    }.make },
+    .{ .name = "sequence_resident_count", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.residentCount(world.first, 0);
+        }
+    }.make },
+    .{ .name = "sequence_generation", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.generation(world.first, 0);
+        }
+    }.make },
+    .{ .name = "sequence_views", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.views(world.first, 0, 0, 0, b.record(18), 72);
+        }
+    }.make },
+    .{ .name = "sequence_contiguous_kv", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.contiguousKv(world.first, 0, 5, b.record(18), 72);
+        }
+    }.make },
+    .{ .name = "sequence_gather", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const count = 130 * row;
+            const result = sequences.gather(world.first, 0, b.out(4 * count), count, b.out(4 * count), count, 0);
+            if (result < 0) return result;
+            return sequences.gather(world.small_first, 0, b.out(2 * 5 * flat_row), 5 * flat_row, b.out(2 * 5 * flat_row), 5 * flat_row, 2);
+        }
+    }.make },
+    .{ .name = "sequence_layer_device", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.layerDevice(world.first, 0);
+        }
+    }.make },
+    .{ .name = "sequence_block_table", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.blockTable(world.first, 0, b.out(12), 3);
+        }
+    }.make },
+    .{ .name = "sequence_block_references", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.blockReferences(world.first, 0, b.out(12), 3);
+        }
+    }.make },
+    .{ .name = "sequence_block_tiers", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.blockTiers(world.first, 0, b.out(12), 3);
+        }
+    }.make },
+    .{ .name = "sequence_attend", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const count = queries.len;
+            const result = sequences.attend(world.first, 0, b.in(&queries), count, b.in(&attend_words), 28, b.in(&slopes), 4, b.in(&slopes), 4, null, 0, b.out(4 * count), count, b.out(48), 12);
+            if (result < 0) return result;
+            const odd = flat_queries.len;
+            return sequences.attend(world.small_first, 0, b.in(&flat_queries), odd, b.in(&attend_words), 28, null, 0, null, 0, b.in(&chain), 3, b.out(4 * odd), odd, b.out(48), 12);
+        }
+    }.make },
+};
+
+const buffer_calls = [_]Call{
+    .{ .name = "buffer_pool_create", .free = buffer_pool.free, .make = struct {
+        fn make(_: World, b: *Buffers) i32 {
+            return buffer_pool.create(b.in(&buffer_pool_options), 16);
+        }
+    }.make },
+    .{ .name = "buffer_pool_free", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return buffer_pool.free(world.buffer_source);
+        }
+    }.make },
+    .{ .name = "buffer_pool_prewarm", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return buffer_pool.prewarm(world.buffer_source, 4096, 2);
+        }
+    }.make },
+    .{ .name = "buffer_pool_prewarm_all", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return buffer_pool.prewarmAll(world.buffer_source, 1);
+        }
+    }.make },
+    .{ .name = "buffer_pool_clear", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return buffer_pool.clear(world.buffer_source);
+        }
+    }.make },
+    .{ .name = "buffer_pool_stats", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return buffer_pool.stats(world.buffer_source, b.record(21), 84);
+        }
+    }.make },
+    .{ .name = "buffer_acquire", .free = buffers.free, .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return buffer_pool.acquire(world.buffer_source, 5000);
+        }
+    }.make },
+    .{ .name = "buffer_free", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return buffers.free(world.buffer);
+        }
+    }.make },
+    .{ .name = "buffer_clone", .free = buffers.free, .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return buffers.clone(world.buffer);
+        }
+    }.make },
+    .{ .name = "buffer_info", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return buffers.info(world.buffer, b.record(5), 20);
+        }
+    }.make },
+    .{ .name = "buffer_length", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return buffers.length(world.buffer);
+        }
+    }.make },
+    .{ .name = "buffer_extend", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return buffers.extend(world.buffer, b.in(rows_data[0..11]), 11);
+        }
+    }.make },
+    .{ .name = "buffer_clear", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return buffers.clear(world.buffer);
+        }
+    }.make },
+};
