@@ -30,7 +30,7 @@ interface Candidate {
 /**
  * The likeliest texts of at most `tokens` bytes, best first, as many as there are sequences. These all hold the prompt;
  * `logits` `[vocab]` are those behind it. The same calls give the same texts: a tie goes to the better parent, then to
- * the smaller byte.
+ * the smaller byte. `progress` is told of all texts that may yet be among those found, after every byte.
  */
 export async function searchBeams(
   ziglet: Ziglet,
@@ -38,7 +38,7 @@ export async function searchBeams(
   sequences: readonly Sequence[],
   logits: Float32Array,
   tokens: number,
-  progress: (best: Beam) => Promise<void>,
+  progress: (beams: readonly Beam[]) => Promise<void>,
 ): Promise<Beam[]> {
   const { bosToken, maxSeqLen } = ziglet.config;
   const width = sequences.length;
@@ -70,7 +70,7 @@ export async function searchBeams(
 
     // 4. One step runs the new bytes of all.
     rows = ziglet.run(Uint8Array.from(goOn, ({ token }) => token), batchStep(cache, sequences), "all");
-    await progress(live[0]!);
+    await progress([...finished, ...live]);
   }
   return [...finished, ...live].sort((a, b) => b.score - a.score).slice(0, width);
 }

@@ -11,6 +11,7 @@ import {
 import { type BlockSurvey, surveyBlocks } from "./blocks.ts";
 import { isFloat, type Options } from "./options.ts";
 import type { ZigletConfig } from "./weights.ts";
+import { countText, formatBytes } from "./wording.ts";
 
 /** What the options say of a cache. */
 export type CacheOptions = Pick<Options, "cache" | "kv" | "blockSize" | "tail" | "sinks">;
@@ -104,24 +105,23 @@ function newContiguousCache(
 }
 
 /**
- * For example "contiguous cache 6.0 MiB f32", or "paged cache 2.1 MiB f32, 22 blocks (1 shared), contiguous 18.0 MiB".
+ * What a cache costs, the most important fact first: for example "contiguous cache 6.0 MiB f32", or "paged cache 2.1 MiB
+ * f32", "22 blocks (1 shared)", "contiguous 18.0 MiB".
  */
-export function cacheLabel(options: CacheOptions, { cacheBytes, survey, contiguousBytes }: CacheCost): string {
+export function cacheFacts(options: CacheOptions, { cacheBytes, survey, contiguousBytes }: CacheCost): string[] {
   const { cache } = options;
   const kv = kvName(options.kv);
-  if (survey === null || contiguousBytes === null) return `${cache} cache ${formatBytes(cacheBytes)} ${kv}`;
+  if (survey === null || contiguousBytes === null) return [`${cache} cache ${formatBytes(cacheBytes)} ${kv}`];
   const { usedBytes, blocksUsed, blocksShared } = survey;
   const shared = blocksShared === 0 ? "" : ` (${blocksShared} shared)`;
-  return `${cache} cache ${formatBytes(usedBytes)} ${kv}, ${blocksUsed} blocks${shared}, ` +
-    `contiguous ${formatBytes(contiguousBytes)}`;
+  return [
+    `${cache} cache ${formatBytes(usedBytes)} ${kv}`,
+    `${countText(blocksUsed, "block")}${shared}`,
+    `contiguous ${formatBytes(contiguousBytes)}`,
+  ];
 }
 
 /** For example "f16", or "i8/i4" where keys and values differ. */
 export function kvName({ k, v }: { k: DType; v: DType }): string {
   return k === v ? k : `${k}/${v}`;
-}
-
-/** For example "384 KiB" or "6.0 MiB". */
-export function formatBytes(bytes: number): string {
-  return bytes < 2 ** 20 ? `${(bytes / 2 ** 10).toFixed(0)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 }

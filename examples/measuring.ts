@@ -1,11 +1,11 @@
 /** The two other things to do with a model and a cache: score a file, and time a token with the cache and without it. */
-import { readFileSync } from "node:fs";
-import { type CacheCost, cacheLabel, newCache } from "./caches.ts";
+import { type CacheCost, cacheFacts, newCache } from "./caches.ts";
 import { compare, computeTotalSeconds, formatComparison, SHORTEST } from "./comparison.ts";
-import { type Options, UsageError } from "./options.ts";
+import { type Options, readGivenFile, UsageError } from "./options.ts";
 import type { Measured } from "./report.ts";
 import { scoreText } from "./scoring.ts";
 import type { Terminal } from "./terminal.ts";
+import { countText } from "./wording.ts";
 import type { Ziglet } from "./ziglet.ts";
 
 /** Bits per byte of a file. */
@@ -18,12 +18,15 @@ export async function score(ziglet: Ziglet, options: Options, terminal: Terminal
 
   const start = performance.now();
   const { bitsPerByte, attendedShare } = await scoreText(ziglet, held, text, windowTokens, (bytes) => {
-    return terminal.status(() => `[${bytes} of ${text.length} bytes, ${cacheLabel(options, held.cost())}]`);
+    const counts = [`${bytes} of ${countText(text.length, "byte")}`];
+    return terminal.status(() => ({ counts, details: cacheFacts(options, held.cost()) }));
   });
   const totalSeconds = (performance.now() - start) / 1000;
   const tokensPerSecond = text.length / totalSeconds;
-  terminal.text(`${bitsPerByte.toFixed(5)} bits per byte: ${text.length} bytes in windows of ${windowTokens}\n`);
-  terminal.finish(`[${totalSeconds.toFixed(1)} s, ${tokensPerSecond.toFixed(0)} tokens/s]`);
+  terminal.text(
+    `${bitsPerByte.toFixed(5)} bits per byte: ${countText(text.length, "byte")} in windows of ${windowTokens}\n`,
+  );
+  terminal.finish({ counts: [`${totalSeconds.toFixed(1)} s`], details: [`${tokensPerSecond.toFixed(0)} tokens/s`] });
   return {
     tokens: text.length,
     tokensPerSecond,
@@ -51,10 +54,12 @@ export async function compareCaches(ziglet: Ziglet, options: Options, terminal: 
   };
 
   const start = performance.now();
-  const rows = await compare(ziglet, makeCache, text, (doing) => terminal.status(() => `[measuring: ${doing}]`));
+  const rows = await compare(ziglet, makeCache, text, (doing) => {
+    return terminal.status(() => ({ counts: [`measuring: ${doing}`], details: [] }));
+  });
   const totalSeconds = (performance.now() - start) / 1000;
-  terminal.text(formatComparison(rows, cacheLabel(options, cost!)) + "\n");
-  terminal.finish(`[${totalSeconds.toFixed(1)} s]`);
+  terminal.text(formatComparison(rows, cacheFacts(options, cost!).join(", ")) + "\n");
+  terminal.finish({ counts: [`${totalSeconds.toFixed(1)} s`], details: [] });
   return {
     tokens: null,
     tokensPerSecond: null,
@@ -74,14 +79,10 @@ export async function compareCaches(ziglet: Ziglet, options: Options, terminal: 
 
 /** The first `bytes` bytes of a file, all of them where it is null. */
 function readScoredFile(path: string, bytes: number | null): Uint8Array {
-  let file: Uint8Array;
-  try {
-    file = readFileSync(path);
-  } catch (error) {
-    const code = (error as { code?: string }).code;
-    throw new UsageError(`${path}: ${code === "ENOENT" ? "no such file" : `cannot be read (${code ?? error})`}`);
-  }
+  const file = readGivenFile(path);
   if (file.length === 0) throw new UsageError(`${path}: is empty, there is nothing to score`);
-  if (bytes !== null && bytes > file.length) throw new UsageError(`${path}: has ${file.length} bytes, not ${bytes}`);
+  if (bytes !== null && bytes > file.length) {
+    throw new UsageError(`${path}: has ${countText(file.length, "byte")}, not ${bytes}`);
+  }
   return file.subarray(0, bytes ?? file.length);
 }

@@ -1,7 +1,9 @@
 /** The command line: one table of options, read by the parser, by the checks and by the help text. */
+import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import type { DType, FloatDType } from "../mod.ts";
+import { countText } from "./wording.ts";
 import { STEP_TOKENS } from "./ziglet.ts";
 
 /** The caches that `--cache` can choose. */
@@ -22,6 +24,8 @@ export type Mode = "generate" | "score" | "compare";
 
 /** The most texts at once: each has a token in a step of the model. */
 const TEXTS_MAX = STEP_TOKENS;
+
+const STDIN = 0;
 
 /** A wrong command line; the message is one line. */
 export class UsageError extends Error {
@@ -88,6 +92,7 @@ const DEFAULTS = {
 
 const OPTIONS = {
   prompt: { value: "TEXT", mode: "generate", help: "text to go on from (a line of Zig)" },
+  "prompt-file": { value: "FILE", mode: "generate", help: "the same, read from a file; - for standard input" },
   tokens: { value: "N", mode: "generate", help: `bytes to write, fewer where the context ends (${DEFAULTS.tokens})` },
   temperature: {
     value: "T",
@@ -136,13 +141,14 @@ const OPTIONS = {
   sinks: { value: "N", mode: null, help: "first tokens that stay in f16 beside codes (0)" },
   model: { value: "DIR", mode: null, help: "directory of config.json and model.safetensors (examples/ziglet)" },
   json: { mode: null, help: "one JSON object on stdout, and no text" },
-  help: { mode: null, help: "this text" },
+  help: { mode: null, help: "this text; -h, too" },
 } as const satisfies Record<string, OptionRow>;
 
 type OptionName = keyof typeof OPTIONS;
 
 /** Pairs that contradict each other, beside those of different modes. */
 const EXCLUSIONS: readonly [OptionName, OptionName][] = [
+  ["prompt", "prompt-file"],
   ["samples", "beams"],
   // A beam search draws nothing.
   ["temperature", "beams"],
@@ -188,7 +194,7 @@ export function parseOptions(args: string[]): Options | "help" {
     tail: integer("tail", text("tail"), 0) ?? 0,
     sinks: integer("sinks", text("sinks"), 0) ?? 0,
     json: given.has("json"),
-    prompt: text("prompt") ?? DEFAULTS.prompt,
+    prompt: text("prompt") ?? readPrompt(text("prompt-file")) ?? DEFAULTS.prompt,
     tokens: integer("tokens", text("tokens"), 1) ?? DEFAULTS.tokens,
     temperature: temperature(text("temperature")) ?? DEFAULTS.temperature,
     seed: integer("seed", text("seed"), 0) ?? DEFAULTS.seed,
@@ -233,7 +239,8 @@ function readArguments(args: string[]): Map<OptionName, string> {
     if (token.kind === "option-terminator") continue;
     if (token.kind === "positional") throw new UsageError(`unexpected argument ${JSON.stringify(token.value)}`);
     const { name, rawName, value, inlineValue } = token;
-    if (!isOptionName(name) || !rawName.startsWith("--")) throw new UsageError(`unknown option ${rawName}`);
+    if (rawName === "-h") return new Map([["help", ""]]);
+    if (!isOptionName(name) || !rawName.startsWith("--")) throw new UsageError(unknownText(rawName));
     if (given.has(name)) throw new UsageError(`--${name} is given twice`);
     const row: OptionRow = OPTIONS[name];
     if (row.value === undefined && value !== undefined) throw new UsageError(`--${name} takes no value`);
@@ -246,6 +253,15 @@ function readArguments(args: string[]): Map<OptionName, string> {
   return given;
 }
 
+/** An option nobody knows, and those whose names begin like it. */
+function unknownText(rawName: string): string {
+  const start = rawName.replace(/^-+(no-)?/, "").slice(0, 3).toLowerCase();
+  const alike = Object.keys(OPTIONS).filter((name) => start !== "" && name.startsWith(start)).map((name) =>
+    `--${name}`
+  );
+  return `unknown option ${rawName}: ${alike.length > 0 ? `there is ${alike.join(", ")}` : "--help lists them all"}`;
+}
+
 function isOptionName(name: string): name is OptionName {
   return Object.hasOwn(OPTIONS, name);
 }
@@ -256,6 +272,27 @@ function choice<Choice extends string>(name: OptionName, text: string, choices: 
     throw new UsageError(`--${name} must be one of ${choices.join(", ")}, not ${JSON.stringify(text)}`);
   }
   return chosen;
+}
+
+/** The bytes of a file that was named, `-` for standard input. */
+export function readGivenFile(path: string): Uint8Array {
+  try {
+    return readFileSync(path === "-" ? STDIN : path);
+  } catch (error) {
+    const code = (error as { code?: string }).code;
+    throw new UsageError(`${path}: ${code === "ENOENT" ? "no such file" : `cannot be read (${code ?? error})`}`);
+  }
+}
+
+/** The text of a file, as it stands there; null where none is given. */
+function readPrompt(path: string | undefined): string | null {
+  if (path === undefined) return null;
+  const bytes = readGivenFile(path);
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch {
+    throw new UsageError(`${path}: its ${countText(bytes.length, "byte")} are no text in UTF-8`);
+  }
 }
 
 /** An integer from min to max; null where the option is not given. */

@@ -8,7 +8,7 @@
  * a block of one sequence, `.` a free one. Colours say the same once more.
  */
 import { type BlockSurvey, type Cell, cellName } from "./blocks.ts";
-import { formatBytes } from "./caches.ts";
+import { countText, formatBytes } from "./wording.ts";
 
 /** Where the picture is drawn. */
 export interface PictureOptions {
@@ -82,11 +82,10 @@ function legend(
     const count = `${blocks}`.padStart(5), bytes = formatBytes(blocks * blockBytes).padStart(9);
     return `${MARGIN}${paint(symbol.padEnd(2), code)}${count}  ${bytes}  ${meaning}`;
   };
-  const sequences = tables.length === 1 ? "1 sequence" : `${tables.length} sequences`;
   const sums = [
-    `${blocksUsed} blocks of ${blockSize} positions used, ${formatBytes(usedBytes)};`,
+    `${countText(blocksUsed, "block")} of ${countText(blockSize, "position")} used, ${formatBytes(usedBytes)};`,
     `were nothing shared: ${tableEntries}, ${formatBytes(tableEntries * blockBytes)};`,
-    `a contiguous cache for ${sequences}: ${formatBytes(contiguousBytes)}`,
+    `a contiguous cache for ${countText(tables.length, "sequence")}: ${formatBytes(contiguousBytes)}`,
   ];
   return [
     line("aN", SHARED_CODES[0]!, "shared by N", blocksShared),

@@ -15,6 +15,8 @@ export interface Sample {
   bytes: number[];
   /** Whether the model ended it; else it has all bytes, or the context is full. */
   ended: boolean;
+  /** Whether no byte follows. */
+  finished: boolean;
 }
 
 /** What a run of samples is told. */
@@ -26,16 +28,11 @@ export interface SamplesOptions {
   seed: number;
 }
 
-/** Told as the texts grow. */
-export interface SamplesEvents {
-  finished(sample: Sample): void;
-  progress(tokens: number): Promise<void>;
-}
-
 /**
  * Writes a text behind each of the sequences, which all hold the prompt; `logits` `[vocab]` are those behind it.
  *
  * Text i is, bit by bit, the text that one sequence alone gets with the seed of text i: batching changes no result.
+ * `progress` is told of all texts whenever they have grown.
  */
 export async function writeSamples(
   ziglet: Ziglet,
@@ -43,38 +40,36 @@ export async function writeSamples(
   sequences: readonly Sequence[],
   logits: Float32Array,
   { tokens, temperature, seed }: SamplesOptions,
-  { finished, progress }: SamplesEvents,
+  progress: (samples: readonly Sample[]) => Promise<void>,
 ): Promise<Sample[]> {
   const { vocabSize, bosToken, maxSeqLen } = ziglet.config;
   const texts = sequences.map((sequence, i) => ({
     sequence,
     random: new Random(seed + i),
     logits, // [vocab], shared until the first step
-    sample: { number: i + 1, bytes: [], ended: false } as Sample,
+    sample: { number: i + 1, bytes: [], ended: false, finished: false } as Sample,
   }));
+  const samples = texts.map(({ sample }) => sample);
 
-  let written = 0;
   let live = texts;
   while (live.length > 0) {
     // 1. Each text draws its next byte from its own logits with its own random numbers.
-    for (const { sample: text, logits, random } of live) {
+    for (const { sample: text, logits, random, sequence } of live) {
       const token = sample(logits, temperature, random);
       if (token === bosToken) text.ended = true;
-      else text.bytes.push(token), written++;
+      else text.bytes.push(token);
+      text.finished = text.ended || text.bytes.length === tokens || sequence.seqLen === maxSeqLen;
     }
+    await progress(samples);
 
     // 2. Some are finished, the others go on.
-    const isFinished = ({ sample, sequence }: typeof live[number]) =>
-      sample.ended || sample.bytes.length === tokens || sequence.seqLen === maxSeqLen;
-    live.filter(isFinished).forEach(({ sample }) => finished(sample));
-    live = live.filter((text) => !isFinished(text));
+    live = live.filter(({ sample }) => !sample.finished);
     if (live.length === 0) break;
 
     // 3. One step of the model for all of them.
     const step = batchStep(cache, live.map(({ sequence }) => sequence));
     const rows = ziglet.run(Uint8Array.from(live, ({ sample }) => sample.bytes.at(-1)!), step, "all"); // [text][vocab]
     live.forEach((text, i) => text.logits = rows.subarray(i * vocabSize, (i + 1) * vocabSize));
-    await progress(written);
   }
-  return texts.map(({ sample }) => sample);
+  return samples;
 }

@@ -10,6 +10,7 @@
 import { writeSync } from "node:fs";
 import process from "node:process";
 import { isatty } from "node:tty";
+import { type Facts, statusLine } from "./wording.ts";
 
 const STDOUT = 1;
 const STDERR = 2;
@@ -74,21 +75,22 @@ export class Terminal {
   }
 
   /** Brings the status line up to date, ten times a second at most, and lets a Ctrl-C through. */
-  async status(makeText: () => string): Promise<void> {
+  async status(makeFacts: () => Facts): Promise<void> {
     const now = performance.now();
     if (!this.#live || now - this.#statusTime < STATUS_INTERVAL_MS) return;
     this.#statusTime = now;
-    this.#status = makeText();
+    this.#status = statusLine(makeFacts(), this.columns);
     this.#write("");
     await new Promise((resolve) => setTimeout(resolve, 0));
   }
 
   /** Writes the last status, to stay. With `always` it also goes where nobody looks (to stderr, not into the text). */
-  finish(text: string, { always = false }: { always?: boolean } = {}): void {
+  finish(facts: Facts, { always = false }: { always?: boolean } = {}): void {
     process.removeListener("SIGINT", this.#interrupt);
     if (this.#quiet) return;
     this.#status = "";
     this.endLine();
+    const text = statusLine(facts, this.columns);
     if (this.#live) this.#write(`${text}\n`);
     else if (always || isatty(STDERR)) writeAll(STDERR, `${text}\n`);
   }

@@ -1,12 +1,13 @@
 /** Writing text behind a prompt: one text as it comes, or several at once. */
-import { searchBeams } from "./beams.ts";
-import { type CacheCost, cacheLabel, newCache, newPagedCache } from "./caches.ts";
+import { type Beam, searchBeams } from "./beams.ts";
+import { type CacheCost, cacheFacts, newCache, newPagedCache } from "./caches.ts";
 import { type Options, UsageError } from "./options.ts";
 import { drawBlocks } from "./picture.ts";
 import type { Measured } from "./report.ts";
-import { writeSamples } from "./samples.ts";
+import { type Sample, writeSamples } from "./samples.ts";
 import { Random, sample } from "./sampling.ts";
 import type { Terminal } from "./terminal.ts";
+import { countText, type Facts } from "./wording.ts";
 import type { Ziglet } from "./ziglet.ts";
 
 /** Writes one text, or several, behind the prompt. */
@@ -15,7 +16,8 @@ export async function generate(ziglet: Ziglet, options: Options, terminal: Termi
   const prompt = new TextEncoder().encode(options.prompt);
   if (prompt.length + 1 > maxSeqLen) {
     throw new UsageError(
-      `the prompt has ${prompt.length} bytes, the model's context of ${maxSeqLen} has room for ${maxSeqLen - 1}`,
+      `the prompt has ${countText(prompt.length, "byte")}, ` +
+        `the model's context of ${maxSeqLen} has room for ${maxSeqLen - 1}`,
     );
   }
   const run = { ziglet, options, terminal, promptTokens: Uint8Array.of(bosToken, ...prompt) };
@@ -41,9 +43,12 @@ async function writeOne({ ziglet, options, terminal, promptTokens }: Run): Promi
   // A byte is a token, a character may be several: the decoder waits for the rest.
   const decoder = newDecoder();
 
-  const statusText = () =>
-    `${tokens} tokens, ${rateText(tokensPerSecond)}${cacheLabel(options, held.cost())}, ` +
-    `${cache.seqLen} of ${maxSeqLen} positions`;
+  const status = (ending: string[] = []): Facts => {
+    const [cacheFact, ...more] = cacheFacts(options, held.cost());
+    const positions = `${cache.seqLen} of ${maxSeqLen} positions`;
+    const details = [...rateFacts(tokensPerSecond), cacheFact!, positions, ...more];
+    return { counts: [countText(tokens, "token")], details, ending };
+  };
   let tokens = 0;
   let tokensPerSecond: number | null = null;
 
@@ -54,23 +59,23 @@ async function writeOne({ ziglet, options, terminal, promptTokens }: Run): Promi
 
   // 2. Each byte is drawn, written, and run through the model to get the logits of the one behind it.
   const decodeStart = performance.now();
-  let stopped = ""; // before the tokens that were asked for
+  let stopped: string[] = []; // before the tokens that were asked for
   while (true) {
     const token = sample(logits, options.temperature, random);
     if (token === bosToken) {
-      stopped = ", stopped: the model ended the text";
+      stopped = ["stopped: the model ended the text"];
       break;
     }
     terminal.text(decoder.decode(Uint8Array.of(token), { stream: true }));
     tokens++;
     if (tokens === options.tokens) break;
     if (cache.seqLen === maxSeqLen) {
-      stopped = `, stopped: ${fullText(maxSeqLen)}`;
+      stopped = [`stopped: ${fullText(maxSeqLen)}`];
       break;
     }
     logits = ziglet.forward(Uint8Array.of(token), cache);
     tokensPerSecond = tokens / (performance.now() - decodeStart) * 1000;
-    await terminal.status(() => `[${statusText()}]`);
+    await terminal.status(status);
   }
 
   // 3. The end: half a character, the blocks if they are asked for, the status.
@@ -78,16 +83,19 @@ async function writeOne({ ziglet, options, terminal, promptTokens }: Run): Promi
   const totalSeconds = (performance.now() - start) / 1000;
   const cost = held.cost();
   if (options.showBlocks) showBlocks(terminal, cost, "text");
-  terminal.finish(`[${statusText()}${stopped}]`, { always: stopped !== "" });
+  terminal.finish(status(stopped), { always: stopped.length > 0 });
   return { tokens, tokensPerSecond, bitsPerByte: null, attendSeconds: ziglet.attendSeconds, totalSeconds, cost };
 }
 
-/** Several texts behind the same prompt; each is written when it is finished. */
+/** Several texts behind the same prompt, written one after the other: each as it comes, once it is its turn. */
 async function writeSeveral({ ziglet, options, terminal, promptTokens }: Run): Promise<Measured> {
   const { maxSeqLen } = ziglet.config;
   using held = newPagedCache(options, ziglet.config, maxSeqLen);
-  const statusText = () =>
-    `${options.samples} samples, ${tokens} tokens, ${rateText(tokensPerSecond)}${cacheLabel(options, held.cost())}`;
+  const status = (ending: string[] = []): Facts => ({
+    counts: [countText(options.samples, "sample"), countText(tokens, "token")],
+    details: [...rateFacts(tokensPerSecond), ...cacheFacts(options, held.cost())],
+    ending,
+  });
   let tokens = 0;
   let tokensPerSecond: number | null = null;
 
@@ -98,31 +106,41 @@ async function writeSeveral({ ziglet, options, terminal, promptTokens }: Run): P
 
   // 2. All texts together, a byte of each in a step.
   const decodeStart = performance.now();
-  const samples = await writeSamples(ziglet, held.paged, held.sequences, logits, options, {
-    finished: ({ number, bytes }) => printText(terminal, `sample ${number}`, options.prompt, bytes),
-    progress: (written) => {
-      tokens = written;
-      tokensPerSecond = tokens / (performance.now() - decodeStart) * 1000;
-      return terminal.status(() => `[${statusText()}]`);
-    },
+  const writer = new TextWriter(terminal, options.prompt);
+  let turn = 0; // of the text that is being written
+  const write = (samples: readonly Sample[]) => {
+    for (; turn < samples.length; turn++) {
+      const { number, bytes, finished } = samples[turn]!;
+      writer.grow(`sample ${number}`, bytes);
+      if (!finished) return;
+      writer.end();
+    }
+  };
+  const samples = await writeSamples(ziglet, held.paged, held.sequences, logits, options, (samples) => {
+    write(samples);
+    tokens = samples.reduce((sum, { bytes }) => sum + bytes.length, 0);
+    tokensPerSecond = tokens / (performance.now() - decodeStart) * 1000;
+    return terminal.status(status);
   });
 
   // 3. The end: the blocks, the status.
-  tokens = samples.reduce((sum, { bytes }) => sum + bytes.length, 0);
   const totalSeconds = (performance.now() - start) / 1000;
   const cost = held.cost();
   if (options.showBlocks || terminal.live) showBlocks(terminal, cost, "sample");
-  const stopped = stoppedText(samples, options.tokens, maxSeqLen);
-  terminal.finish(`[${statusText()}${stopped}]`, { always: stopped !== "" });
+  const stopped = stoppedFacts(samples, options.tokens, maxSeqLen);
+  terminal.finish(status(stopped), { always: stopped.length > 0 });
   return { tokens, tokensPerSecond, bitsPerByte: null, attendSeconds: ziglet.attendSeconds, totalSeconds, cost };
 }
 
-/** The likeliest texts behind the prompt, best first. */
+/** The likeliest texts behind the prompt, best first; what all of them begin with is written as soon as it is known. */
 async function writeBeams({ ziglet, options, terminal, promptTokens }: Run, width: number): Promise<Measured> {
   const { maxSeqLen } = ziglet.config;
   using held = newPagedCache(options, ziglet.config, maxSeqLen);
-  const statusText = () =>
-    `${width} beams, ${tokens} tokens, ${rateText(tokensPerSecond)}${cacheLabel(options, held.cost())}`;
+  const status = (ending: string[] = []): Facts => ({
+    counts: [countText(width, "beam"), countText(tokens, "token")],
+    details: [...rateFacts(tokensPerSecond), ...cacheFacts(options, held.cost())],
+    ending,
+  });
   let tokens = 0;
   let tokensPerSecond: number | null = null;
 
@@ -131,12 +149,14 @@ async function writeBeams({ ziglet, options, terminal, promptTokens }: Run, widt
   const logits = ziglet.prefill(promptTokens, held.cache); // [vocab]
   held.fork(width);
 
-  // 2. The search. Which text is the best may change with the last byte, so none is written before.
+  // 2. The search. Which text is the best may change with the last byte, but not what all of them have in common.
+  const writer = new TextWriter(terminal, options.prompt);
   const searchStart = performance.now();
-  const beams = await searchBeams(ziglet, held.paged, held.sequences, logits, options.tokens, (best) => {
-    tokens = best.bytes.length;
+  const beams = await searchBeams(ziglet, held.paged, held.sequences, logits, options.tokens, (beams) => {
+    writer.grow("beam 1", commonStart(beams));
+    tokens = Math.max(...beams.map(({ bytes }) => bytes.length));
     tokensPerSecond = tokens / (performance.now() - searchStart) * 1000;
-    return terminal.status(() => `[${statusText()}]`);
+    return terminal.status(status);
   });
 
   // 3. The end: the texts, the blocks, the status.
@@ -146,11 +166,13 @@ async function writeBeams({ ziglet, options, terminal, promptTokens }: Run, widt
   tokens = best.bytes.length;
   for (const [i, { bytes, score }] of beams.entries()) {
     if (i > 0 && !options.allBeams && !terminal.live) break;
-    printText(terminal, `beam ${i + 1}, log-probability ${score.toFixed(4)}`, options.prompt, bytes);
+    writer.grow(`beam ${i + 1}`, bytes);
+    writer.end();
+    terminal.text(`--- log-probability ${score.toFixed(4)} ---\n`);
   }
   if (options.showBlocks || terminal.live) showBlocks(terminal, cost, "sequence");
-  const stopped = stoppedText([best], options.tokens, maxSeqLen);
-  terminal.finish(`[${statusText()}${stopped}]`, { always: stopped !== "" });
+  const stopped = stoppedFacts([best], options.tokens, maxSeqLen);
+  terminal.finish(status(stopped), { always: stopped.length > 0 });
   return {
     tokens,
     tokensPerSecond,
@@ -162,11 +184,44 @@ async function writeBeams({ ziglet, options, terminal, promptTokens }: Run, widt
   };
 }
 
-/** One of several texts, under a line that says which. */
-function printText(terminal: Terminal, title: string, prompt: string, bytes: number[]): void {
-  terminal.endLine();
-  terminal.text(`--- ${title} ---\n${prompt}${textOf(bytes)}`);
-  terminal.endLine();
+/** Writes one of several texts at a time, under a line that says which, as far as it is known. */
+class TextWriter {
+  readonly #terminal: Terminal;
+  readonly #prompt: string;
+  /** Of the present text; null between two. A byte is a token, a character may be several: it waits for the rest. */
+  #decoder: TextDecoder | null = null;
+  #written = 0;
+
+  constructor(terminal: Terminal, prompt: string) {
+    this.#terminal = terminal;
+    this.#prompt = prompt;
+  }
+
+  /** Writes what is new of a text: all bytes that are known of it are given. */
+  grow(title: string, bytes: number[]): void {
+    if (this.#decoder === null) {
+      this.#decoder = newDecoder();
+      this.#terminal.endLine();
+      this.#terminal.text(`--- ${title} ---\n${this.#prompt}`);
+    }
+    this.#terminal.text(this.#decoder.decode(Uint8Array.from(bytes.slice(this.#written)), { stream: true }));
+    this.#written = bytes.length;
+  }
+
+  /** Ends the present text. */
+  end(): void {
+    if (this.#decoder !== null) this.#terminal.text(this.#decoder.decode());
+    this.#terminal.endLine();
+    this.#decoder = null;
+    this.#written = 0;
+  }
+}
+
+/** The bytes that all texts begin with. */
+function commonStart(beams: readonly Beam[]): number[] {
+  const [first, ...others] = beams.map(({ bytes }) => bytes);
+  const length = first!.findIndex((byte, i) => others.some((bytes) => bytes[i] !== byte));
+  return length < 0 ? first! : first!.slice(0, length);
 }
 
 function showBlocks(terminal: Terminal, { survey, contiguousBytes }: CacheCost, rowName: string): void {
@@ -175,23 +230,23 @@ function showBlocks(terminal: Terminal, { survey, contiguousBytes }: CacheCost, 
   terminal.line(`\n${drawBlocks(survey, { rowName, columns, colors, contiguousBytes })}`);
 }
 
-/** Why texts are shorter than they were to be; "" if none is. */
-function stoppedText(texts: { bytes: number[]; ended: boolean }[], tokens: number, maxSeqLen: number): string {
+/** Why texts are shorter than they were to be, if any is. */
+function stoppedFacts(texts: { bytes: number[]; ended: boolean }[], tokens: number, maxSeqLen: number): string[] {
   const ended = texts.filter(({ ended }) => ended).length;
   const isFull = texts.some((text) => !text.ended && text.bytes.length < tokens);
   const reasons = [
     ...(ended === 0 ? [] : [`the model ended ${texts.length === 1 ? "the text" : `${ended} of the texts`}`]),
     ...(isFull ? [fullText(maxSeqLen)] : []),
   ];
-  return reasons.length === 0 ? "" : `, stopped: ${reasons.join(", ")}`;
+  return reasons.length === 0 ? [] : [`stopped: ${reasons.join(", ")}`];
 }
 
 function fullText(maxSeqLen: number): string {
   return `the context of ${maxSeqLen} positions is full`;
 }
 
-function rateText(tokensPerSecond: number | null): string {
-  return tokensPerSecond === null ? "" : `${tokensPerSecond.toFixed(0)} tokens/s, `;
+function rateFacts(tokensPerSecond: number | null): string[] {
+  return tokensPerSecond === null ? [] : [`${tokensPerSecond.toFixed(0)} tokens/s`];
 }
 
 function textOf(bytes: number[]): string {

@@ -82,8 +82,37 @@ test("generate.ts says nothing when its pipe is closed", TIMEOUT, async () => {
   assert.equal(code, 0);
 });
 
-test("generate.ts --help lists the options", TIMEOUT, async () => {
+test("generate.ts --prompt-file goes on from the text of a file, every byte of it", TIMEOUT, async () => {
+  const directory = mkdtempSync(join(tmpdir(), "kvern-"));
+  try {
+    const path = join(directory, "prompt.zig");
+    const prompt = "\n// größer: ≤\n\n";
+    writeFileSync(path, prompt);
+    assert.equal(
+      await output("--prompt-file", path, "--tokens", "20"),
+      await output(`--prompt=${prompt}`, "--tokens=20"),
+    );
+    writeFileSync(path, "");
+    assert.equal(await output("--prompt-file", path, "--tokens", "20"), await output("--prompt=", "--tokens=20"));
+    writeFileSync(path, Uint8Array.of(0x61, 0xff));
+    await refused(["--prompt-file", path], /prompt\.zig: its 2 bytes are no text in UTF-8/);
+    await refused(["--prompt-file", join(directory, "nowhere")], /nowhere: no such file/);
+    await refused(["--prompt-file", directory], /cannot be read/);
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+});
+
+test("generate.ts counts one token as one", TIMEOUT, async () => {
+  const { stderr } = await generate(["--prompt", "a".repeat(1023), "--tokens", "5", "--temperature", "0"]);
+  assert.match(stderr, /^\[1 token, [^\n]*stopped: the context of 1024 positions is full\]\n$/);
+});
+
+test("generate.ts --help and -h list the options", TIMEOUT, async () => {
   const text = await output("--help");
+  assert.equal(await output("-h"), text);
+  for (const line of text.split("\n").slice(4)) assert.match(line, /^$|^  --[a-z-]+ .* {1,}\S/);
+  assert.ok(text.includes("--prompt-file FILE "));
   for (const name of ["prompt TEXT", "tokens N", "temperature T", "seed N", "cache KIND", "kv DTYPE", "score FILE"]) {
     assert.ok(text.includes(`--${name} `), name);
   }
@@ -183,7 +212,10 @@ test("generate.ts --compare measures with the cache and without it", LONG_TIMEOU
 });
 
 const WRONG_ARGUMENTS: [string[], RegExp][] = [
-  [["--unknown"], /unknown option --unknown/],
+  [["--unknown"], /unknown option --unknown: --help lists them all/],
+  [["--sample", "2"], /unknown option --sample: there is --samples/],
+  [["--promptfile", "a"], /unknown option --promptfile: there is --prompt, --prompt-file/],
+  [["--prompt", "a", "--prompt-file", "b"], /--prompt and --prompt-file exclude each other/],
   [["-x"], /unknown option -x/],
   [["--no-json"], /unknown option --no-json/],
   [["--a\nb"], /unknown option --a b/],

@@ -109,16 +109,17 @@ test("generate.ts --beams prints the best text, and all of them when asked", TIM
   const given = ["--prompt", PROMPT, "--tokens", "25", "--beams", "3"];
   const all = await output(...given, "--all-beams");
   assert.equal(await output(...given, "--all-beams"), all, "deterministic");
-  const found = [...all.matchAll(/^--- beam (\d), log-probability (-[\d.]+) ---\n/gm)];
-  assert.deepEqual(found.map(([, number]) => number), ["1", "2", "3"]);
-  const scores = found.map(([, , score]) => Number(score));
+  const titles = [...all.matchAll(/^--- beam (\d) ---\n/gm)];
+  assert.deepEqual(titles.map(([, number]) => number), ["1", "2", "3"]);
+  const scores = [...all.matchAll(/^--- log-probability (-[\d.]+) ---\n/gm)].map(([, score]) => Number(score));
+  assert.equal(scores.length, 3);
   assert.deepEqual(scores, scores.toSorted((a, b) => b - a));
-  assert.equal(await output(...given), all.slice(0, found[1]!.index));
+  assert.equal(await output(...given), all.slice(0, titles[1]!.index));
 
   const report = JSON.parse(await output(...given, "--json"));
   assert.equal(report.tokens, 25);
   assert.deepEqual(report.beams.map(({ score }: { score: number }) => Number(score.toFixed(4))), scores);
-  assert.ok(all.startsWith(`${found[0]![0]}${PROMPT}${report.beams[0].text}\n`));
+  assert.ok(all.startsWith(`${titles[0]![0]}${PROMPT}${report.beams[0].text}\n--- log-probability `));
   assert.equal(report.samples, null);
   assert.ok(report.blocksShared >= Math.floor((1 + PROMPT.length) / 16));
 });
@@ -126,7 +127,7 @@ test("generate.ts --beams prints the best text, and all of them when asked", TIM
 test("generate.ts --beams 1 takes the likeliest byte each time", TIMEOUT, async () => {
   const { prompt, greedy } = golden.cases[0]!;
   const text = await output(`--prompt=${prompt}`, "--beams", "1", "--tokens", `${greedy.length}`);
-  assert.equal(text.replace(/^--- [^\n]*\n/, ""), `${prompt}${greedy}\n`);
+  assert.equal(text.replaceAll(/^--- [^\n]* ---\n/gm, ""), `${prompt}${greedy}\n`);
 });
 
 test("a beam search finds what a search over copies of every text finds", LONG_TIMEOUT, async () => {
