@@ -253,13 +253,30 @@ function readArguments(args: string[]): Map<OptionName, string> {
   return given;
 }
 
-/** An option nobody knows, and those whose names begin like it. */
+/** An option nobody knows, with those whose names begin like it, or else with the one whose name comes nearest. */
 function unknownText(rawName: string): string {
-  const start = rawName.replace(/^-+(no-)?/, "").slice(0, 3).toLowerCase();
-  const alike = Object.keys(OPTIONS).filter((name) => start !== "" && name.startsWith(start)).map((name) =>
-    `--${name}`
-  );
-  return `unknown option ${rawName}: ${alike.length > 0 ? `there is ${alike.join(", ")}` : "--help lists them all"}`;
+  const name = rawName.replace(/^-+(no-)?/, "").toLowerCase(), start = name.slice(0, 3);
+  const known = Object.keys(OPTIONS);
+  let alike = known.filter((option) => start !== "" && option.startsWith(start));
+  if (alike.length === 0) {
+    const lettersApart = Math.floor(name.length / 3); // a third of a name may be wrong
+    alike = known.filter((option) => distanceOf(name, option) <= lettersApart).slice(0, 1);
+  }
+  const names = alike.map((option) => `--${option}`).join(", ");
+  return `unknown option ${rawName}: ${names === "" ? "--help lists them all" : `there is ${names}`}`;
+}
+
+/** Letters to add, drop or replace to make one word of another (Levenshtein's distance). */
+function distanceOf(from: string, to: string): number {
+  let row = Array.from({ length: to.length + 1 }, (_, j) => j);
+  for (const [i, letter] of [...from].entries()) {
+    const next = [i + 1];
+    for (let j = 0; j < to.length; j++) {
+      next.push(Math.min(row[j]! + (letter === to[j] ? 0 : 1), row[j + 1]! + 1, next[j]! + 1));
+    }
+    row = next;
+  }
+  return row.at(-1)!;
 }
 
 function isOptionName(name: string): name is OptionName {

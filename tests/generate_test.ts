@@ -213,6 +213,7 @@ test("generate.ts --compare measures with the cache and without it", LONG_TIMEOU
 
 const WRONG_ARGUMENTS: [string[], RegExp][] = [
   [["--unknown"], /unknown option --unknown: --help lists them all/],
+  [["--semples=2"], /unknown option --semples: there is --samples$/m],
   [["--sample", "2"], /unknown option --sample: there is --samples/],
   [["--promptfile", "a"], /unknown option --promptfile: there is --prompt, --prompt-file/],
   [["--prompt", "a", "--prompt-file", "b"], /--prompt and --prompt-file exclude each other/],
