@@ -276,12 +276,15 @@ test("samples and beams end where the model ends the text", TIMEOUT, async () =>
     const logits = tiny!.prefill(Uint8Array.of(0, 1, 2), first);
     return await search(cache, [first, first.fork()], logits);
   };
-  const finished: number[] = [];
-  const events = { finished: ({ number }: Sample) => void finished.push(number), progress: () => Promise.resolve() };
+  const told: number[] = [];
+  const progress = (samples: readonly Sample[]) => {
+    told.push(...samples.filter(({ finished }) => finished).map(({ number }) => number));
+    return Promise.resolve();
+  };
   const given = { tokens: 9, temperature: 0, seed: 1 };
-  const samples = await run((...start) => writeSamples(tiny!, ...start, given, events));
-  assert.deepEqual(samples, [1, 2].map((number) => ({ number, bytes: [], ended: true })));
-  assert.deepEqual(finished, [1, 2]);
+  const samples = await run((...start) => writeSamples(tiny!, ...start, given, progress));
+  assert.deepEqual(samples, [1, 2].map((number) => ({ number, bytes: [], ended: true, finished: true })));
+  assert.deepEqual(told, [1, 2]);
 
   const beams = await run((...start) => searchBeams(tiny!, ...start, 9, () => Promise.resolve()));
   assert.deepEqual(beams.map(({ bytes, ended }) => [bytes, ended]), [[[], true], [[1], true]]);
