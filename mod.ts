@@ -42,10 +42,12 @@ export type {
   AppendResult,
   CommitOptions,
   ContiguousKv,
+  ContiguousRun,
   DevicePlacement,
   GatheredRows,
   GatherOptions,
   KvCache,
+  NoContiguousRun,
   PackedView,
   Tier,
   View,
@@ -74,7 +76,7 @@ export type { KvFormat } from "./src/format.ts";
 export { PagedCache } from "./src/paged_cache.ts";
 export { type LayerShape, type PagedCacheOptions, type TailOptions, twoTierDefaults } from "./src/paged_options.ts";
 export type { PagedStats } from "./src/paged_stats.ts";
-export type { LogitErrorOptions, Policy } from "./src/policy.ts";
+export type { HybridPolicy, LogitErrorOptions, Policy, StoreOnlyPolicy, TailOnlyPolicy } from "./src/policy.ts";
 export {
   dequantizeBlock,
   type DequantizeBlockOptions,
@@ -90,6 +92,6 @@ export {
   type RecordDType,
   unpackBlock,
 } from "./src/quantization.ts";
-export type { Retention } from "./src/retention.ts";
+export type { KeepAll, KeepNewest, Retention } from "./src/retention.ts";
 export type { HalfArray, Rows } from "./src/rows.ts";
 export { Sequence, type SequenceCommitOptions } from "./src/sequence.ts";

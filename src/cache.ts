@@ -150,22 +150,28 @@ export interface PackedView {
   readonly dtypeV: FloatDType;
 }
 
+/** The rows of a layer as one run `[row][kv_head][head_dim]`. */
+export interface ContiguousRun {
+  /** There is such a run. */
+  readonly ok: true;
+  /** Keys, zero copy. */
+  readonly k: Float32Array | Uint16Array;
+  /** Values, zero copy. */
+  readonly v: Float32Array | Uint16Array;
+  /** Rows in the run. */
+  readonly length: number;
+}
+
+/** Why the rows of a layer are not one run `[row][kv_head][head_dim]`. */
+export interface NoContiguousRun {
+  /** There is no such run. */
+  readonly ok: false;
+  /** What stands in the way; `gather` and `attend` work all the same. */
+  readonly reason: "head_major" | "not_adjacent" | "quantized" | "evicted" | "on_gpu";
+}
+
 /** The rows of a layer as one run `[row][kv_head][head_dim]`, or why there is no such run. */
-export type ContiguousKv =
-  | {
-    readonly ok: true;
-    /** Keys, zero copy. */
-    readonly k: Float32Array | Uint16Array;
-    /** Values, zero copy. */
-    readonly v: Float32Array | Uint16Array;
-    /** Rows in the run. */
-    readonly length: number;
-  }
-  | {
-    readonly ok: false;
-    /** What stands in the way; `gather` and `attend` work all the same. */
-    readonly reason: "head_major" | "not_adjacent" | "quantized" | "evicted" | "on_gpu";
-  };
+export type ContiguousKv = ContiguousRun | NoContiguousRun;
 
 /** One sequence of tokens: what a model needs of a cache, and all it needs. */
 export interface KvCache {

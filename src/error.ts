@@ -7,47 +7,50 @@
  * @module
  */
 
-/** Why a call was refused; a refused call has changed nothing, `advance` on a full sequence excepted. */
+/**
+ * Why a call was refused; a refused call has changed nothing, `advance` on a full sequence excepted.
+ *
+ * - `invalid_config`: an option out of its range, or two that contradict each other.
+ * - `layer_out_of_range`: a layer this cache does not have.
+ * - `sequence_out_of_range`: a sequence this cache does not have.
+ * - `position_out_of_range`: a position past the rows there are, or rows that were let go.
+ * - `invalid_size`: `k` unlike `v`, rows that are not whole, a buffer too short.
+ * - `not_finite`: NaN, an infinity, or a value the storage dtype would turn into one.
+ * - `cache_full`: `maxSeqLen` would be passed.
+ * - `pool_empty`: no free block.
+ * - `out_of_memory`: past the memory limit, or the system refused.
+ * - `block_too_large`: a block larger than the pool's limit.
+ * - `commit_mismatch`: the layers do not all have the rows a commit needs.
+ * - `stale_handle`: the cache, sequence, pool or buffer was freed.
+ * - `stale_view`: the rows behind a view have changed.
+ * - `unsupported`: this format, layout or device cannot do it.
+ * - `bad_snapshot`: a damaged snapshot; no call gives it yet.
+ * - `snapshot_mismatch`: a snapshot of another geometry; no call gives it yet.
+ * - `no_device`: no GPU; no call gives it yet.
+ * - `needs_permission`: a runtime flag is missing; the text names it.
+ * - `aborted`: an AbortSignal ended it; no call gives it yet.
+ * - `library_unavailable`: the native library is not built, not found, or of another version.
+ */
 export type KvErrorCode =
-  /** An option out of its range, or two that contradict each other. */
   | "invalid_config"
-  /** A layer this cache does not have. */
   | "layer_out_of_range"
-  /** A sequence this cache does not have. */
   | "sequence_out_of_range"
-  /** A position past the rows there are. */
   | "position_out_of_range"
-  /** `k` unlike `v`, rows that are not whole, a buffer too short. */
   | "invalid_size"
-  /** NaN, an infinity, or a value the storage dtype would turn into one. */
   | "not_finite"
-  /** `maxSeqLen` would be passed. */
   | "cache_full"
-  /** No free block. */
   | "pool_empty"
-  /** Past the memory limit, or the system refused. */
   | "out_of_memory"
-  /** A block larger than the pool's limit. */
   | "block_too_large"
-  /** The layers do not all have the rows a commit needs. */
   | "commit_mismatch"
-  /** The cache or sequence was freed. */
   | "stale_handle"
-  /** The rows behind a view have changed. */
   | "stale_view"
-  /** This format, layout or device cannot do it. */
   | "unsupported"
-  /** A damaged snapshot. */
   | "bad_snapshot"
-  /** A snapshot of another geometry. */
   | "snapshot_mismatch"
-  /** No GPU. */
   | "no_device"
-  /** A runtime flag is missing; the text names it. */
   | "needs_permission"
-  /** An AbortSignal ended it. */
   | "aborted"
-  /** The native library is not built, not found, or of another version. */
   | "library_unavailable";
 
 /**

@@ -39,44 +39,47 @@ export interface LogitErrorOptions {
   readonly queryNorm?: number;
 }
 
+/** A {@linkcode Policy} under which nothing migrates. */
+export interface TailOnlyPolicy {
+  /** Nothing migrates. */
+  readonly kind: "tail-only";
+}
+
+/** A {@linkcode Policy} under which each block migrates as soon as it is full. */
+export interface StoreOnlyPolicy extends LogitErrorOptions {
+  /** Each block migrates as soon as it is full. */
+  readonly kind: "store-only";
+  /** The format of rows that have migrated. */
+  readonly store?: KvFormat;
+  /** First rows whose blocks never migrate; 0 by default. */
+  readonly sinkTokens?: number;
+}
+
+/** A {@linkcode Policy} under which the newest rows stay in the tail and older ones migrate. */
+export interface HybridPolicy extends LogitErrorOptions {
+  /** The newest rows stay in the tail, older ones migrate. */
+  readonly kind: "hybrid";
+  /** What stays. */
+  readonly tail: {
+    /** Newest rows that stay, a multiple of `blockSize`; up to `blockSize - 1` more stay until their block is full. */
+    readonly tokens: number;
+    /** First rows whose blocks never migrate; 0 by default. */
+    readonly sinkTokens?: number;
+  };
+  /** The format of rows that have migrated. */
+  readonly store?: KvFormat;
+}
+
 /**
  * What becomes of the rows of a {@linkcode PagedCache} as they grow old.
  *
  * `store` is the format they migrate to; layers with a `store` of their own do not ask it, and it may be absent where
  * every layer that is to migrate has one. Plain data: `JSON.parse(JSON.stringify(policy))` says the same.
  */
-export type Policy =
-  | {
-    /** Nothing migrates. */
-    readonly kind: "tail-only";
-  }
-  | LogitErrorOptions & {
-    /** Each block migrates as soon as it is full. */
-    readonly kind: "store-only";
-    /** The format of rows that have migrated. */
-    readonly store?: KvFormat;
-    /** First rows whose blocks never migrate; 0 by default. */
-    readonly sinkTokens?: number;
-  }
-  | LogitErrorOptions & {
-    /** The newest rows stay in the tail, older ones migrate. */
-    readonly kind: "hybrid";
-    /** What stays. */
-    readonly tail: {
-      /** Newest rows that stay, a multiple of `blockSize`; up to `blockSize - 1` more stay until their block is full. */
-      readonly tokens: number;
-      /** First rows whose blocks never migrate; 0 by default. */
-      readonly sinkTokens?: number;
-    };
-    /** The format of rows that have migrated. */
-    readonly store?: KvFormat;
-  };
-
-type Hybrid = Extract<Policy, { kind: "hybrid" }>;
-type StoreOnly = Extract<Policy, { kind: "store-only" }>;
+export type Policy = TailOnlyPolicy | StoreOnlyPolicy | HybridPolicy;
 
 /** The names of every kind of policy together. */
-const POLICY_NAMES: OptionNames = optionNames<Hybrid & StoreOnly>({
+const POLICY_NAMES: OptionNames = optionNames<HybridPolicy & Omit<StoreOnlyPolicy, "kind">>({
   kind: true,
   tail: true,
   store: true,
@@ -85,7 +88,7 @@ const POLICY_NAMES: OptionNames = optionNames<Hybrid & StoreOnly>({
   queryNorm: true,
 });
 
-const POLICY_TAIL_NAMES: OptionNames = optionNames<Hybrid["tail"]>({
+const POLICY_TAIL_NAMES: OptionNames = optionNames<HybridPolicy["tail"]>({
   tokens: true,
   sinkTokens: true,
 });

@@ -14,25 +14,29 @@ import { checkCount, checkOption } from "./config.ts";
 import { KvError } from "./error.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
-/** Which rows of a sequence are seen after a commit. */
-export type Retention =
-  | {
-    /** Nothing leaves; `cache_full` at `maxSeqLen`. */
-    readonly keep: "all";
-  }
-  | {
-    /**
-     * The newest rows stay, and the first ones if asked; positions never change. `rewindTokens` more are not seen, and
-     * stay for a truncate.
-     */
-    readonly keep: "newest";
-    /** Rows that stay, sinks included, at least 1. */
-    readonly tokens: number;
-    /** First rows that never leave, fewer than `tokens`; 0 by default. */
-    readonly sinkTokens?: number;
-  };
+/** A {@linkcode Retention} under which no row leaves. */
+export interface KeepAll {
+  /** Nothing leaves; `cache_full` at `maxSeqLen`. */
+  readonly keep: "all";
+}
 
-const RETENTION_NAMES: OptionNames = optionNames<Extract<Retention, { keep: "newest" }>>({
+/** A {@linkcode Retention} under which the newest rows stay. */
+export interface KeepNewest {
+  /**
+   * The newest rows stay, and the first ones if asked; positions never change. `rewindTokens` more are not seen, and
+   * stay for a truncate.
+   */
+  readonly keep: "newest";
+  /** Rows that stay, sinks included, at least 1. */
+  readonly tokens: number;
+  /** First rows that never leave, fewer than `tokens`; 0 by default. */
+  readonly sinkTokens?: number;
+}
+
+/** Which rows of a sequence are seen after a commit. */
+export type Retention = KeepAll | KeepNewest;
+
+const RETENTION_NAMES: OptionNames = optionNames<KeepNewest>({
   keep: true,
   tokens: true,
   sinkTokens: true,
