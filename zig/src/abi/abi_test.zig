@@ -99,9 +99,13 @@ test "buffers: null, short and absurd counts are refused, a null for no elements
 }
 
 test "records: unknown flags and fields are unsupported, bad words are refused" {
-    var unknown = options ++ [_]u32{5};
-    unknown[0] = 44;
-    try expectStatus(.unsupported, contiguous.create(bytes(&unknown), 44));
+    var unknown = options ++ [_]u32{ 0, 5 };
+    unknown[0] = 48;
+    try expectStatus(.unsupported, contiguous.create(bytes(&unknown), 48));
+    // Query heads that KV heads do not divide, of a caller that knows them.
+    unknown[3] = 2;
+    unknown[10] = 3;
+    try expectStatus(.invalid_config, contiguous.create(bytes(&([_]u32{44} ++ unknown[1..11].*)), 44));
     for (1..6) |field| {
         var bad = options;
         bad[field] = 0;

@@ -17,10 +17,10 @@ const largest = std.math.floatMax(f32);
 
 fn forEachLevel(comptime body: fn () anyerror!void) !void {
     const before = dispatch.kernels().level;
-    defer dispatch.setLevel(before) catch unreachable;
+    defer dispatch.changeLevel(before) catch unreachable;
     for (std.enums.values(dispatch.Level)) |level| {
         if (dispatch.tableOf(level) == null) continue;
-        try dispatch.setLevel(level);
+        try dispatch.changeLevel(level);
         body() catch |err| {
             std.debug.print("level {s}\n", .{@tagName(level)});
             return err;
