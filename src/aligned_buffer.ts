@@ -11,10 +11,13 @@ import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
 import { adapter } from "./ffi/library.ts";
 import { newRecord } from "./ffi/record.ts";
-import { countText, refusal } from "./ffi/status.ts";
+import { countText, type FreedRule, freedRule, refusal } from "./ffi/status.ts";
 import { freePartWhenDropped, unwatch } from "./finalization.ts";
+import { showAs } from "./inspect.ts";
 import { checkFloats, inputCount } from "./rows.ts";
 import { detach, isDetached } from "./typed_array.ts";
+
+const FREED: FreedRule = freedRule("buffer");
 
 /** Which buffer an ArrayBuffer lies on: an array alone keeps its buffer. */
 const owners = new WeakMap<ArrayBuffer, AlignedBuffer>();
@@ -68,6 +71,9 @@ export class AlignedBuffer {
 
   static {
     takeBuffer = (native, handle) => new AlignedBuffer(native, handle);
+    showAs(AlignedBuffer, (buffer) => {
+      return buffer.#handle === 0 ? undefined : { capacity: buffer.capacity, length: buffer.length };
+    });
   }
 
   private constructor(native: Library, handle: number) {
@@ -75,7 +81,7 @@ export class AlignedBuffer {
     this.#handle = handle;
     const record = newRecord("buffer");
     const status = native.kv_buffer_info(handle, record, record.byteLength);
-    if (status < 0) throw refusal(status, "look at a buffer");
+    if (status < 0) throw refusal(status, "look at a buffer", BUFFER_RULES);
     this.#addressLow = record[1]!;
     this.#addressHigh = record[2]!;
     this.#capacity = record[3]!;
@@ -94,7 +100,7 @@ export class AlignedBuffer {
    */
   get length(): number {
     const length = this.#library.kv_buffer_length(this.#handle);
-    if (length < 0) throw refusal(length, "read the length of a buffer");
+    if (length < 0) throw refusal(length, "read the length of a buffer", FREED);
     return length;
   }
 
@@ -129,6 +135,7 @@ export class AlignedBuffer {
     const length = this.#library.kv_buffer_extend(this.#handle, values, count);
     if (length >= 0) return;
     throw refusal(length, `extend a buffer by ${countText(count, "element")}`, {
+      ...FREED,
       invalid_size: () => `it holds at most ${this.#capacity}: its length is ${this.length}`,
     });
   }
@@ -140,7 +147,7 @@ export class AlignedBuffer {
    */
   clear(): void {
     const status = this.#library.kv_buffer_clear(this.#handle);
-    if (status < 0) throw refusal(status, "clear a buffer");
+    if (status < 0) throw refusal(status, "clear a buffer", FREED);
   }
 
   /**
@@ -150,7 +157,7 @@ export class AlignedBuffer {
    */
   clone(): AlignedBuffer {
     const handle = this.#library.kv_buffer_clone(this.#handle);
-    if (handle < 0) throw refusal(handle, "clone a buffer", BUFFER_RULES);
+    if (handle < 0) throw refusal(handle, "clone a buffer", { ...BUFFER_RULES, ...FREED });
     return new AlignedBuffer(this.#library, handle);
   }
 

@@ -12,6 +12,7 @@ import { checkCount } from "./config.ts";
 import { KvError, type KvErrorCode } from "./error.ts";
 import { ATTEND_FLAGS, type AttendRecord } from "./ffi/record.ts";
 import { refusal } from "./ffi/status.ts";
+import { notFiniteRule, queryPlace } from "./not_finite.ts";
 import { type OptionNames, optionNames } from "./option_names.ts";
 import { checkFloats, inputCount, outputCount, overlapRule } from "./rows.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
@@ -189,6 +190,7 @@ export function attendRefusal(
   return refusal(status, `attend in layer ${layer}`, {
     ...rules,
     invalid_config: () => valueRule(given) ?? memoryRule(q, given),
+    not_finite: () => queriesRule(q, queryCount, headDim),
     invalid_size: () => {
       const row = queryCount * headDim;
       if (qHeadCount !== undefined && lengthOf(q) !== row * qHeadCount) {
@@ -202,6 +204,12 @@ export function attendRefusal(
         lengths.join(", ");
     },
   });
+}
+
+/** The rule that a number among the queries breaks. */
+function queriesRule(q: Float32Array, queryCount: number, headDim: number): string {
+  const place = queryPlace(lengthOf(q) / (queryCount * headDim), headDim);
+  return notFiniteRule([{ name: "q", array: q, storedAs: ["f32"], place }]);
 }
 
 /** The rule that an element of an array breaks, if one does. */

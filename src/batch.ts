@@ -8,9 +8,9 @@ import type { AttendOptions } from "./attention.ts";
 import type { AppendOptions } from "./cache.ts";
 import { checkCount } from "./config.ts";
 import { KvError } from "./error.ts";
-import { countText } from "./ffi/status.ts";
+import { CACHE_FREED, countText, type FreedRule } from "./ffi/status.ts";
 import { type OptionNames, optionNames } from "./option_names.ts";
-import type { AskedRows } from "./paged_memory.ts";
+import type { AskedRows, PagedMemory } from "./paged_memory.ts";
 import { isMissingRows, missingRowsText } from "./retention.ts";
 import { memoryOf, type Sequence } from "./sequence.ts";
 import type { SequenceMemory } from "./sequence_memory.ts";
@@ -67,8 +67,18 @@ export const BATCH_ATTEND_NAMES: OptionNames = optionNames<BatchAttendOptions>({
 /** The rules about a batch. */
 export const BATCH_RULES = {
   invalid_config: () => "a sequence may stand there once",
-  stale_handle: () => "the cache or one of the sequences was freed",
 };
+
+/** The rule about what was freed, the cache or which of the sequences. */
+export function batchFreedRule(batch: readonly SequenceMemory[], cache: PagedMemory): FreedRule {
+  return {
+    stale_handle: () => {
+      const index = batch.findIndex(({ handle }) => cache.library.kv_sequence_seq_len(handle) < 0);
+      const rule = cache.freedRule.stale_handle();
+      return index < 0 || rule === CACHE_FREED ? rule : `${rule}: it is sequence ${index} of the call`;
+    },
+  };
+}
 
 /** The native sequences of a batch. */
 export function batchOf(sequences: readonly Sequence[]): SequenceMemory[] {

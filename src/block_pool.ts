@@ -18,7 +18,8 @@ import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
 import { library } from "./ffi/library.ts";
 import { newRecord, poolRecord, uint64At } from "./ffi/record.ts";
-import { countText, refusal } from "./ffi/status.ts";
+import { countText, freedRule, refusal } from "./ffi/status.ts";
+import { showAs } from "./inspect.ts";
 import { freePartWhenDropped, unwatch } from "./finalization.ts";
 import { checkFits, headBytes, type KvFormat, type Sides, sidesOf } from "./format.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
@@ -113,6 +114,11 @@ export class BlockPool {
   #handle: number;
 
   static {
+    showAs(BlockPool, (pool) => {
+      if (pool.#handle === 0) return undefined;
+      const { usedBlocks, totalBlocks, reservedBytes } = pool.stats();
+      return { shape: pool.#shape, usedBlocks, totalBlocks, reservedBytes };
+    });
     poolShape = (pool) => pool.#shape;
     poolHandle = (pool) => {
       if (typeof pool !== "object" || pool === null || !(#handle in pool)) {
@@ -175,7 +181,10 @@ export class BlockPool {
     checkCount("n", n);
     const status = this.#library.kv_pool_prewarm(this.#handle, n, k, v);
     if (status < 0) {
-      throw refusal(status, `prewarm ${countText(n, "block")}`, { pool_empty: () => "maxBytes would be passed" });
+      throw refusal(status, `prewarm ${countText(n, "block")}`, {
+        ...freedRule("pool"),
+        pool_empty: () => "maxBytes would be passed",
+      });
     }
   }
 
@@ -189,7 +198,7 @@ export class BlockPool {
     const [k, v] = this.#formatWords(format, action);
     const record = newRecord("poolStats");
     const status = this.#library.kv_pool_stats(this.#handle, k, v, record, record.byteLength);
-    if (status < 0) throw refusal(status, action);
+    if (status < 0) throw refusal(status, action, freedRule("pool"));
     return poolStatsOf(record);
   }
 

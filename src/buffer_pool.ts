@@ -10,8 +10,9 @@ import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
 import { library } from "./ffi/library.ts";
 import { bufferPoolRecord, newRecord, uint64At } from "./ffi/record.ts";
-import { countText, refusal } from "./ffi/status.ts";
+import { countText, freedRule, refusal } from "./ffi/status.ts";
 import { freePartWhenDropped, unwatch } from "./finalization.ts";
+import { showAs } from "./inspect.ts";
 import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /** How much a {@linkcode BufferPool} keeps, and how large it may grow. */
@@ -78,6 +79,14 @@ const BUFFER_BYTES_MAX = (2 ** 31 - 1) * 4;
  * ```
  */
 export class BufferPool {
+  static {
+    showAs(BufferPool, (pool) => {
+      if (pool.#handle === 0) return undefined;
+      const { hits, misses, reservedBytes } = pool.stats();
+      return { hits, misses, reservedBytes };
+    });
+  }
+
   readonly #library: Library;
   readonly #buffersPerClass: number;
   /** 0 once it was freed. */
@@ -118,7 +127,7 @@ export class BufferPool {
     const handle = this.#library.kv_buffer_acquire(this.#handle, byteLength);
     if (handle < 0) {
       throw refusal(handle, `acquire a buffer of ${byteLength} bytes`, {
-        ...BUFFER_RULES,
+        ...POOL_RULES,
         invalid_size: () => `a buffer has at most ${BUFFER_BYTES_MAX} bytes`,
       });
     }
@@ -168,7 +177,7 @@ export class BufferPool {
    */
   clear(): void {
     const status = this.#library.kv_buffer_pool_clear(this.#handle);
-    if (status < 0) throw refusal(status, "clear a buffer pool");
+    if (status < 0) throw refusal(status, "clear a buffer pool", POOL_RULES);
   }
 
   /**
@@ -179,7 +188,7 @@ export class BufferPool {
   stats(): BufferPoolStats {
     const record = newRecord("bufferPoolStats");
     const status = this.#library.kv_buffer_pool_stats(this.#handle, record, record.byteLength);
-    if (status < 0) throw refusal(status, "count the buffers of a pool");
+    if (status < 0) throw refusal(status, "count the buffers of a pool", POOL_RULES);
     const hits = uint64At(record, 1), misses = uint64At(record, 3);
     return {
       hits,
@@ -208,11 +217,13 @@ export class BufferPool {
 
   #prewarmRules(n: number) {
     return {
-      ...BUFFER_RULES,
+      ...POOL_RULES,
       invalid_config: () => `the pool keeps at most ${this.#buffersPerClass} of a class: n is ${n}`,
     };
   }
 }
+
+const POOL_RULES = { ...BUFFER_RULES, ...freedRule("pool") };
 
 /** Made outside the class, so that the closure cannot hold the object it waits for. */
 function freeing(native: Library, handle: number): () => void {

@@ -17,7 +17,8 @@ import { appendRows, rangeRules, writeRefusal } from "./contiguous_rows.ts";
 import { ContiguousSequence } from "./contiguous_sequence.ts";
 import { library } from "./ffi/library.ts";
 import { newRecord, uint64At } from "./ffi/record.ts";
-import { refusal } from "./ffi/status.ts";
+import { countText, refusal } from "./ffi/status.ts";
+import { showAs } from "./inspect.ts";
 import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
 import { inputCount, inputDtype, type Rows } from "./rows.ts";
 import type { Side } from "./view.ts";
@@ -72,6 +73,19 @@ export interface ContiguousStats {
 export class ContiguousCache {
   readonly #memory: ContiguousMemory;
   readonly #sequences: Map<number, ContiguousSequence> = new Map();
+
+  static {
+    showAs(ContiguousCache, (cache) => {
+      const { handle, layerCount, sequenceCount, kvHeadCount, headDim, maxSeqLen, dtypeK, dtypeV } = cache;
+      if (handle === 0) return undefined;
+      const shape = { layerCount, sequenceCount, kvHeadCount, headDim, maxSeqLen, dtypeK, dtypeV };
+      return {
+        ...shape,
+        ...(sequenceCount === 1 ? { seqLen: cache.getSeqLen() } : {}),
+        memoryBytes: cache.memoryBytes,
+      };
+    });
+  }
 
   /**
    * Reserves the memory for all rows; pages are used as rows arrive.
@@ -165,7 +179,7 @@ export class ContiguousCache {
     const vCount = inputCount("v", v, "store");
     const { library, handle } = this.#memory;
     const status = library.kv_contiguous_store(handle, layer, sequence, k, kCount, v, vCount, inputCode);
-    if (status < 0) throw writeRefusal(status, this.#memory, "store", layer, sequence, kCount, vCount);
+    if (status < 0) throw writeRefusal(status, this.#memory, "store", layer, sequence, { k, v, dtype });
   }
 
   /**
@@ -180,6 +194,7 @@ export class ContiguousCache {
     const status = this.#memory.library.kv_contiguous_advance(this.#memory.handle);
     if (status < 0) {
       throw refusal(status, "advance", {
+        ...this.#memory.freedRule,
         cache_full: () => `a sequence holds all its ${this.maxSeqLen} rows now: truncate or reset makes room`,
         commit_mismatch: () => "a sequence needs one row pending in every layer or none, and one of them a new row",
       });
@@ -216,16 +231,18 @@ export class ContiguousCache {
   }
 
   /**
-   * The keys of one layer of one sequence without a copy, `[row][kv_head][head_dim]`: committed and pending rows.
+   * The keys of one layer of one sequence without a copy, `[row][kv_head][head_dim]`: committed and pending rows. A cache
+   * of one sequence does not need it named.
    *
    * f16 and bf16 come as their bits. The array has length 0 once its sequence or the cache is freed. Do not transfer its
    * buffer at full size: the cache cannot detach the new one.
    *
+   * @throws {TypeError} no `sequence` where there are several
    * @throws {KvError} `layer_out_of_range`, `sequence_out_of_range`, `needs_permission` in Deno with a path-scoped
    * `--allow-ffi`, `unsupported` on an attached cache or for more than 4 GiB in Bun, `stale_handle`
    */
-  getKeys(layer: number, sequence: number): Float32Array | Uint16Array {
-    return this.#side("k", layer, sequence);
+  getKeys(layer: number, sequence?: number): Float32Array | Uint16Array {
+    return this.#side("k", layer, this.#only(sequence, "keys"));
   }
 
   /**
@@ -233,19 +250,21 @@ export class ContiguousCache {
    *
    * @throws {KvError} as {@linkcode ContiguousCache.getKeys}
    */
-  getValues(layer: number, sequence: number): Float32Array | Uint16Array {
-    return this.#side("v", layer, sequence);
+  getValues(layer: number, sequence?: number): Float32Array | Uint16Array {
+    return this.#side("v", layer, this.#only(sequence, "values"));
   }
 
   /**
-   * Committed rows of one sequence.
+   * Committed rows of one sequence; a cache of one does not need it named.
    *
+   * @throws {TypeError} no `sequence` where there are several
    * @throws {KvError} `sequence_out_of_range`, `stale_handle`
    */
-  getSeqLen(sequence: number): number {
-    checkCount("sequence", sequence);
-    const length = this.#memory.library.kv_contiguous_seq_len(this.#memory.handle, sequence);
-    if (length < 0) throw refusal(length, `read sequence ${sequence}`, rangeRules(this.#memory, 0, sequence));
+  getSeqLen(sequence?: number): number {
+    const index = this.#only(sequence, "the length");
+    checkCount("sequence", index);
+    const length = this.#memory.library.kv_contiguous_seq_len(this.#memory.handle, index);
+    if (length < 0) throw refusal(length, `read sequence ${index}`, rangeRules(this.#memory, 0, index));
     return length;
   }
 
@@ -270,7 +289,7 @@ export class ContiguousCache {
   get memoryBytes(): number {
     const bytes = new Float64Array(1);
     const status = this.#memory.library.kv_contiguous_memory_bytes(this.#memory.handle, bytes, bytes.length);
-    if (status < 0) throw refusal(status, "count the bytes of a cache");
+    if (status < 0) throw refusal(status, "count the bytes of a cache", this.#memory.freedRule);
     return bytes[0]!;
   }
 
@@ -282,7 +301,7 @@ export class ContiguousCache {
   stats(): ContiguousStats {
     const record = newRecord("stats");
     const status = this.#memory.library.kv_contiguous_stats(this.#memory.handle, record, record.byteLength);
-    if (status < 0) throw refusal(status, "count the bytes of a cache");
+    if (status < 0) throw refusal(status, "count the bytes of a cache", this.#memory.freedRule);
     return {
       sequenceCount: record[1]!,
       kvBytes: uint64At(record, 2),
@@ -328,7 +347,7 @@ export class ContiguousCache {
    */
   reset(): void {
     const status = this.#memory.library.kv_contiguous_reset(this.#memory.handle);
-    if (status < 0) throw refusal(status, "reset a cache");
+    if (status < 0) throw refusal(status, "reset a cache", this.#memory.freedRule);
   }
 
   /** Detaches every array handed out and gives the memory back; harmless when repeated, later calls are refused. */
@@ -339,6 +358,16 @@ export class ContiguousCache {
   /** The same as `free`, for `using`. */
   [Symbol.dispose](): void {
     this.free();
+  }
+
+  /** The sequence that was named, or the only one there is. */
+  #only(sequence: number | undefined, what: string): number {
+    if (sequence !== undefined) return sequence;
+    if (this.sequenceCount === 1) return 0;
+    const count = countText(this.sequenceCount, "sequence");
+    throw new TypeError(
+      `Cannot read ${what} as the sequence must be named where a cache has ${count}: it is undefined`,
+    );
   }
 
   #side(side: Side, layer: number, sequence: number): Float32Array | Uint16Array {

@@ -14,7 +14,7 @@ import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
 import { adapter, library } from "./ffi/library.ts";
 import { type AttendRecord, contiguousWords, newAttendRecord, newRecord, uint64At } from "./ffi/record.ts";
-import { refusal } from "./ffi/status.ts";
+import { CACHE_FREED, type FreedRule, refusal, unknownHandle } from "./ffi/status.ts";
 import { freeWhenDropped, unwatch } from "./finalization.ts";
 import { elementBytes, rowsOver } from "./rows.ts";
 import { byteLengthOf, detach, isDetached } from "./typed_array.ts";
@@ -49,7 +49,7 @@ export class ContiguousMemory {
     this.owned = owned;
     const record = newRecord("contiguous");
     const status = native.kv_contiguous_config(handle, record, record.byteLength);
-    if (status < 0) throw refusal(status, `attach the cache of handle ${handle}`);
+    if (status < 0) throw refusal(status, `attach the cache of handle ${handle}`, unknownHandle("cache"));
     const words = contiguousWords(record);
     this.layerCount = words.layerCount;
     this.sequenceCount = words.sequenceCount;
@@ -74,6 +74,12 @@ export class ContiguousMemory {
   /** The handle every call takes; 0, which is never valid, once this was freed. */
   get handle(): number {
     return this.#handle;
+  }
+
+  /** The rule about what was freed, the same for every call. */
+  get freedRule(): FreedRule {
+    const isAlive = () => this.library.kv_contiguous_seq_len(this.#handle, 0) >= 0;
+    return { stale_handle: () => isAlive() ? "the sequence was freed" : CACHE_FREED };
   }
 
   /** Committed and pending rows of a layer; a negative status if there are none to speak of. */
@@ -130,7 +136,7 @@ export class ContiguousMemory {
       record,
       record.byteLength,
     );
-    if (status < 0) throw refusal(status, action);
+    if (status < 0) throw refusal(status, action, this.freedRule);
     const capacityBytes = uint64At(record, 3);
     // The whole run where the runtime can, so that one buffer serves the cache's whole life.
     const length = capacityBytes <= adapter.viewBytesMax ? capacityBytes : bytes;

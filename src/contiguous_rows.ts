@@ -13,7 +13,9 @@ import type { ContiguousMemory } from "./contiguous_memory.ts";
 import type { KvError } from "./error.ts";
 import { newRecord, VIEW } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
+import { type AppendedRows, rowsRule } from "./not_finite.ts";
 import { inputCount, inputDtype, layoutCode, type Rows } from "./rows.ts";
+import { lengthOf } from "./typed_array.ts";
 import { Appended, type Side, viewsOf, type ViewSource } from "./view.ts";
 
 /** Appends rows to one layer of one sequence; `handle` is 0 if the sequence object was freed. */
@@ -35,7 +37,7 @@ export function appendRows(
   const vCount = inputCount("v", v, "append");
   const { library } = memory;
   const start = library.kv_contiguous_append(handle, layer, sequence, k, kCount, v, vCount, inputCode, order);
-  if (start < 0) throw writeRefusal(start, memory, "append", layer, sequence, kCount, vCount);
+  if (start < 0) throw writeRefusal(start, memory, "append", layer, sequence, { k, v, dtype, layout });
   return new Appended(new ContiguousRun(memory, sequence), layer, start, kCount / memory.kvDim);
 }
 
@@ -46,9 +48,9 @@ export function writeRefusal(
   verb: "append" | "store",
   layer: number,
   sequence: number,
-  kCount: number,
-  vCount: number,
+  rows: AppendedRows,
 ): KvError {
+  const kCount = lengthOf(rows.k), vCount = lengthOf(rows.v);
   const n = Math.ceil(kCount / memory.kvDim);
   const length = verb === "append" ? `a multiple of ${memory.kvDim} elements` : `${memory.kvDim} elements`;
   return refusal(status, `${verb} ${countText(n, "token")} to layer ${layer}`, {
@@ -57,6 +59,7 @@ export function writeRefusal(
       `the sequence holds at most ${memory.maxSeqLen}: current length is ${memory.rowCount(layer, sequence)}`,
     invalid_size: () => `k and v must be equally long, ${length}: k has ${kCount}, v has ${vCount}`,
     commit_mismatch: () => `layer and sequence have a pending row already: advance() comes first`,
+    not_finite: () => rowsRule(rows, memory, { k: [memory.dtype.k], v: [memory.dtype.v] }),
   });
 }
 
@@ -65,8 +68,9 @@ export function rangeRules(
   memory: ContiguousMemory,
   layer: number,
   sequence: number,
-): Record<"layer_out_of_range" | "sequence_out_of_range", () => string> {
+): Record<"layer_out_of_range" | "sequence_out_of_range" | "stale_handle", () => string> {
   return {
+    ...memory.freedRule,
     layer_out_of_range: () => `the cache has ${countText(memory.layerCount, "layer")}: layer is ${layer}`,
     sequence_out_of_range: () =>
       `the cache has ${countText(memory.sequenceCount, "sequence")}: sequence is ${sequence}`,

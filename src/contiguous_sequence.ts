@@ -38,6 +38,7 @@ import { allViews, appendRows, rangeRules } from "./contiguous_rows.ts";
 import { newRecord } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { gatherRows, type GatherSource } from "./gather.ts";
+import { showAs } from "./inspect.ts";
 import { givenOptions } from "./option_names.ts";
 import { inputCount, outputCount, type Rows } from "./rows.ts";
 
@@ -46,6 +47,14 @@ export class ContiguousSequence implements KvCache {
   readonly #memory: ContiguousMemory;
   readonly #index: number;
   #freed = false;
+
+  static {
+    showAs(ContiguousSequence, (sequence) => {
+      if (sequence.isFreed) return undefined;
+      const { seqLen, maxSeqLen, layerCount, kvHeadCount, headDim } = sequence;
+      return { seqLen, maxSeqLen, layerCount, kvHeadCount, headDim };
+    });
+  }
 
   constructor(memory: ContiguousMemory, index: number) {
     this.#memory = memory;
@@ -74,14 +83,14 @@ export class ContiguousSequence implements KvCache {
 
   get seqLen(): number {
     const length = this.#memory.library.kv_contiguous_seq_len(this.#handle, this.#index);
-    if (length < 0) throw refusal(length, "read the length of a sequence");
+    if (length < 0) throw refusal(length, "read the length of a sequence", this.#memory.freedRule);
     return length;
   }
 
   /** Every length can be gone back to. */
   get rewindableTo(): number {
     const length = this.#memory.library.kv_contiguous_seq_len(this.#handle, this.#index);
-    if (length < 0) throw refusal(length, "read how far a sequence can be rewound");
+    if (length < 0) throw refusal(length, "read how far a sequence can be rewound", this.#memory.freedRule);
     return 0;
   }
 
@@ -104,6 +113,7 @@ export class ContiguousSequence implements KvCache {
     const status = this.#memory.library.kv_contiguous_commit(this.#handle, this.#index, n);
     if (status < 0) {
       throw refusal(status, `commit ${countText(n, "token")}`, {
+        ...this.#memory.freedRule,
         commit_mismatch: () =>
           `every layer must have exactly that many rows pending: ${
             pendingText(this.layerCount, (layer) => this.#memory.rowCount(layer, this.#index) - this.seqLen)
@@ -153,6 +163,7 @@ export class ContiguousSequence implements KvCache {
     const status = this.#memory.library.kv_contiguous_truncate(this.#handle, this.#index, n);
     if (status < 0) {
       throw refusal(status, `truncate to ${countText(n, "token")}`, {
+        ...this.#memory.freedRule,
         position_out_of_range: () => `that is past the end: current length is ${this.seqLen}`,
       });
     }

@@ -158,6 +158,12 @@ export function readRate(options?: ReadRateOptions): number {
   checkCount("threads", threads);
   const rate = new Float64Array(1);
   const status = library().kv_read_rate(bytes, threads, rate, rate.length);
-  if (status < 0) throw refusal(status, `read ${bytes} bytes with ${threads} threads`);
+  if (status < 0) {
+    throw refusal(status, action, {
+      invalid_config: () =>
+        `it takes 1 to 1024 threads, 512 bytes or more each: bytes is ${bytes}, threads is ${threads}`,
+      out_of_memory: () => `the system refused, or this process may use less: bytes is ${bytes}`,
+    });
+  }
   return rate[0]!;
 }

@@ -16,6 +16,7 @@ import {
   BATCH_RULES,
   type BatchAppendOptions,
   type BatchAttendOptions,
+  batchFreedRule,
   batchOf,
   countsOf,
   lengthsText,
@@ -29,6 +30,8 @@ import { library } from "./ffi/library.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { fidelityOf, type HeadFidelity } from "./fidelity.ts";
 import type { KvFormat } from "./format.ts";
+import { showAs } from "./inspect.ts";
+import { rowsRule } from "./not_finite.ts";
 import { checkOptions } from "./option_names.ts";
 import { PagedMemory } from "./paged_memory.ts";
 import { largestBlock, type LayerShape, type PagedCacheOptions } from "./paged_options.ts";
@@ -64,6 +67,16 @@ import type { SequenceMemory } from "./sequence_memory.ts";
  */
 export class PagedCache {
   readonly #memory: PagedMemory;
+
+  static {
+    showAs(PagedCache, (cache) => {
+      if (cache.handle === 0) return undefined;
+      const { layerCount, kvHeadCount, headDim, maxSeqLen, blockSize, dtypeK, dtypeV } = cache;
+      const { sequenceCount, totalTokens, usedBytes } = cache.stats();
+      const shape = { layerCount, kvHeadCount, headDim, maxSeqLen, blockSize, dtypeK, dtypeV };
+      return { ...shape, sequenceCount, totalTokens, usedBytes };
+    });
+  }
 
   /**
    * Makes an empty cache; nothing is reserved before the first row.
@@ -217,6 +230,8 @@ export class PagedCache {
       throw refusal(status, `append ${countText(n, "token")} to layer ${layer}`, {
         ...memory.layerRules(layer),
         ...BATCH_RULES,
+        ...batchFreedRule(batch, memory),
+        not_finite: () => rowsRule({ k, v, dtype, layout }, memory.shapeOf(layer), memory.storedAs(layer)),
         cache_full: () => `a sequence holds at most ${memory.maxSeqLen}: ${lengthsText(batch, counts, layer)}`,
         invalid_size: () =>
           `k and v must have ${memory.kvDimOf(layer)} elements for each of them: k has ${kCount}, v has ${vCount}`,
@@ -276,6 +291,7 @@ export class PagedCache {
       const n = counts.reduce((sum, count) => sum + count, 0);
       throw attendRefusal(status, layer, q, given, n, memory.shapeOf(layer), {
         ...memory.layerRules(layer),
+        ...batchFreedRule(batch, memory),
         position_out_of_range: () => missingRowsTextOf(batch, counts, layer, given),
       });
     }
@@ -298,7 +314,7 @@ export class PagedCache {
     const status = memory.library.kv_paged_reorder(memory.handle, handles, indices, handles.length);
     if (status < 0) {
       throw refusal(status, action, {
-        ...BATCH_RULES,
+        ...batchFreedRule(batch, memory),
         commit_mismatch: () => "a beam has rows pending: commit(n) or truncate(seqLen) comes first",
         invalid_config: () =>
           `each beam may stand there once, and a parent is the index of one of ${batch.length}: parents are ${
@@ -317,7 +333,7 @@ export class PagedCache {
   stats(): PagedStats {
     const record = newRecord("pagedStats");
     const status = this.#memory.library.kv_paged_stats(this.#memory.handle, record, record.byteLength);
-    if (status < 0) throw refusal(status, "count the rows of a cache");
+    if (status < 0) throw refusal(status, "count the rows of a cache", this.#memory.freedRule);
     return pagedStatsOf(record, this.blockSize);
   }
 
@@ -392,6 +408,7 @@ export class PagedCache {
     const status = memory.library.kv_paged_update_policy(memory.handle, record, record.byteLength);
     if (status >= 0) return;
     throw refusal(status, action, {
+      ...memory.freedRule,
       block_too_large: () => {
         const bytes = largestBlock(layers, blockSize, memory.dtype, words);
         return `a block must fit in maxBytes and in 1 GiB: it would have ${bytes} bytes`;

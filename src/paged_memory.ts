@@ -7,11 +7,11 @@
  */
 
 import { type BlockPool, poolShape } from "./block_pool.ts";
-import { dtypeOf, type FloatDType } from "./config.ts";
+import { type DType, dtypeOf, type FloatDType } from "./config.ts";
 import type { Library } from "./ffi/exports.ts";
 import { library } from "./ffi/library.ts";
 import { type AttendRecord, newAttendRecord, newRecord, pagedWords } from "./ffi/record.ts";
-import { countText, refusal } from "./ffi/status.ts";
+import { CACHE_FREED, countText, type FreedRule, refusal, unknownHandle } from "./ffi/status.ts";
 import { freePartWhenDropped, freeWhenDropped, unwatch } from "./finalization.ts";
 import {
   groupsOf,
@@ -43,8 +43,8 @@ export interface AskedRows {
   readonly sinkTokens: number;
 }
 
-/** The rules about layers, the same for every call. */
-export type LayerRules = Record<"layer_out_of_range", () => string>;
+/** The rules about layers and about what was freed, the same for every call. */
+export type LayerRules = Record<"layer_out_of_range" | "stale_handle", () => string>;
 
 /** One native cache, owned or attached. */
 export class PagedMemory {
@@ -80,11 +80,11 @@ export class PagedMemory {
     const action = `attach the cache of handle ${handle}`;
     const record = newRecord("paged");
     let status = native.kv_paged_config(handle, record, record.byteLength, new Uint32Array(0), 0);
-    if (status < 0) throw refusal(status, action);
+    if (status < 0) throw refusal(status, action, unknownHandle("cache"));
     const words = pagedWords(record);
     const layers = new Uint32Array(new ArrayBuffer(words.layerCount * LAYER_WORDS * 4));
     status = native.kv_paged_config(handle, record, record.byteLength, layers, layers.length);
-    if (status < 0) throw refusal(status, action);
+    if (status < 0) throw refusal(status, action, unknownHandle("cache"));
     this.layers = Array.from({ length: words.layerCount }, (_, layer) => shapeOf(layers, layer));
     this.groups = groupsOf(this.layers);
     this.maxSeqLen = words.maxSeqLen;
@@ -134,7 +134,7 @@ export class PagedMemory {
   policy(): Policy {
     const record = newRecord("paged");
     const status = this.library.kv_paged_config(this.#handle, record, record.byteLength, new Uint32Array(0), 0);
-    if (status < 0) throw refusal(status, "read the policy of a cache");
+    if (status < 0) throw refusal(status, "read the policy of a cache", this.freedRule);
     return policyOf(pagedWords(record).policy);
   }
 
@@ -145,9 +145,31 @@ export class PagedMemory {
     return { causal, windowTokens, layerWindowTokens, newestTokens, sinkTokens };
   }
 
-  /** The rule about layers. */
+  /** The rule about what was freed, the same for the calls of the cache and of its sequences. */
+  get freedRule(): FreedRule {
+    return { stale_handle: () => this.#isAlive() ? "the sequence was freed" : CACHE_FREED };
+  }
+
+  #isAlive(): boolean {
+    const record = newRecord("paged");
+    return this.library.kv_paged_config(this.#handle, record, record.byteLength, new Uint32Array(0), 0) >= 0;
+  }
+
+  /** The rules about layers and about what was freed. */
   layerRules(layer: number): LayerRules {
-    return { layer_out_of_range: () => `the cache has ${countText(this.layers.length, "layer")}: layer is ${layer}` };
+    return {
+      ...this.freedRule,
+      layer_out_of_range: () => `the cache has ${countText(this.layers.length, "layer")}: layer is ${layer}`,
+    };
+  }
+
+  /** Every dtype that a row of a layer, once appended, may come to be stored as. */
+  storedAs(layer: number): { readonly k: readonly DType[]; readonly v: readonly DType[] } {
+    const policy = this.policy();
+    const store = policy.kind === "tail-only" ? undefined : this.shapeOf(layer).store ?? policy.store;
+    if (store === undefined) return { k: [this.dtype.k], v: [this.dtype.v] };
+    const { k, v } = typeof store === "string" ? { k: store, v: store } : store;
+    return { k: [this.dtype.k, k], v: [this.dtype.v, v] };
   }
 
   /** Knows a new sequence, and frees it when nobody can reach it any more. */
@@ -179,7 +201,7 @@ export class PagedMemory {
     if (!this.owned) return this.#resetOwn();
     const kept = Uint32Array.from(reachable, ([{ handle }]) => handle);
     const status = this.library.kv_paged_reset(this.#handle, kept, kept.length);
-    if (status < 0) throw refusal(status, RESET);
+    if (status < 0) throw refusal(status, RESET, this.freedRule);
     for (const [, resident] of reachable) resident.detach();
     for (const [token, reference] of this.#sequences) {
       if (reference.deref() !== undefined) continue;
@@ -192,7 +214,7 @@ export class PagedMemory {
   #resetOwn(): void {
     const record = newRecord("paged");
     const status = this.library.kv_paged_config(this.#handle, record, record.byteLength, new Uint32Array(0), 0);
-    if (status < 0) throw refusal(status, RESET);
+    if (status < 0) throw refusal(status, RESET, this.freedRule);
     for (const { handle } of this.#sequences.keys()) this.library.kv_sequence_truncate(handle, 0);
   }
 

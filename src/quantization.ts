@@ -17,6 +17,7 @@ import { KvError } from "./error.ts";
 import { library } from "./ffi/library.ts";
 import { refusal } from "./ffi/status.ts";
 import { planeBytes } from "./format.ts";
+import { notFiniteRule } from "./not_finite.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 import { checkFloats, inputCount, outputCount } from "./rows.ts";
 import { arrayKind, kindOf } from "./typed_array.ts";
@@ -136,7 +137,7 @@ export function quantizeRows(rows: Float32Array, options: QuantizeRowsOptions): 
   const records = into ?? new Uint8Array(needed);
   const byteCount = roomFor(needed, "bytes", records, action);
   const status = library().kv_rows_quantize(code, rows, count, records, byteCount);
-  if (status < 0) throw refusal(status, action, overlap("rows"));
+  if (status < 0) throw refusal(status, action, { ...overlap("rows"), not_finite: () => valuesRule(rows, dtype) });
   return records;
 }
 
@@ -227,7 +228,7 @@ export function quantizeBlock(rows: Float32Array, options: QuantizeBlockOptions)
   const bytes = into ?? new Uint8Array(plane.bytes);
   const byteCount = roomFor(plane.bytes, "bytes", bytes, action);
   const status = library().kv_block_quantize(...plane.words, rows, count, bytes, byteCount);
-  if (status < 0) throw refusal(status, action, overlap("rows"));
+  if (status < 0) throw refusal(status, action, { ...overlap("rows"), not_finite: () => valuesRule(rows, dtype) });
   return bytes;
 }
 
@@ -380,6 +381,11 @@ function planeOf(shape: PlaneShape & { readonly dtype: DType }, among: readonly 
     values: blockSize * headDim,
     bytes: planeBytes(dtype, groupSize, headDim, blockSize),
   };
+}
+
+/** The rule that one of the values breaks. */
+function valuesRule(rows: Float32Array, dtype: QuantizedDType): string {
+  return notFiniteRule([{ name: "rows", array: rows, storedAs: [dtype] }]);
 }
 
 function checkByteArray(name: string, array: Uint8Array): void {

@@ -35,6 +35,8 @@ import { KvError } from "./error.ts";
 import { newRecord, VIEW } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
 import { gatherRows, type GatherSource } from "./gather.ts";
+import { showAs } from "./inspect.ts";
+import { type AppendedRows, rowsRule } from "./not_finite.ts";
 import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
 import { packedViewsOf } from "./packed_view.ts";
 import type { PagedMemory } from "./paged_memory.ts";
@@ -94,6 +96,11 @@ export class Sequence implements KvCache {
   readonly #memory: SequenceMemory;
 
   static {
+    showAs(Sequence, (sequence) => {
+      if (sequence.#memory.handle === 0) return undefined;
+      const { seqLen, maxSeqLen, layerCount, kvHeadCount, headDim } = sequence;
+      return { seqLen, residentTokens: sequence.residentTokens(), maxSeqLen, layerCount, kvHeadCount, headDim };
+    });
     createSequence = (cache) => new Sequence(newSequence(cache));
     memoryOf = (sequence) => {
       if (typeof sequence === "object" && sequence !== null && #memory in sequence) return sequence.#memory;
@@ -174,7 +181,7 @@ export class Sequence implements KvCache {
    */
   get seqLen(): number {
     const length = this.#library.kv_sequence_seq_len(this.#memory.handle);
-    if (length < 0) throw refusal(length, "read the length of a sequence");
+    if (length < 0) throw refusal(length, "read the length of a sequence", this.#memory.cache.freedRule);
     return length;
   }
 
@@ -205,7 +212,7 @@ export class Sequence implements KvCache {
    */
   get rewindableTo(): number {
     const length = this.#library.kv_sequence_rewindable_to(this.#memory.handle);
-    if (length < 0) throw refusal(length, "read how far a sequence can be rewound");
+    if (length < 0) throw refusal(length, "read how far a sequence can be rewound", this.#memory.cache.freedRule);
     return length;
   }
 
@@ -245,7 +252,7 @@ export class Sequence implements KvCache {
     const memory = this.#memory;
     memory.checkOwn("append");
     const start = this.#library.kv_sequence_append(memory.handle, layer, k, kCount, v, vCount, inputCode, order);
-    if (start < 0) throw this.#appendRefusal(start, layer, kCount, vCount);
+    if (start < 0) throw this.#appendRefusal(start, layer, { k, v, dtype, layout });
     memory.settle(start);
     return new Appended(memory, layer, start, kCount / memory.cache.kvDimOf(layer));
   }
@@ -276,6 +283,7 @@ export class Sequence implements KvCache {
     if (status < 0) {
       const rule = kept === undefined ? "have exactly that many rows pending" : "have equally many rows pending";
       throw refusal(status, action, {
+        ...memory.cache.freedRule,
         commit_mismatch: () => `every layer must ${rule}: ${this.#pendingText()}`,
         invalid_size: () => `kept must have indices of pending rows, ascending: ${this.#pendingText()}`,
       });
@@ -363,6 +371,7 @@ export class Sequence implements KvCache {
     const status = this.#library.kv_sequence_truncate(memory.handle, n);
     if (status < 0) {
       throw refusal(status, `truncate to ${countText(n, "token")}`, {
+        ...memory.cache.freedRule,
         position_out_of_range: () => {
           const length = this.seqLen;
           if (n > length) return `that is past the end: current length is ${length}`;
@@ -519,8 +528,9 @@ export class Sequence implements KvCache {
     return pendingText(this.layerCount, (layer) => this.#memory.rowCount(layer) - length);
   }
 
-  #appendRefusal(status: number, layer: number, kCount: number, vCount: number): KvError {
+  #appendRefusal(status: number, layer: number, rows: AppendedRows): KvError {
     const { cache } = this.#memory;
+    const kCount = lengthOf(rows.k), vCount = lengthOf(rows.v);
     const n = Math.ceil(kCount / cache.kvDimOf(layer));
     return refusal(status, `append ${countText(n, "token")} to layer ${layer}`, {
       ...cache.layerRules(layer),
@@ -530,6 +540,7 @@ export class Sequence implements KvCache {
         `k and v must be equally long, a multiple of ${
           cache.kvDimOf(layer)
         } elements: k has ${kCount}, v has ${vCount}`,
+      not_finite: () => rowsRule(rows, cache.shapeOf(layer), cache.storedAs(layer)),
       pool_empty: () => POOL_EMPTY,
     });
   }

@@ -18,7 +18,7 @@ import { dtypeOf, type FloatDType } from "./config.ts";
 import { KvError } from "./error.ts";
 import { adapter, library } from "./ffi/library.ts";
 import { RECORD_WORDS, uint64At, VIEW } from "./ffi/record.ts";
-import { refusal } from "./ffi/status.ts";
+import { refusal, unknownHandle } from "./ffi/status.ts";
 import { PagedMemory, type Resident, type SequenceToken } from "./paged_memory.ts";
 import type { Seen } from "./retention.ts";
 import { elementBytes, rowsOver } from "./rows.ts";
@@ -247,7 +247,7 @@ function floatDtype(side: Side, record: Uint32Array): FloatDType {
 /** An empty native sequence of `cache`. */
 export function newSequence(cache: PagedMemory): SequenceMemory {
   const handle = cache.library.kv_sequence_create(cache.handle);
-  if (handle < 0) throw refusal(handle, "create a sequence", HANDLE_RULES);
+  if (handle < 0) throw refusal(handle, "create a sequence", { ...HANDLE_RULES, ...cache.freedRule });
   return new SequenceMemory(cache, handle);
 }
 
@@ -255,14 +255,14 @@ export function newSequence(cache: PagedMemory): SequenceMemory {
 export function attachSequence(handle: number): SequenceMemory {
   const native = library();
   const cache = native.kv_sequence_cache(handle);
-  if (cache < 0) throw refusal(cache, `attach the sequence of handle ${handle}`);
+  if (cache < 0) throw refusal(cache, `attach the sequence of handle ${handle}`, unknownHandle("sequence"));
   return new SequenceMemory(new PagedMemory(native, cache, false), handle, true);
 }
 
 /** A native sequence that shares the committed rows of `parent`. */
 export function forkSequence(parent: SequenceMemory): SequenceMemory {
   const handle = parent.cache.library.kv_sequence_fork(parent.handle);
-  if (handle < 0) throw refusal(handle, "fork a sequence", HANDLE_RULES);
+  if (handle < 0) throw refusal(handle, "fork a sequence", { ...HANDLE_RULES, ...parent.cache.freedRule });
   return new SequenceMemory(parent.cache, handle);
 }
 

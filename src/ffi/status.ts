@@ -87,6 +87,22 @@ export function refusal(
   return new KvError(code, `Cannot ${action} as ${rules[code]?.() ?? RULES[code]}${limit}`);
 }
 
+/** What the rule about a stale handle is: only its owner knows what was freed. */
+export type FreedRule = Record<"stale_handle", () => string>;
+
+/** The rule of a cache that was freed, with all its sequences. */
+export const CACHE_FREED = "the cache was freed";
+
+/** The rule of every object that is freed as a whole. */
+export function freedRule(thing: "buffer" | "pool"): FreedRule {
+  return { stale_handle: () => `the ${thing} was freed` };
+}
+
+/** The rule of a handle that comes from elsewhere. */
+export function unknownHandle(thing: "cache" | "sequence"): FreedRule {
+  return { stale_handle: () => `it must be that of a ${thing} that was not freed` };
+}
+
 /** A number of things in words. */
 export function countText(
   n: number,
