@@ -668,3 +668,15 @@ test("a million forks leave nothing behind", { timeout: 60_000 }, async () => {
   const grown = process.memoryUsage().rss - used;
   assert.ok(grown < 2 ** 27, `${grown} bytes`);
 });
+
+test("thousands of layers of different windows cost in proportion to their number", () => {
+  const metadataBytes = (layerCount: number) => {
+    const layers = Array.from({ length: layerCount }, (_, i) => ({ kvHeadCount: 1, headDim: 32, windowTokens: i + 1 }));
+    using cache = new PagedCache({ layers, maxSeqLen: 100_000 });
+    assert.equal(cache.groupCount, layerCount);
+    return cache.stats().metadataBytes;
+  };
+  const few = metadataBytes(256), many = metadataBytes(4096);
+  assert.ok(many < 20 * few, `${many} ${few}`);
+  assert.ok(many < 4096 * 4096, `${many}`); // the tables of a group that has no block yet
+});

@@ -102,6 +102,7 @@ test {
     _ = paged;
     _ = @import("cache/block_pools.zig");
     _ = @import("cache/block_table.zig");
+    _ = @import("cache/slab_table.zig");
     _ = @import("cache/fidelity.zig");
     _ = @import("cache/layer_group.zig");
     _ = @import("cache/overlap.zig");

@@ -21,7 +21,7 @@ const Allocator = std.mem.Allocator;
 const cpu = @import("../device/cpu.zig");
 const process_memory = @import("../device/reserved.zig");
 const slab_memory = @import("../device/slab.zig");
-const Slab = slab_memory.Slab;
+const SlabTable = @import("slab_table.zig").SlabTable;
 
 /// Slabs are about this large where blocks are large, so that memory comes and goes in steps that are worth a call.
 const slab_bytes_target = 64 << 20;
@@ -37,8 +37,7 @@ const slab_share = 16;
 
 const block_alignment = 64;
 
-/// A pool is never larger, whatever its owner allows: the table of slabs is made at once, and block indices are int32 in
-/// the tables that kernels read.
+/// A pool is never larger, whatever its owner allows: block indices are int32 in the tables that kernels read.
 const bytes_max_max = std.math.maxInt(i32) * block_alignment;
 
 pub const Stats = struct {
@@ -91,11 +90,8 @@ pub const BlockPool = struct {
     block_bytes: u64,
     blocks_per_slab: u32,
     block_count_max: u32,
-    /// [slab]; null where none is mapped. Every slab but the last has `blocks_per_slab` blocks. Of fixed length: the owner
-    /// of a block reads its slab without the lock.
-    slabs: []?Slab,
-    /// Free blocks of each slab, [slab].
-    slab_free_counts: []u32,
+    /// Every slab but the last has `blocks_per_slab` blocks. The owner of a block reads its slab without the lock.
+    slabs: SlabTable,
     /// Block table entries that name a block, [block].
     ref_counts: std.ArrayList(u32) = .empty,
     /// Who wrote a block last, [block]; 0 for nobody.
@@ -140,11 +136,6 @@ pub const BlockPool = struct {
         const blocks_per_slab: u32 = @intCast(@max(1, slab_bytes / rounded));
         const block_count_max: u32 = @intCast(@min(bytes_max, bytes_max_max) / rounded);
         const slab_count_max = std.math.divCeil(u32, block_count_max, blocks_per_slab) catch unreachable; // not 0
-        const slabs = try gpa.alloc(?Slab, slab_count_max);
-        errdefer gpa.free(slabs);
-        const slab_free_counts = try gpa.alloc(u32, slab_count_max);
-        @memset(slabs, null);
-        @memset(slab_free_counts, 0);
         return .{
             .gpa = gpa,
             .slab_allocator = slab_allocator,
@@ -152,17 +143,15 @@ pub const BlockPool = struct {
             .block_bytes = rounded,
             .blocks_per_slab = blocks_per_slab,
             .block_count_max = block_count_max,
-            .slabs = slabs,
-            .slab_free_counts = slab_free_counts,
+            .slabs = try .init(gpa, slab_count_max),
         };
     }
 
     /// All blocks must have been released.
     pub fn deinit(pool: *BlockPool) void {
         assert(pool.used_count == 0);
-        for (pool.slabs) |slab| if (slab) |mapped| slab_memory.free(pool.slab_allocator, mapped);
-        pool.gpa.free(pool.slabs);
-        pool.gpa.free(pool.slab_free_counts);
+        for (0..pool.slabs.end) |i| if (pool.slabs.at(@intCast(i))) |slab| slab_memory.free(pool.slab_allocator, slab);
+        pool.slabs.deinit(pool.gpa);
         pool.ref_counts.deinit(pool.gpa);
         pool.tenants.deinit(pool.gpa);
         pool.serials.deinit(pool.gpa);
@@ -233,7 +222,7 @@ pub const BlockPool = struct {
         // What was mapped last was taken first.
         for (blocks[0..@min(taken.mapped, blocks.len)]) |block| {
             const slab_index = @as(u32, @intCast(block)) / pool.blocks_per_slab;
-            if (pool.slabs[slab_index] != null and pool.isFree(slab_index)) pool.ungrow(slab_index);
+            if (pool.slabs.at(slab_index) != null and pool.isFree(slab_index)) pool.ungrow(slab_index);
         }
         pool.shrinkTables(taken.tables_before);
         if (pool.used_count == 0) pool.shrink(); // others gave theirs back meanwhile
@@ -246,7 +235,7 @@ pub const BlockPool = struct {
             assert(pool.ref_counts.items[block] == 0);
             pool.ref_counts.items[block] = 1;
             pool.serials.items[block] +%= 1;
-            pool.slab_free_counts[block / pool.blocks_per_slab] -= 1;
+            pool.slabs.freeCount(block / pool.blocks_per_slab).* -= 1;
             if (pool.tenants.items[block] != tenant) {
                 if (pool.tenants.items[block] != 0) @memset(pool.bytes(block), 0);
                 pool.tenants.items[block] = tenant;
@@ -299,12 +288,12 @@ pub const BlockPool = struct {
         }
         pool.free.appendAssumeCapacity(block);
         pool.used_count -= 1;
-        pool.slab_free_counts[block / pool.blocks_per_slab] += 1;
+        pool.slabs.freeCount(block / pool.blocks_per_slab).* += 1;
     }
 
     /// Are all blocks of a mapped slab free?
     fn isFree(pool: *const BlockPool, slab_index: u32) bool {
-        return pool.slab_free_counts[slab_index] == pool.slabBlocks(slab_index);
+        return pool.slabs.freeCount(slab_index).* == pool.slabBlocks(slab_index);
     }
 
     /// References to a block.
@@ -330,7 +319,7 @@ pub const BlockPool = struct {
 
     /// The bytes of a block, 64-byte aligned. Valid while a reference is held.
     pub fn bytes(pool: *const BlockPool, block: u32) []align(block_alignment) u8 {
-        const slab = pool.slabs[block / pool.blocks_per_slab].?;
+        const slab = pool.slabs.at(block / pool.blocks_per_slab).?;
         const offset = (block % pool.blocks_per_slab) * pool.block_bytes;
         return @alignCast(slab[@intCast(offset)..@intCast(offset + pool.block_bytes)]);
     }
@@ -339,10 +328,10 @@ pub const BlockPool = struct {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         var reserved: u64 = 0;
-        for (pool.slabs) |slab| if (slab) |mapped| {
-            reserved += slab_memory.reservedBytes(mapped);
+        for (0..pool.slabs.end) |i| if (pool.slabs.at(@intCast(i))) |slab| {
+            reserved += slab_memory.reservedBytes(slab);
         };
-        const words = pool.ref_counts.capacity + pool.tenants.capacity + pool.serials.capacity + pool.free.capacity + pool.slab_free_counts.len;
+        const words = pool.ref_counts.capacity + pool.tenants.capacity + pool.serials.capacity + pool.free.capacity;
         return .{
             .block_bytes = pool.block_bytes,
             .total_blocks = pool.totalCount(),
@@ -356,7 +345,7 @@ pub const BlockPool = struct {
             .returns = pool.returns,
             .drops = pool.drops,
             .reserved_bytes = reserved,
-            .metadata_bytes = words * @sizeOf(u32) + pool.slabs.len * @sizeOf(?Slab),
+            .metadata_bytes = words * @sizeOf(u32) + pool.slabs.metadataBytes(),
         };
     }
 
@@ -365,9 +354,9 @@ pub const BlockPool = struct {
     fn canHave(pool: *const BlockPool, block_count: usize) bool {
         var free_count = pool.free.items.len;
         var bytes_left = if (pool.budget) |budget| budget.left.load(.monotonic) else std.math.maxInt(u64);
-        for (pool.slabs, 0..) |slab, i| {
+        for (0..pool.slabs.count_max) |i| {
             if (free_count >= block_count) return true;
-            if (slab != null) continue;
+            if (pool.slabs.at(@intCast(i)) != null) continue;
             const gained = pool.slabBlocks(@intCast(i));
             if (gained * pool.block_bytes > bytes_left) return false;
             bytes_left -= gained * pool.block_bytes;
@@ -399,19 +388,19 @@ pub const BlockPool = struct {
 
     /// Maps one more slab.
     fn grow(pool: *BlockPool) TakeError!void {
-        const slab_index: u32 = for (pool.slabs, 0..) |slab, i| {
-            if (slab == null) break @intCast(i);
-        } else return error.PoolEmpty;
+        const slab_index = pool.slabs.firstFree() orelse return error.PoolEmpty;
         const block_first = slab_index * pool.blocks_per_slab;
         const block_count = pool.slabBlocks(slab_index);
         try pool.growTables(block_first + block_count);
+        try pool.slabs.reserve(pool.gpa, slab_index);
+        errdefer pool.slabs.unreserve(pool.gpa, slab_index);
         const slab_bytes = block_count * pool.block_bytes;
         if (pool.budget) |budget| if (!budget.take(slab_bytes)) return error.PoolEmpty;
-        pool.slabs[slab_index] = slab_memory.alloc(pool.slab_allocator, slab_bytes) catch {
+        const slab = slab_memory.alloc(pool.slab_allocator, slab_bytes) catch {
             if (pool.budget) |budget| budget.give(slab_bytes);
             return error.OutOfMemory;
         };
-        pool.slab_free_counts[slab_index] = block_count;
+        pool.slabs.enter(slab_index, slab, block_count);
         @memset(pool.tenants.items[block_first..][0..block_count], 0);
         var block = block_first + block_count;
         while (block > block_first) {
@@ -444,9 +433,7 @@ pub const BlockPool = struct {
 
     /// Makes the tables as small as they were, unless a slab that was mapped since needs more.
     fn shrinkTables(pool: *BlockPool, before: TableSize) void {
-        var slab_end: u32 = @intCast(pool.slabs.len);
-        while (slab_end > 0 and pool.slabs[slab_end - 1] == null) slab_end -= 1;
-        const len = @max(before.len, @min(slab_end * pool.blocks_per_slab, pool.block_count_max));
+        const len = @max(before.len, @min(pool.slabs.end * pool.blocks_per_slab, pool.block_count_max));
         for (pool.tables()) |table| {
             shrinkCapacity(table, pool.gpa, @max(before.capacity, len));
             table.items.len = @min(len, table.items.len);
@@ -465,10 +452,10 @@ pub const BlockPool = struct {
     /// Gives slabs of free blocks back to the system: all of them when no block is used, else as many as leave one
     /// slab's worth of free blocks.
     fn shrink(pool: *BlockPool) void {
-        var slab_index: u32 = @intCast(pool.slabs.len);
+        var slab_index = pool.slabs.end;
         while (slab_index > 0) {
             slab_index -= 1;
-            if (pool.slabs[slab_index] == null) continue;
+            if (pool.slabs.at(slab_index) == null) continue;
             const block_count = pool.slabBlocks(slab_index);
             if (!pool.isFree(slab_index)) continue;
             if (pool.totalCount() - block_count < pool.prewarmed) continue;
@@ -495,10 +482,8 @@ pub const BlockPool = struct {
         }
         assert(pool.free.items.len - kept == block_count);
         pool.free.items.len = kept;
-        slab_memory.free(pool.slab_allocator, pool.slabs[slab_index].?);
+        slab_memory.free(pool.slab_allocator, pool.slabs.remove(pool.gpa, slab_index));
         if (pool.budget) |budget| budget.give(block_count * pool.block_bytes);
-        pool.slabs[slab_index] = null;
-        pool.slab_free_counts[slab_index] = 0;
     }
 };
 

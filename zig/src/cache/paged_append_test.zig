@@ -174,8 +174,11 @@ fn stateOf(cache: *PagedCache) ![]u8 {
             if (index == block_table.reopened_format) continue;
             const pool = &format.pool;
             try text.print(gpa, "pool {d} {any}\n", .{ index, pool.stats() });
-            const words = [_][]const u32{ pool.serials.items, pool.ref_counts.items, pool.free.items, pool.slab_free_counts };
+            const words = [_][]const u32{ pool.serials.items, pool.ref_counts.items, pool.free.items };
             for (words) |list| try text.print(gpa, "{d} {x}\n", .{ list.len, hashOf(u32, list) });
+            for (0..pool.slabs.end) |slab| if (pool.slabs.at(@intCast(slab)) != null) {
+                try text.print(gpa, "slab {d} {d}\n", .{ slab, pool.slabs.freeCount(@intCast(slab)).* });
+            };
         }
         try text.print(gpa, "twins {d}\n", .{group.twins.count()});
     }
