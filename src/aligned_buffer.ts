@@ -9,7 +9,7 @@
 
 import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
-import { adapter } from "./ffi/library.ts";
+import { adapter, library } from "./ffi/library.ts";
 import { newRecord } from "./ffi/record.ts";
 import { countText, type FreedRule, freedRule, refusal } from "./ffi/status.ts";
 import { freePartWhenDropped, unwatch } from "./finalization.ts";
@@ -77,6 +77,9 @@ export class AlignedBuffer {
   }
 
   private constructor(native: Library, handle: number) {
+    if (native !== library()) {
+      throw new TypeError("an AlignedBuffer is made by the acquire() of a BufferPool");
+    }
     this.#library = native;
     this.#handle = handle;
     const record = newRecord("buffer");

@@ -91,7 +91,8 @@ export let poolShape: (pool: BlockPool) => string;
  * Blocks for several {@linkcode PagedCache}s with layers of one shape, in every format these caches store rows in.
  *
  * Memory is reserved as blocks are asked for, for each format apart and within one limit. A block given back is the
- * first to be used again. Caches keep the blocks of a pool that was freed, until they are freed themselves.
+ * first to be used again. Caches keep the blocks of a pool that was freed, until they are freed themselves. A pool
+ * that a Worker made and left behind when it ended lasts until the process ends.
  *
  * @example Blocks made ready before the first token
  * ```ts

@@ -60,7 +60,8 @@ const BUFFER_BYTES_MAX = (2 ** 31 - 1) * 4;
  *
  * Memory is allocated as buffers are acquired. Each is zeroed before it is handed out, so that nobody finds what an
  * earlier owner left there. Buffers outlive a pool that was freed. `using` or `free` gives back what the pool keeps; a
- * dropped pool does that at some garbage collection.
+ * dropped pool does that at some garbage collection, and one that a Worker made and left behind when it ended, with its
+ * buffers, not before the process ends.
  *
  * @example A buffer that is used again
  * ```ts

@@ -43,7 +43,7 @@ import type { PagedMemory } from "./paged_memory.ts";
 import type { LayerShape } from "./paged_options.ts";
 import { missingRowsText } from "./retention.ts";
 import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./rows.ts";
-import { attachSequence, forkSequence, newSequence, type SequenceMemory } from "./sequence_memory.ts";
+import { attachSequence, forkSequence, newSequence, SequenceMemory } from "./sequence_memory.ts";
 import { lengthOf } from "./typed_array.ts";
 import { Appended, tierOf, viewsOf } from "./view.ts";
 
@@ -109,6 +109,9 @@ export class Sequence implements KvCache {
   }
 
   private constructor(memory: SequenceMemory) {
+    if (!(memory instanceof SequenceMemory)) {
+      throw new TypeError("a Sequence is made by the sequence() of a PagedCache");
+    }
     this.#memory = memory;
   }
 
@@ -259,7 +262,8 @@ export class Sequence implements KvCache {
 
   /**
    * Makes `n` rows count, hides what the cache's retention and windows no longer want, lets go what is too far back to be
-   * rewound to, and lets blocks migrate that the tail has no room for. Where there is no memory for that they stay in the tail, and the next commit tries again.
+   * rewound to, and lets blocks migrate that the tail has no room for. Where there is no memory for that they stay in the
+   * tail, and the next commit tries again.
    *
    * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
    */

@@ -149,7 +149,10 @@ export class SequenceMemory implements ViewSource, Resident {
     return entries;
   }
 
-  /** Detaches the arrays over blocks of which this sequence shows nothing any more, after a call that let none go before that of row `first`. */
+  /**
+   * Detaches the arrays over blocks of which this sequence shows nothing any more, after a call that let none go before
+   * that of row `first`.
+   */
   settle(first: number = 0): void {
     for (const [layer, arrays] of this.#arrays) {
       const generation = this.generation(layer);

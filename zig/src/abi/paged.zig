@@ -138,9 +138,10 @@ pub fn create(options: ?[*]const u8, options_bytes: u32, layers: ?[*]const u8, l
 
 fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, layer_word_count: u32) status.Error!i32 {
     const options = try record.read(PagedRecord, source, source_bytes);
-    const words = try buffer.words(u32, layers, layer_word_count);
     const stride = try layerStride(layer_word_count, options.layer_count);
-    if (words.len != @as(u64, options.layer_count) * stride) return error.InvalidSize;
+    if (layer_word_count != @as(u64, options.layer_count) * stride) return error.InvalidSize;
+    const words = try buffer.copyWords(u32, gpa, layers, layer_word_count);
+    defer gpa.free(words);
     const list = try gpa.alloc(paged.Layer, options.layer_count);
     defer gpa.free(list);
     for (list, 0..) |*layer, i| {
