@@ -28,13 +28,16 @@ fn At(comptime edge: Edge) type {
 
         fn alloc(_: *anyopaque, len: usize, alignment: std.mem.Alignment, _: usize) ?[*]u8 {
             const page_bytes = std.heap.pageSize();
-            // Where more than a page is asked for, as huge pages are, a page is enough.
-            const asked = @min(alignment.toByteUnits(), page_bytes);
+            // Where more than the largest page is asked for, as huge pages are, that one is enough.
+            const asked = @min(alignment.toByteUnits(), std.heap.page_size_max);
             const usable = std.mem.alignForward(usize, len, page_bytes);
-            const protection: std.posix.PROT = .{};
-            const mapping = std.posix.mmap(null, usable + 2 * page_bytes, protection, .{ .TYPE = .PRIVATE, .ANONYMOUS = true }, -1, 0) catch
-                return null;
-            const inner = mapping.ptr + page_bytes;
+            const spare = asked -| page_bytes;
+            const whole = usable + 2 * page_bytes + spare;
+            const mapping = std.posix.mmap(null, whole, .{}, .{ .TYPE = .PRIVATE, .ANONYMOUS = true }, -1, 0) catch return null;
+            const skipped = std.mem.alignForward(usize, @intFromPtr(mapping.ptr) + page_bytes, asked) - page_bytes - @intFromPtr(mapping.ptr);
+            if (skipped != 0) std.posix.munmap(mapping[0..skipped]);
+            if (skipped != spare) std.posix.munmap(@alignCast(mapping[skipped + usable + 2 * page_bytes ..]));
+            const inner = mapping.ptr + skipped + page_bytes;
             if (std.c.mprotect(@ptrCast(@alignCast(inner)), usable, .{ .READ = true, .WRITE = true }) != 0) {
                 std.posix.munmap(mapping);
                 return null;
