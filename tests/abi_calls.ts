@@ -139,10 +139,17 @@ function record(words: number[]): Uint32Array {
 /** Geometry of the cache that the arguments below fit: 2 layers, 2 sequences, 2 heads of 4, room for 8 rows. */
 export const GEOMETRY = [2, 2, 2, 4, 8, 0, 0, 0, 0] as const;
 
-/** Arguments that succeed on a cache of that geometry whose sequence 1 has 3 rows; fresh buffers each time. */
+/** Arguments that succeed on a cache of that geometry whose sequence 1 has 3 rows, or any pool; fresh buffers each time. */
 export function goodWords(name: Name, handle: number): Word[] {
   const good: Record<string, () => Word> = {
     "@contiguous": () => handle,
+    "@pool": () => handle,
+    "@buffer_pool": () => handle,
+    "@buffer": () => handle,
+    pool_record: () => record([2, 2, 32, 64, 1, 1, 0, 0]),
+    buffer_pool_record: () => record([4, 0, 0]),
+    class: () => 4096,
+    bytes: () => 4096,
     layer: () => 1,
     sequence: () => 1,
     position: () => 2,
@@ -160,7 +167,6 @@ export function goodWords(name: Name, handle: number): Word[] {
     plane_rows: () => Float32Array.from({ length: 64 * 32 }, (_, i) => i % 64 - 31),
     plane: () => new Uint8Array(64 * 34).fill(1),
     level: () => systemWords()[1]!,
-    bytes: () => 4096,
     no_bytes: () => 0,
     threads: () => 1,
     text: () => new Uint8Array(library().kv_abi_manifest(new Uint8Array(0), 0)),

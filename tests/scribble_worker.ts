@@ -8,17 +8,19 @@ export interface Scribble {
   readonly stop: SharedArrayBuffer;
   /** The words to choose from; any bits where there are none. */
   readonly words?: readonly number[];
+  /** Writes one word into all of the memory before it takes the next; by default each element has a word of its own. */
+  readonly inTurn?: boolean;
 }
 
-const { memory, stop, words } = workerData as Scribble;
+const { memory, stop, words, inTurn = false } = workerData as Scribble;
 const bits = new Uint32Array(memory), stopped = new Int32Array(stop);
 let state = 1;
 parentPort!.postMessage("writing");
-while (Atomics.load(stopped, 0) === 0) {
+for (let turn = 0; Atomics.load(stopped, 0) === 0; turn++) {
   for (let i = 0; i < bits.length; i++) {
     state = Math.imul(state, 1664525) + 1013904223 | 0;
     if (words !== undefined) {
-      bits[i] = words[(state >>> 8) % words.length]!;
+      bits[i] = words[(inTurn ? turn : state >>> 8) % words.length]!;
       continue;
     }
     // Half of them small floats, half anything: NaN, infinities, numbers that overflow.
