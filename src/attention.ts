@@ -79,6 +79,9 @@ export const ATTEND_NAMES: OptionNames = optionNames<AttendOptions>({
   lse: true,
 });
 
+/** Nodes of a tree of drafted tokens, as in `zig/src/attention/query.zig`. */
+const TREE_NODES_MAX = 64;
+
 /** Absent buffers cross as an empty array, because Bun refuses null. */
 export const NO_FLOATS: Float32Array = new Float32Array(0);
 /** The same for parents. */
@@ -139,7 +142,7 @@ export function writeAttend(record: AttendRecord, q: Float32Array, given: GivenA
   }
   if (softcap !== undefined) {
     checkFinite("softcap", softcap);
-    if (!(Math.fround(softcap) > 0)) throw invalid(`softcap must be above 0: softcap is ${softcap}`);
+    if (!(Math.fround(softcap) > 0)) throw invalid(`softcap must be above 0 as an f32: softcap is ${softcap}`);
     flags |= ATTEND_FLAGS.softcap;
   }
   if (windowTokens !== undefined) {
@@ -191,19 +194,40 @@ export function attendRefusal(
     ...rules,
     invalid_config: () => valueRule(given) ?? memoryRule(q, given),
     not_finite: () => queriesRule(q, queryCount, headDim),
+    unsupported: () =>
+      "a tree of drafted tokens goes with neither windowTokens, be it the layer's, nor alibiSlopes: treeParents is given",
     invalid_size: () => {
-      const row = queryCount * headDim;
-      if (qHeadCount !== undefined && lengthOf(q) !== row * qHeadCount) {
+      if (queryCount === 0) return `there must be a query: q has ${lengthOf(q)} elements for none`;
+      const qHeads = lengthOf(q) / (queryCount * headDim);
+      if (qHeadCount !== undefined && qHeads !== qHeadCount) {
         return `q must be [queryCount][qHeadCount][headDim], ${queryCount} * ${qHeadCount} * ${headDim} elements: ` +
           `q has ${lengthOf(q)}`;
       }
-      const lengths = Object.entries({ q, into, lse, alibiSlopes, sinkLogits, treeParents })
-        .filter(([, array]) => array !== undefined).map(([name, array]) => `${name} has ${lengthOf(array!)}`);
-      return `q must be ${row} elements times a multiple of ${kvHeadCount} heads, into as long as q, lse one ` +
-        `for each query and head, slopes and logits one for each head, parents one for each query: ` +
-        lengths.join(", ");
+      if (qHeads === 0 || qHeads % kvHeadCount !== 0) {
+        return `q must be [queryCount][q heads][headDim], ${queryCount} * a multiple of ${kvHeadCount} * ${headDim} ` +
+          `elements: q has ${lengthOf(q)}`;
+      }
+      return lengthRule(q, given, queryCount, qHeads);
     },
   });
+}
+
+/** The rule about lengths that an array beside the queries breaks. */
+function lengthRule(q: Float32Array, given: GivenAttend, queryCount: number, qHeads: number): string {
+  const { alibiSlopes, sinkLogits, treeParents, into, lse } = given;
+  if (into !== undefined && lengthOf(into) < lengthOf(q)) {
+    return `into must have at least as many elements as q, ${lengthOf(q)}: into has ${lengthOf(into)}`;
+  }
+  if (lse !== undefined && lengthOf(lse) < queryCount * qHeads) {
+    return `lse must have one for each query and head, ${queryCount} * ${qHeads}: lse has ${lengthOf(lse)}`;
+  }
+  for (const [name, array] of Object.entries({ alibiSlopes, sinkLogits })) {
+    if (array === undefined || lengthOf(array) === qHeads) continue;
+    return `${name} must have one for each of ${qHeads} query heads: ${name} has ${lengthOf(array)}`;
+  }
+  if (treeParents === undefined) return `the arrays are too long for one call: q has ${lengthOf(q)}`;
+  return `treeParents must have one for each of ${queryCount} queries, at most ${TREE_NODES_MAX} for a sequence ` +
+    `and no more than it has rows: treeParents has ${lengthOf(treeParents)}`;
 }
 
 /** The rule that a number among the queries breaks. */

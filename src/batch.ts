@@ -66,7 +66,7 @@ export const BATCH_ATTEND_NAMES: OptionNames = optionNames<BatchAttendOptions>({
 
 /** The rules about a batch. */
 export const BATCH_RULES = {
-  invalid_config: () => "a sequence may stand there once",
+  invalid_config: () => "each sequence may be named once in a call, and must be of this cache",
 };
 
 /** The rule about what was freed, the cache or which of the sequences. */

@@ -174,7 +174,9 @@ export function checkBytes(name: string, value: number, action: string): number 
 
 /** Refuses what is no count: only a whole number of 32 bits may cross the boundary. */
 export function checkCount(name: string, value: number): void {
-  if (typeof value !== "number") throw new TypeError(`${name} must be a number: ${typeof value}`);
+  if (typeof value !== "number") {
+    throw new TypeError(`${name} must be a number: ${value === null ? "null" : typeof value}`);
+  }
   if (value >>> 0 !== value || Object.is(value, -0)) { // Deno takes no -0 for an integer
     const shown = Object.is(value, -0) ? "-0" : value;
     throw new RangeError(`${name} must be a whole number from 0 to 4294967295: ${shown}`);

@@ -161,7 +161,7 @@ export function readRate(options?: ReadRateOptions): number {
   if (status < 0) {
     throw refusal(status, action, {
       invalid_config: () =>
-        `it takes 1 to 1024 threads, 512 bytes or more each: bytes is ${bytes}, threads is ${threads}`,
+        `it takes 1 to 1024 threads, 512 bytes or more each and 2^40 in all: bytes is ${bytes}, threads is ${threads}`,
       out_of_memory: () => `the system refused, or this process may use less: bytes is ${bytes}`,
     });
   }

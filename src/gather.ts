@@ -36,16 +36,21 @@ export function gatherRows(source: GatherSource, layer: number, options?: Gather
     checkInto("into.v", intoV!, dtype);
   }
   const action = `gather layer ${layer}`;
-  const rows = source.residentCount(layer);
-  if (rows < 0) throw refusal(rows, action, source.rangeRules(layer));
-  const count = rows * source.kvDimOf(layer);
-  if (count >= 2 ** 32) {
-    throw new KvError("unsupported", `Cannot ${action} as a copy has less than 2^32 elements a side: ${count}`);
-  }
-  const k = intoK ?? newRows(dtype, count);
-  const v = intoV ?? newRows(dtype, count);
-  const kCount = outputCount("into.k", k), vCount = outputCount("into.v", v);
-  const status = source.copyRows(layer, k, kCount, v, vCount, code);
+  let rows: number, count: number, k: Rows, v: Rows, kCount: number, vCount: number, status: number;
+  do {
+    rows = source.residentCount(layer);
+    if (rows < 0) throw refusal(rows, action, source.rangeRules(layer));
+    count = rows * source.kvDimOf(layer);
+    if (count >= 2 ** 32) {
+      throw new KvError("unsupported", `Cannot ${action} as a copy has less than 2^32 elements a side: ${count}`);
+    }
+    k = intoK ?? newRows(dtype, count);
+    v = intoV ?? newRows(dtype, count);
+    kCount = outputCount("into.k", k);
+    vCount = outputCount("into.v", v);
+    status = source.copyRows(layer, k, kCount, v, vCount, code);
+    // Another thread may append or truncate in between: new arrays are then made anew, for the rows there are.
+  } while (into === undefined && status !== rows && (status >= 0 || source.residentCount(layer) !== rows));
   if (status < 0) {
     throw refusal(status, action, {
       ...source.rangeRules(layer),

@@ -24,7 +24,7 @@ export interface KeepAll {
 export interface KeepNewest {
   /**
    * The newest rows stay, and the first ones if asked; positions never change. `rewindTokens` more are not seen, and
-   * stay for a truncate.
+   * stay for a truncate. Rows are hidden at a commit: until then pending rows come on top of `tokens`.
    */
   readonly keep: "newest";
   /** Rows that stay, sinks included, at least 1. */

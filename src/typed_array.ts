@@ -23,7 +23,8 @@ const getViewBytes = getter(typedArray, "byteLength") as (this: unknown) => numb
 const { at } = typedArray as Uint8Array;
 const getByteLength = getter(ArrayBuffer.prototype, "byteLength") as (this: unknown) => number;
 const getDetached = getter(ArrayBuffer.prototype, "detached") as (this: unknown) => boolean;
-const { transfer } = ArrayBuffer.prototype;
+// Not every `lib` of a program that imports this knows it.
+const { transfer } = ArrayBuffer.prototype as unknown as { transfer(this: ArrayBuffer, byteLength: number): unknown };
 
 /** The class an array was made by, `"Float32Array"` say; undefined for what is no typed array. */
 export function arrayKind(value: unknown): string | undefined {

@@ -339,7 +339,11 @@ test("a batch is refused as a whole", () => {
   );
   refused("not_finite", () => cache.append(0, rows, rows.with(15, NaN), { sequences }));
   refused("not_finite", () => cache.append(0, rows.with(0, 7e4), rows, { sequences }));
-  refused("invalid_config", () => cache.append(0, rows, rows, { sequences: [a, a] }), /stand there once$/);
+  refused(
+    "invalid_config",
+    () => cache.append(0, rows, rows, { sequences: [a, a] }),
+    /each sequence may be named once in a call, and must be of this cache$/,
+  );
   refused(
     "invalid_config",
     () => cache.append(0, rows, rows, { sequences: [a, stranger] }),

@@ -151,7 +151,7 @@ test("a number among queries, and among values to quantize", () => {
   );
   assertText(
     () => readRate({ bytes: 100 }),
-    "Cannot measure the read rate as it takes 1 to 1024 threads, 512 bytes or more each: bytes is 100, threads is 1",
+    "Cannot measure the read rate as it takes 1 to 1024 threads, 512 bytes or more each and 2^40 in all: bytes is 100, threads is 1",
   );
 });
 

@@ -382,7 +382,12 @@ test("layers of different shapes", () => {
     () => sequence.append(1, random.floats(8), random.floats(8)),
     /of 16 elements/,
   );
-  assertRefused(sequence, "invalid_size", () => sequence.attend(1, random.floats(8)), /q must be 16 elements/);
+  assertRefused(
+    sequence,
+    "invalid_size",
+    () => sequence.attend(1, random.floats(8)),
+    /q must be \[queryCount\]\[q heads\]\[headDim\], 1 \* a multiple of 1 \* 16 elements: q has 8/,
+  );
 });
 
 test("a sequence is no object but its own", () => {

@@ -236,6 +236,7 @@ fn expectState(expected: []const u8, cache: *PagedCache) !void {
 
 /// Nothing that is not finite may stand behind the rows of a block.
 fn expectFiniteBlocks(cache: *PagedCache) !void {
+    if (memcheck) return; // there bytes that nobody wrote are no zeros, and must not be looked at
     for (cache.sequences.items) |sequence| for (sequence.tables, cache.groups) |table, group| {
         for (table.blocks.items, table.formats.items) |block, format| {
             if (block < 0 or !block_table.isTail(format)) continue;
