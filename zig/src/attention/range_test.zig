@@ -229,6 +229,7 @@ test "a scale of 3e38, and queries of it" {
 }
 
 test "every option, of many queries and few" {
+    if (memcheck) return error.SkipZigTest; // takes minutes there, and reads what the other tests read
     try forEachLevel(struct {
         fn run() !void {
             const all = [_]attention.Options{
@@ -253,6 +254,7 @@ test "every option, of many queries and few" {
 }
 
 test "several chunks of positions: one row of them is out of range" {
+    if (memcheck) return error.SkipZigTest; // takes minutes there, and reads what the other tests read
     for ([_]Kind{ .key, .signs, .values }) |kind| {
         try checkContiguous(.{ .kind = kind, .token_count = 3000, .dtype_k = .bf16, .options = .{ .softmax_scale = 0.1, .query_count = 3 } });
     }
