@@ -189,7 +189,6 @@ export function attendRefusal(
   },
   rules: Partial<Record<KvErrorCode, () => string>>,
 ): KvError {
-  const { alibiSlopes, sinkLogits, treeParents, into, lse } = given;
   return refusal(status, `attend in layer ${layer}`, {
     ...rules,
     invalid_config: () => valueRule(given) ?? memoryRule(q, given),

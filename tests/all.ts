@@ -1,10 +1,11 @@
 /**
  * Runs every gate and every test, and counts them: `deno task test`.
  *
- * Each step is a task of `deno.json`, so that what runs here is what a person types. A failed step does not end the
- * run: one run shows everything. A gate (format, lint, types, build) counts as one test. The last line is
- * `N passed, N failed`, with `, N skipped` where something was skipped; the exit code is 1 when anything failed. The
- * lines before it name what failed, each step that did not run at all, and the steps in which tests were skipped.
+ * Each step is a task of `deno.json`, so that what runs here is what a person types. Two steps run at a time, and each
+ * prints all it has to say when it ends. A failed step does not end the run: one run shows everything. A gate (format,
+ * lint, types, build) counts as one test. The last line is `N passed, N failed`, with `, N skipped` where something was
+ * skipped; the exit code is 1 when anything failed. The lines before it name what failed, each step that did not run at
+ * all, and the steps in which tests were skipped.
  *
  * @module
  */
@@ -23,6 +24,8 @@ interface Step {
   readonly title: string;
   readonly task: readonly string[];
   readonly count: (output: string, code: number) => Counts | undefined;
+  /** The task whose files it reads, to be waited for. */
+  readonly after?: string;
   /** A program without which the step is skipped, by any of its names, and the Debian package it is in. */
   readonly needs?: { readonly names: readonly string[]; readonly package: string };
 }
@@ -94,6 +97,17 @@ export function settle(counts: Counts | undefined, code: number): Counts {
   return code !== 0 && counts.failed === 0 ? { ...counts, failed: 1 } : counts;
 }
 
+/** The tests that failed, as Zig, Deno and Bun name them in that output, each once. */
+export function failedTests(output: string): string[] {
+  const names = [
+    /^\(fail\) (.+?)(?: \[[\d.]+m?s\])?$/gm, // Bun
+    /^(.+) => \.?\/?\S+\.ts:\d+:\d+$/gm, // Deno's list of failures
+    /^error: '(.+)' (?:failed|crashed|terminated|leaked).*$/gm, // zig build
+    /^\d+\/\d+ (.+)\.\.\.FAIL.*$/gm, // a Zig test program by itself
+  ].flatMap((pattern) => [...output.matchAll(pattern)].map(([, name]) => name!));
+  return [...new Set(names)];
+}
+
 function lastMatch(text: string, pattern: RegExp): RegExpExecArray | undefined {
   return [...text.matchAll(pattern)].at(-1) as RegExpExecArray | undefined;
 }
@@ -108,9 +122,14 @@ export interface Outcome {
   /** What a person types to run it alone. */
   readonly command: string;
   readonly counts: Counts;
+  /** The names of the tests that failed. */
+  readonly failures: readonly string[];
   /** Why it did not run; then it counts as one skipped test. */
   readonly unrun?: string;
 }
+
+/** Of a step in which more failed, the first are enough. */
+const NAMES_MAX = 20;
 
 /** The end of a run: what was skipped and what failed, by name, and the sum of all counts in the last line. */
 export function closing(outcomes: readonly Outcome[]): string {
@@ -121,7 +140,11 @@ export function closing(outcomes: readonly Outcome[]): string {
       .map(({ title, counts }) => `skipped: ${counts.skipped} of ${title}`),
     ...outcomes.filter(({ unrun }) => unrun !== undefined)
       .map(({ title, unrun }) => `skipped: ALL of ${title}, as ${unrun}`),
-    ...ran.filter(({ counts }) => counts.failed > 0).map(({ command }) => `failed: ${command}`),
+    ...ran.filter(({ counts }) => counts.failed > 0).flatMap(({ command, failures }) => [
+      `failed: ${command}`,
+      ...failures.slice(0, NAMES_MAX).map((name) => `  ${name}`),
+      ...(failures.length > NAMES_MAX ? [`  and ${failures.length - NAMES_MAX} more`] : []),
+    ]),
     summary({ passed: sum("passed"), failed: sum("failed"), skipped: sum("skipped") }),
   ].join("\n");
 }
@@ -131,37 +154,41 @@ export function summary({ passed, failed, skipped }: Counts): string {
   return `${passed} passed, ${failed} failed` + (skipped > 0 ? `, ${skipped} skipped` : "");
 }
 
+/** The longest first, behind what ends at once, so that two at a time end together. */
 const STEPS: readonly Step[] = [
   { title: "format", task: ["fmt:check"], count: countGate },
   { title: "lint", task: ["lint"], count: countGate },
   { title: "types, with Deno's", task: ["check:deno"], count: countGate },
   { title: "types, with what Deno and Bun share", task: ["check:bun"], count: countGate },
-  { title: "Zig tests, Debug", task: ["test:zig"], count: countZig },
-  { title: "Zig tests, ReleaseSafe", task: ["test:zig", "-Doptimize=ReleaseSafe"], count: countZig },
-  {
-    title: "Zig tests for aarch64",
-    task: ["test:arm64"],
-    count: countZigProgram,
-    needs: { names: ["qemu-aarch64-static", "qemu-aarch64"], package: "qemu-user-static" },
-  },
+  { title: "documentation", task: ["doc:lint"], count: countGate },
+  { title: "library", task: ["build"], count: countGate },
   {
     title: "Zig tests under valgrind",
     task: ["test:memcheck"],
     count: countZigProgram,
     needs: { names: ["valgrind"], package: "valgrind" },
   },
+  {
+    title: "Zig tests for aarch64",
+    task: ["test:arm64"],
+    count: countZigProgram,
+    needs: { names: ["qemu-aarch64-static", "qemu-aarch64"], package: "qemu-user-static" },
+  },
   { title: "library for every target", task: ["build:targets"], count: countGate },
-  { title: "library", task: ["build"], count: countGate },
   { title: "TypeScript tests in Deno", task: ["test:deno"], count: countDeno },
   { title: "TypeScript tests in Bun", task: ["test:bun"], count: countBun },
+  { title: "Zig tests, Debug", task: ["test:zig"], count: countZig },
+  { title: "Zig tests, ReleaseSafe", task: ["test:zig", "-Doptimize=ReleaseSafe"], count: countZig },
   { title: "examples in the documentation", task: ["test:doc"], count: countDeno },
-  { title: "documentation", task: ["doc:lint"], count: countGate },
-  { title: "package", task: ["publish:check"], count: countPackage },
+  { title: "package", task: ["publish:check"], count: countPackage, after: "build:targets" },
 ];
+
+const AT_A_TIME = 2;
+const HEARTBEAT_MS = 60_000;
 
 async function main(): Promise<Outcome[]> {
   const started = performance.now();
-  say(`${STEPS.length} steps, about seven minutes in all on two cores`);
+  say(`${STEPS.length} steps, about twenty minutes in all on two cores`);
   // The tools are looked for once; the tasks below take them from these variables. Output is plain, as it is read.
   const env: Record<string, string | undefined> = {
     ...zigEnvironment(),
@@ -172,28 +199,45 @@ async function main(): Promise<Outcome[]> {
   delete env.FORCE_COLOR;
   delete env.CLICOLOR_FORCE;
 
-  const outcomes: Outcome[] = [];
-  for (const [index, { title, task, count, needs }] of STEPS.entries()) {
-    const stepStarted = performance.now();
-    const command = `deno task ${task.join(" ")}`;
-    if (needs && needs.names.every((name) => findOnPath(name).length === 0)) {
-      const unrun = `${needs.names.join(" or ")} is not on PATH (Debian's package ${needs.package} has it)`;
-      say(`[${index + 1}/${STEPS.length}] ${title}: skipped, as ${unrun}\n`);
-      outcomes.push({ title, command, counts: { passed: 0, failed: 0, skipped: 1 }, unrun });
-      continue;
+  const running = new Map<string, Promise<Outcome>>();
+  const queue = STEPS.entries();
+  const work = async () => {
+    for (const [index, step] of queue) {
+      const ended = runStep(`[${index + 1}/${STEPS.length}] ${step.title}`, step, env, running.get(step.after ?? ""));
+      running.set(step.task.join(" "), ended);
+      await ended;
     }
-    say(`[${index + 1}/${STEPS.length}] ${title}: ${command}`);
-    const { code, output } = await run(`at ${command}`, process.execPath, ["task", "--quiet", ...task], {
-      cwd: ROOT,
-      env,
-      output: "forwarded",
-    });
-    const counts = settle(count(output, code), code);
-    outcomes.push({ title, command, counts });
-    say(`[${index + 1}/${STEPS.length}] ${title}: ${summary(counts)}, ${seconds(stepStarted)}\n`);
-  }
+  };
+  await Promise.all(Array.from({ length: AT_A_TIME }, work));
   say(`took ${seconds(started)}`);
-  return outcomes;
+  return await Promise.all(running.values());
+}
+
+async function runStep(
+  place: string,
+  { title, task, count, needs }: Step,
+  env: Record<string, string | undefined>,
+  after: Promise<Outcome> | undefined,
+): Promise<Outcome> {
+  await after;
+  const started = performance.now();
+  const command = `deno task ${task.join(" ")}`;
+  if (needs && needs.names.every((name) => findOnPath(name).length === 0)) {
+    const unrun = `${needs.names.join(" or ")} is not on PATH (Debian's package ${needs.package} has it)`;
+    say(`${place}: skipped, as ${unrun}\n`);
+    return { title, command, counts: { passed: 0, failed: 0, skipped: 1 }, failures: [], unrun };
+  }
+  say(`${place}: ${command}`);
+  const { code, output } = await run(`at ${command}`, process.execPath, ["task", "--quiet", ...task], {
+    cwd: ROOT,
+    env,
+    output: "captured",
+    heartbeatMs: HEARTBEAT_MS,
+  });
+  const counts = settle(count(output, code), code);
+  process.stderr.write(`${output.trimEnd()}\n`);
+  say(`${place}: ${summary(counts)}, ${seconds(started)}\n`);
+  return { title, command, counts, failures: failedTests(output) };
 }
 
 if (import.meta.main) {

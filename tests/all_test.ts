@@ -19,6 +19,7 @@ import {
   countPackage,
   countZig,
   countZigProgram,
+  failedTests,
   settle,
   summary,
 } from "./all.ts";
@@ -98,18 +99,45 @@ test("summary() is one plain line", () => {
 
 test("the last lines name what failed, what did not run at all, and where tests were skipped", () => {
   const green = { passed: 2, failed: 0, skipped: 0 };
-  assert.equal(closing([{ title: "A", command: "deno task lint", counts: green }]), "2 passed, 0 failed");
+  assert.equal(closing([{ title: "A", command: "deno task lint", counts: green, failures: [] }]), "2 passed, 0 failed");
   const lines = closing([
-    { title: "A", command: "deno task lint", counts: { passed: 2, failed: 0, skipped: 3 } },
-    { title: "B", command: "deno task build", counts: { passed: 0, failed: 0, skipped: 1 }, unrun: "no b is here" },
-    { title: "C", command: "deno task check", counts: { passed: 1, failed: 2, skipped: 0 } },
+    { title: "A", command: "deno task lint", counts: { passed: 2, failed: 0, skipped: 3 }, failures: [] },
+    {
+      title: "B",
+      command: "deno task build",
+      counts: { passed: 0, failed: 0, skipped: 1 },
+      failures: [],
+      unrun: "no b is here",
+    },
+    { title: "C", command: "deno task check", counts: { passed: 1, failed: 2, skipped: 0 }, failures: ["one", "two"] },
+    {
+      title: "D",
+      command: "deno task test",
+      counts: { passed: 0, failed: 22, skipped: 0 },
+      failures: Array.from({ length: 22 }, (_, index) => `test ${index}`),
+    },
   ]).split("\n");
   assert.deepEqual(lines, [
     "skipped: 3 of A",
     "skipped: ALL of B, as no b is here",
     "failed: deno task check",
-    "3 passed, 2 failed, 4 skipped",
+    "  one",
+    "  two",
+    "failed: deno task test",
+    ...Array.from({ length: 20 }, (_, index) => `  test ${index}`),
+    "  and 2 more",
+    "3 passed, 24 failed, 4 skipped",
   ]);
+});
+
+test("failed tests are named, whichever runner ran them", () => {
+  assert.deepEqual(failedTests("(pass) a [1.00ms]\n(fail) b > c [5000.12ms]\n(fail) b > c [5000.12ms]\n"), ["b > c"]);
+  assert.deepEqual(failedTests("a ... ok (1ms)\n\n FAILURES \n\nb c => ./tests/b_test.ts:61:6\n"), ["b c"]);
+  assert.deepEqual(failedTests("error: 'pool_test.test.takes a block' failed:\n"), ["pool_test.test.takes a block"]);
+  assert.deepEqual(failedTests("3/9 pool.test.a...OK\n4/9 pool.test.b...FAIL (TestUnexpectedResult)\n"), [
+    "pool.test.b",
+  ]);
+  assert.deepEqual(failedTests("all is well\n"), []);
 });
 
 /** Runs `.ci/run` where there are these programs and no others; gives the packages that it installed. */

@@ -340,15 +340,15 @@ export interface RunOptions {
   readonly cwd: string;
   readonly env: Record<string, string | undefined>;
   readonly output: OutputMode;
+  /** The silence after which a line says that the command is still at work; 10 s unless given. */
+  readonly heartbeatMs?: number;
   /** Ends the command. */
   readonly signal?: AbortSignal;
 }
 
-const HEARTBEAT_MS = 10_000;
-
-/** Runs a command to its end. When it is silent for 10 s, a line says that it is still at work. */
+/** Runs a command to its end. When it is silent for a while, a line says that it is still at work. */
 export function run(what: string, command: string, args: readonly string[], options: RunOptions): Promise<RunResult> {
-  const { cwd, env, output, signal } = options;
+  const { cwd, env, output, heartbeatMs = 10_000, signal } = options;
   const started = performance.now();
   return new Promise((resolve) => {
     const inherited = output === "inherited";
@@ -358,7 +358,7 @@ export function run(what: string, command: string, args: readonly string[], opti
     let spoke = started;
     let inLine = false; // the output stopped in the middle of a line
     const heartbeat = setInterval(() => {
-      if (inherited || performance.now() - spoke < HEARTBEAT_MS) return;
+      if (inherited || performance.now() - spoke < heartbeatMs) return;
       spoke = performance.now();
       if (inLine) process.stderr.write("\n");
       inLine = false;
