@@ -241,7 +241,8 @@ function zigDoorComplaints(sources: Files): string[] {
     for (const imported of importsOfZig(path, used)) {
       const isKernel = imported.startsWith("zig/src/kernels/") && !imported.endsWith("/dispatch.zig");
       // Tests and benches compare with the scalar reference wherever they are.
-      const mayReach = /^zig\/src\/kernels(\.zig$|\/)/.test(path) || (isCheck && imported.endsWith("/reference.zig"));
+      const mayReach = /^zig\/src\/kernels(\.zig$|\/)/.test(path) ||
+        (isCheck && imported.startsWith("zig/src/kernels/reference/"));
       if (isKernel && !mayReach) complaints.push(`${path} reaches ${imported} past kernels/dispatch.zig`);
       const isCuda = imported.includes("/device/cuda/") && !path.includes("/device/cuda/");
       if (isCuda && path !== "zig/src/device/device.zig") {
@@ -309,11 +310,16 @@ test("kernels are reached through dispatch.zig, CUDA through device.zig", () => 
   const bad = sample({
     "zig/src/cache/paged.zig": 'const convert = @import("../kernels/convert.zig");',
     "zig/src/attention/attend.zig": 'const driver = @import("../device/cuda/driver.zig");',
+    "zig/src/cache/paged_test.zig":
+      'const truth = @import("../kernels/reference/float.zig");\nconst table = @import("../kernels/table.zig");',
+    "zig/src/cache/rows.zig": 'const truth = @import("../kernels/reference/float.zig");',
     "zig/src/kvern.zig": 'test {\n    _ = @import("kernels/convert.zig");\n}',
   });
   assert.deepEqual(zigDoorComplaints(bad), [
     "zig/src/cache/paged.zig reaches zig/src/kernels/convert.zig past kernels/dispatch.zig",
     "zig/src/attention/attend.zig reaches zig/src/device/cuda/driver.zig past device/device.zig",
+    "zig/src/cache/paged_test.zig reaches zig/src/kernels/table.zig past kernels/dispatch.zig",
+    "zig/src/cache/rows.zig reaches zig/src/kernels/reference/float.zig past kernels/dispatch.zig",
   ]);
   assertNone(zigDoorComplaints(zig));
 });

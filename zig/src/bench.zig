@@ -71,7 +71,8 @@
 
 const std = @import("std");
 const kvern = @import("kvern.zig");
-const reference = @import("kernels/reference.zig");
+const float_reference = @import("kernels/reference/float.zig");
+const reference = @import("kernels/reference/attention.zig");
 
 const kv_head_count = 8;
 const ratio = 4;
@@ -417,7 +418,7 @@ fn store(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype) !v
 
     _ = try cache.append(0, 0, .fromF32(rows), .fromF32(rows)); // touches every page
     const stored = try cache.rows(0, 0);
-    const last = reference.element(dtype, stored.place.contiguous.values[0..@intCast(cache.shape.runBytes(dtype))], rows.len - 1);
+    const last = float_reference.element(dtype, stored.place.contiguous.values[0..@intCast(cache.shape.runBytes(dtype))], rows.len - 1);
     if (!(@abs(last - rows[rows.len - 1]) <= 0x1p-8)) fail("append is wrong");
 
     var times: [repeats]f64 = undefined;

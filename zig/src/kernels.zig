@@ -6,12 +6,12 @@
 //! objects must not have state.
 
 const std = @import("std");
-const attend = @import("kernels/attend.zig");
+const attend = @import("kernels/attend/attend.zig");
 const convert = @import("kernels/convert.zig");
-const dequantize = @import("kernels/dequantize.zig");
-const merge = @import("kernels/merge.zig");
+const dequantize = @import("kernels/codec/dequantize.zig");
 const memory_read = @import("kernels/read.zig");
-const quantize = @import("kernels/quantize.zig");
+const quantize = @import("kernels/codec/quantize.zig");
+const state = @import("kernels/attend/state.zig");
 const table = @import("kernels/table.zig");
 const level_name = @import("level").name;
 
@@ -30,7 +30,7 @@ const kernels: table.Table = .{
     .dequantize_records = dequantize.dequantizeRecords,
     .attend = attend.attend,
     .prepare = attend.prepare,
-    .merge = merge.merge,
+    .merge = state.merge,
     .finish = attend.finish,
     .read = memory_read.read,
 };

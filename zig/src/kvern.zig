@@ -85,12 +85,6 @@ pub const readRate = bandwidth.readRate;
 test {
     _ = @import("dtype.zig");
     _ = shape;
-    _ = @import("kernels/convert.zig");
-    _ = @import("kernels/softmax.zig");
-    _ = @import("kernels/ahead.zig");
-    _ = @import("kernels/attend.zig");
-    _ = @import("kernels/digits.zig");
-    _ = @import("kernels/reference.zig");
     _ = dispatch;
     _ = cpu;
     _ = @import("device/slab.zig");

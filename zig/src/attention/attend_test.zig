@@ -1,4 +1,4 @@
-//! Attention over a contiguous cache against `kernels/reference.zig`, on every level this CPU has.
+//! Attention over a contiguous cache against `kernels/reference/attention.zig`, on every level this CPU has.
 
 const std = @import("std");
 const testing = std.testing;
@@ -8,7 +8,8 @@ const ContiguousCache = contiguous.ContiguousCache;
 const dispatch = @import("../kernels/dispatch.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const memcheck = @import("build_options").memcheck;
-const reference = @import("../kernels/reference.zig");
+const float_reference = @import("../kernels/reference/float.zig");
+const reference = @import("../kernels/reference/attention.zig");
 const workers = @import("../device/workers.zig");
 
 /// One comparison: a cache of `token_count` random rows and a query step over it.
@@ -90,8 +91,8 @@ fn check(case: Case) !void {
         const bytes_v = stored.place.contiguous.values[0 .. case.token_count * kv_dim * case.dtype_v.elementBytes()];
         for (0..case.token_count) |token| for (0..case.head_dim) |d| {
             const index = token * kv_dim + kv_head * case.head_dim + d;
-            keys[token * case.head_dim + d] = reference.element(case.dtype_k, bytes_k, index);
-            values[token * case.head_dim + d] = reference.element(case.dtype_v, bytes_v, index);
+            keys[token * case.head_dim + d] = float_reference.element(case.dtype_k, bytes_k, index);
+            values[token * case.head_dim + d] = float_reference.element(case.dtype_v, bytes_v, index);
         };
         for (0..query_count) |query| {
             const at = (query * q_head_count + head) * case.head_dim;

@@ -1,4 +1,4 @@
-//! Attention whose numbers leave the range of f32 on the way, against `kernels/reference.zig` in f64: every level, every
+//! Attention whose numbers leave the range of f32 on the way, against `kernels/reference/attention.zig` in f64: every level, every
 //! format, every option, by one thread and by several.
 
 const std = @import("std");
@@ -9,7 +9,7 @@ const ContiguousCache = @import("../cache/contiguous.zig").ContiguousCache;
 const dispatch = @import("../kernels/dispatch.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const PagedCache = @import("../cache/paged.zig").PagedCache;
-const reference = @import("../kernels/reference.zig");
+const reference = @import("../kernels/reference/attention.zig");
 const Rows = @import("../cache/rows.zig").Rows;
 const workers = @import("../device/workers.zig");
 

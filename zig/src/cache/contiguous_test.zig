@@ -9,7 +9,7 @@ const ContiguousCache = contiguous.ContiguousCache;
 const row_types = @import("rows.zig");
 const Input = row_types.Input;
 const Dtype = @import("../dtype.zig").Dtype;
-const reference = @import("../kernels/reference.zig");
+const float_reference = @import("../kernels/reference/float.zig");
 
 fn input(elements: []const f32) Input {
     return .fromF32(elements);
@@ -288,7 +288,7 @@ test "head-major and token-major input store the same bytes, whatever the dtypes
             var bytes: [4]u8 = undefined;
             switch (from) {
                 .f32 => std.mem.writeInt(u32, &bytes, @bitCast(value), .little),
-                else => std.mem.writeInt(u16, bytes[0..2], reference.round16(from, value), .little),
+                else => std.mem.writeInt(u16, bytes[0..2], float_reference.round16(from, value), .little),
             }
             @memcpy(token_major[((t * heads + h) * dim + d) * size ..][0..size], bytes[0..size]);
             @memcpy(head_major[((h * tokens + t) * dim + d) * size ..][0..size], bytes[0..size]);
@@ -320,12 +320,12 @@ test "head-major and token-major input store the same bytes, whatever the dtypes
         const out_v: row_types.Output = .{ .bytes = @ptrCast(&v), .element_count = count };
         try testing.expectEqual(tokens, try cache.gather(0, 1, out_k, out_v));
         for (k, v, 0..) |got_k, got_v, i| {
-            const value = reference.element(from, &token_major, i);
+            const value = float_reference.element(from, &token_major, i);
             const stored: f64 = switch (to) {
                 .f32 => value,
                 else => stored: {
-                    const bits = reference.round16(to, value);
-                    break :stored reference.element(to, std.mem.asBytes(&bits), 0);
+                    const bits = float_reference.round16(to, value);
+                    break :stored float_reference.element(to, std.mem.asBytes(&bits), 0);
                 },
             };
             try testing.expectEqual(stored, got_k);

@@ -5,7 +5,7 @@
 //!     softmax_scale * |q| * |k' - k|  +  softmax_scale * |q| * scale * code * head_dim / (2 * 16256)
 //!
 //! The second term is that of the kernels, which round the query, folded with the scales, to two digits of 8 bits: 16256
-//! steps, each off by half a step at most, times the codes (`kernels/digits.zig`). |q| is the largest norm of a query seen
+//! steps, each off by half a step at most, times the codes (`kernels/attend/digits.zig`). |q| is the largest norm of a query seen
 //! so far: the bound holds for those, and a larger one that comes later moves it.
 
 const std = @import("std");

@@ -11,7 +11,6 @@ const Sequence = paged.Sequence;
 const Block = @import("block_rows.zig").Block;
 const BlockPools = @import("block_pools.zig").BlockPools;
 const Dtype = @import("../dtype.zig").Dtype;
-const reference = @import("../kernels/reference.zig");
 const row_types = @import("rows.zig");
 const shapes = @import("../shape.zig");
 const Input = row_types.Input;

@@ -9,7 +9,7 @@ const Dtype = @import("../dtype.zig").Dtype;
 const paged = @import("paged.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
-const reference = @import("../kernels/reference.zig");
+const reference = @import("../kernels/reference/attention.zig");
 const slab_memory = @import("../device/slab.zig");
 const workers = @import("../device/workers.zig");
 
@@ -528,7 +528,7 @@ test "attention over tail and store: every K format with every V format, on ever
         if (dispatch.tableOf(level) == null) continue;
         try dispatch.changeLevel(level);
         for (all_dtypes) |dtype_k| for (all_dtypes) |dtype_v| {
-            // Valgrind takes thirty times as long, and has seen all kernels in `kernels/attend_test.zig`.
+            // Valgrind takes thirty times as long, and has seen all kernels in `kernels/attend/attend_test.zig`.
             if (memcheck and (dtype_k != .i4 or dtype_v != .q8_0)) continue;
             errdefer std.debug.print("{s}: {s} {s}\n", .{ @tagName(level), @tagName(dtype_k), @tagName(dtype_v) });
             var options = tiered(64, .{ .dtype_k = dtype_k, .dtype_v = dtype_v });

@@ -1,7 +1,7 @@
 //! Loads, stores and conversions of float elements, and the check that comes before a store.
 //!
 //! Rounding is half to even. f16 goes through the CPU's own instructions where the level has them (F16C, AVX-512, NEON)
-//! and through integer arithmetic elsewhere; both give the same bits, and `reference.zig` gives them too.
+//! and through integer arithmetic elsewhere; both give the same bits, and `reference/float.zig` gives them too.
 
 const std = @import("std");
 const builtin = @import("builtin");

@@ -218,12 +218,17 @@ fn mayUseTiles() bool {
 }
 
 test {
-    _ = @import("quantize_test.zig");
-    _ = @import("reference_codec.zig");
+    _ = @import("attend/attend.zig");
+    _ = @import("codec/quantize_test.zig");
+    _ = @import("convert.zig");
+    _ = @import("exp.zig");
+    _ = @import("reference/attention.zig");
+    _ = @import("reference/codec.zig");
+    _ = float_reference;
 }
 
 const testing = std.testing;
-const reference = @import("reference.zig");
+const float_reference = @import("reference/float.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const memcheck = @import("build_options").memcheck;
 
@@ -289,7 +294,7 @@ test "convert equals the reference bit for bit, at every length and alignment" {
             const value: f64 = awkward(random);
             switch (from) {
                 .f32 => std.mem.writeInt(u32, in[index * 4 ..][0..4], @bitCast(@as(f32, @floatCast(value))), .little),
-                else => std.mem.writeInt(u16, in[index * 2 ..][0..2], reference.round16(from, value), .little),
+                else => std.mem.writeInt(u16, in[index * 2 ..][0..2], float_reference.round16(from, value), .little),
             }
         }
         @memset(&got, 0xaa);
@@ -302,7 +307,7 @@ test "convert equals the reference bit for bit, at every length and alignment" {
             .element_count = length,
         });
         for (0..length) |index| {
-            const value = reference.element(from, in, index);
+            const value = float_reference.element(from, in, index);
             if (std.math.isInf(value)) continue;
             switch (to) {
                 .f32 => try testing.expectEqual(
@@ -310,7 +315,7 @@ test "convert equals the reference bit for bit, at every length and alignment" {
                     std.mem.readInt(u32, out[index * 4 ..][0..4], .little),
                 ),
                 else => try testing.expectEqual(
-                    reference.round16(to, value),
+                    float_reference.round16(to, value),
                     std.mem.readInt(u16, out[index * 2 ..][0..2], .little),
                 ),
             }
@@ -345,7 +350,7 @@ test "every f16 and bf16 widens to its value and narrows back to itself" {
                 .element_count = 16,
             });
             for (narrow, wide, back, 0..) |word, value, again, i| {
-                const truth = reference.element(dtype, std.mem.asBytes(&narrow), i);
+                const truth = float_reference.element(dtype, std.mem.asBytes(&narrow), i);
                 if (std.math.isNan(truth)) {
                     try testing.expect(std.math.isNan(value));
                 } else {

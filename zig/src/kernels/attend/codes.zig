@@ -14,16 +14,16 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const convert = @import("convert.zig");
+const convert = @import("../convert.zig");
 const digits_of = @import("digits.zig");
 const dot = @import("dot.zig");
-const group = @import("../group.zig");
-const softmax = @import("softmax.zig");
-const table = @import("table.zig");
-const Ahead = @import("ahead.zig").Ahead;
-const Dtype = @import("../dtype.zig").Dtype;
-const QueryDigits = @import("tile.zig").QueryDigits;
-const Tile = @import("tile.zig").Tile;
+const group = @import("../../group.zig");
+const softmax = @import("../exp.zig");
+const table = @import("../table.zig");
+const Ahead = @import("prefetch.zig").Ahead;
+const Dtype = @import("../../dtype.zig").Dtype;
+const QueryDigits = @import("tokens.zig").QueryDigits;
+const Tile = @import("tokens.zig").Tile;
 
 const lanes = convert.lanes;
 const Vector = convert.Vector;

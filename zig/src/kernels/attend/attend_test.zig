@@ -1,13 +1,13 @@
-//! Attention over tiles of any two formats against `reference.zig`, on every level this CPU has, and on `amx` where it can
+//! Attention over tiles of any two formats against `reference/attention.zig`, on every level this CPU has, and on `amx` where it can
 //! be emulated.
 
 const std = @import("std");
 const testing = std.testing;
-const amx_emulator = @import("amx_emulator.zig");
-const cases = @import("attend_cases.zig");
-const dispatch = @import("dispatch.zig");
-const reference = @import("reference.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const amx_emulator = @import("../reference/amx_emulator.zig");
+const cases = @import("cases.zig");
+const dispatch = @import("../dispatch.zig");
+const reference = @import("../reference/attention.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 const Results = cases.Results;
 const Sees = cases.Sees;
 const Stored = cases.Stored;

@@ -3,8 +3,8 @@
 //! A vector here has one group in each lane, where a division costs as much for all of them as for one.
 
 const std = @import("std");
-const convert = @import("convert.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const convert = @import("../convert.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 
 const lanes = convert.lanes;
 const Vector = convert.Vector;

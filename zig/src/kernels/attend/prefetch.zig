@@ -6,9 +6,9 @@
 //! the loops.
 
 const std = @import("std");
-const group = @import("../group.zig");
-const table = @import("table.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const group = @import("../../group.zig");
+const table = @import("../table.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 
 const line_bytes = 64;
 

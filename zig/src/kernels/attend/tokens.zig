@@ -2,10 +2,10 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const table = @import("table.zig");
+const table = @import("../table.zig");
 const digits_of = @import("digits.zig");
-const Ahead = @import("ahead.zig").Ahead;
-const Source = @import("ahead.zig").Source;
+const Ahead = @import("prefetch.zig").Ahead;
+const Source = @import("prefetch.zig").Source;
 const tile_tokens = table.tile_tokens;
 const head_dim_max = table.head_dim_max;
 const row_count_max = table.row_count_max;

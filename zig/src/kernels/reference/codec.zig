@@ -5,9 +5,9 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const group = @import("../group.zig");
-const reference = @import("reference.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const group = @import("../../group.zig");
+const float_reference = @import("float.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 const Plane = group.Plane;
 
 /// What the codes of a group are made with.
@@ -138,17 +138,17 @@ pub fn quantizeRecords(dtype: Dtype, values: []const f32, records: []u8) void {
 
 /// The bits of a value as a 16-bit format, the largest finite one where it would be Inf.
 pub fn rounded16(dtype: Dtype, x: f32) u16 {
-    const bits = reference.round16(dtype, x);
+    const bits = float_reference.round16(dtype, x);
     const infinity: u16 = if (dtype == .f16) 0x7c00 else 0x7f80;
     return if (bits & 0x7fff == infinity) bits - 1 else bits;
 }
 
 pub fn f16Value(bits: u16) f32 {
-    return @floatCast(reference.element(.f16, std.mem.asBytes(&bits), 0));
+    return @floatCast(float_reference.element(.f16, std.mem.asBytes(&bits), 0));
 }
 
 fn f16Bits(x: f32) u16 {
-    return reference.round16(.f16, x);
+    return float_reference.round16(.f16, x);
 }
 
 fn clamp(x: f32, low: i16, high: i16) i16 {

@@ -1,7 +1,7 @@
 //! Vectors as bytes, by x86's instructions that round and saturate: what codes and digits are packed with.
 
 const builtin = @import("builtin");
-const convert = @import("convert.zig");
+const convert = @import("../convert.zig");
 
 const lanes = convert.lanes;
 const Vector = convert.Vector;

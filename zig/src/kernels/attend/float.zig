@@ -2,12 +2,12 @@
 //!
 //! A tile knows its rows by pointer. No number below depends on how many query rows stand beside a row.
 
-const convert = @import("convert.zig");
-const softmax = @import("softmax.zig");
-const table = @import("table.zig");
-const tiles = @import("tile.zig");
-const Ahead = @import("ahead.zig").Ahead;
-const Dtype = @import("../dtype.zig").Dtype;
+const convert = @import("../convert.zig");
+const softmax = @import("../exp.zig");
+const table = @import("../table.zig");
+const tiles = @import("tokens.zig");
+const Ahead = @import("prefetch.zig").Ahead;
+const Dtype = @import("../../dtype.zig").Dtype;
 const Tile = tiles.Tile;
 
 const lanes = convert.lanes;

@@ -6,8 +6,8 @@
 //!     2. weights = exp(score - maximum)              the online softmax; older sums are rescaled
 //!     3. sums[row][dim] += weight * value            every value is loaded once for all query rows
 //!
-//! Passes 1 and 3 are those of the format of their side: `attend_float.zig` for rows of floats, `attend_integer.zig` for
-//! planes of codes, or `attend_amx.zig` where the level has tiles. Any format of keys goes with any of values.
+//! Passes 1 and 3 are those of the format of their side: `float.zig` for rows of floats, `codes.zig` for planes
+//! of codes, or `amx.zig` where the level has tiles. Any format of keys goes with any of values.
 //!
 //! A tile lies within a multiple of 64 positions, so neither slabs nor blocks show in the result; and no number below
 //! depends on how many query rows stand beside a row. What a row gets is a function of its query, the stored bytes and
@@ -18,13 +18,13 @@
 const std = @import("std");
 const builtin = @import("builtin");
 const assert = std.debug.assert;
-const attend_amx = @import("attend_amx.zig");
-const attend_float = @import("attend_float.zig");
-const attend_integer = @import("attend_integer.zig");
-const convert = @import("convert.zig");
-const softmax = @import("softmax.zig");
-const table = @import("table.zig");
-const tiles = @import("tile.zig");
+const amx = @import("amx.zig");
+const codes = @import("codes.zig");
+const float = @import("float.zig");
+const convert = @import("../convert.zig");
+const softmax = @import("../exp.zig");
+const table = @import("../table.zig");
+const tiles = @import("tokens.zig");
 const Tile = tiles.Tile;
 const TileRows = tiles.TileRows;
 
@@ -37,7 +37,7 @@ const negative_infinity = -std.math.inf(f32);
 
 /// Planes of codes are multiplied by tiles of AMX.
 const has_amx = builtin.cpu.arch == .x86_64 and builtin.cpu.has(.x86, .amx_int8);
-const attend_codes = if (has_amx) attend_amx else attend_integer;
+const code_passes = if (has_amx) amx else codes;
 
 /// See `Table.attend`.
 pub fn attend(task: *const table.AttendTask) callconv(.c) void {
@@ -47,7 +47,7 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
     var tile: Tile = undefined;
     tile.init(task);
     const uses_tiles = has_amx and !task.tile.storage.isFloat();
-    if (uses_tiles) attend_amx.begin(task);
+    if (uses_tiles) amx.begin(task);
     var heads: tiles.Heads = .{ .first = 0, .count = undefined, .limit = headsTogether(task) };
     // Those of its first head, and on.
     var of_heads = task.*;
@@ -62,12 +62,12 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
         planAhead(task, &tile, heads.count);
         attendHeads(&of_heads, &tile, heads);
     }
-    if (uses_tiles) attend_amx.end();
+    if (uses_tiles) amx.end();
 }
 
 /// See `Table.prepare`.
 pub fn prepare(task: *const table.AttendTask) callconv(.c) void {
-    attend_integer.prepareQueries(task);
+    codes.prepareQueries(task);
 }
 
 /// Heads whose rows are at work together, as equal shares of all as can be.
@@ -85,17 +85,17 @@ fn headsTogether(task: *const table.AttendTask) u32 {
 fn planAhead(task: *const table.AttendTask, tile: *Tile, head_count: u32) void {
     const storage = &task.tile.storage;
     const of_scores = switch (storage.dtype_k) {
-        inline .f32, .f16, .bf16 => |dtype| attend_float.linesOfScores(dtype, task, tile),
-        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.linesOfPass(dtype, task),
+        inline .f32, .f16, .bf16 => |dtype| float.linesOfScores(dtype, task, tile),
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| code_passes.linesOfPass(dtype, task),
     };
     const of_sums = switch (storage.dtype_v) {
-        inline .f32, .f16, .bf16 => |dtype| attend_float.linesOfSums(dtype, task, tile),
-        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| attend_codes.linesOfPass(dtype, task),
+        inline .f32, .f16, .bf16 => |dtype| float.linesOfSums(dtype, task, tile),
+        inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| code_passes.linesOfPass(dtype, task),
     };
     // For each row: with its weights, with its query's digits, with the digits of its weights for each group of dims.
     var asks: u32 = 1;
     if (storage.dtype_k.isAffine()) asks += 1;
-    if (!storage.dtype_v.isFloat()) asks += attend_integer.groupCount(task);
+    if (!storage.dtype_v.isFloat()) asks += codes.groupCount(task);
     tile.ahead.plan(head_count * (of_scores + of_sums), head_count * task.row_count * asks);
 }
 
@@ -105,28 +105,28 @@ fn attendHeads(task: *const table.AttendTask, tile: *Tile, heads: tiles.Heads) v
         .f32, .f16, .bf16, .q8_0, .q4_0 => {},
         inline .i8, .i4, .i2 => |dtype| for (0..heads.count) |index| {
             tile.select(task, heads, @intCast(index));
-            attend_integer.setQueries(dtype, task, tile);
+            codes.setQueries(dtype, task, tile);
         },
     }
     switch (task.tile.storage.dtype_k) {
         inline .f32, .f16, .bf16 => |dtype| for (0..heads.count) |index| {
             tile.select(task, heads, @intCast(index));
-            attend_float.scoreTile(dtype, task, tile);
+            float.scoreTile(dtype, task, tile);
         },
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| for (0..heads.count) |index| {
             tile.select(task, heads, @intCast(index));
-            attend_codes.scoreTile(dtype, task, tile);
+            code_passes.scoreTile(dtype, task, tile);
         },
     }
     weighTile(task, tile, heads.count * task.row_count);
     switch (task.tile.storage.dtype_v) {
         inline .f32, .f16, .bf16 => |dtype| for (0..heads.count) |index| {
             tile.select(task, heads, @intCast(index));
-            attend_float.accumulateTile(dtype, task, tile);
+            float.accumulateTile(dtype, task, tile);
         },
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| for (0..heads.count) |index| {
             tile.select(task, heads, @intCast(index));
-            attend_codes.accumulateTile(dtype, task, tile);
+            code_passes.accumulateTile(dtype, task, tile);
         },
     }
 }
@@ -328,7 +328,8 @@ fn expOne(x: f32) f32 {
 }
 
 test {
-    _ = @import("amx_emulator.zig");
-    _ = @import("attend_amx_test.zig");
+    _ = @import("amx_test.zig");
     _ = @import("attend_test.zig");
+    _ = @import("digits.zig");
+    _ = @import("prefetch.zig");
 }

@@ -2,10 +2,10 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const convert = @import("convert.zig");
-const group = @import("../group.zig");
-const table = @import("table.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const convert = @import("../convert.zig");
+const group = @import("../../group.zig");
+const table = @import("../table.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 const Plane = group.Plane;
 const Side = group.Side;
 

@@ -1,13 +1,13 @@
-//! Tiles of AMX, on the CPU's own or on those of `amx_emulator.zig`: each instruction by itself, and attention against the
+//! Tiles of AMX, on the CPU's own or on those of `reference/amx_emulator.zig`: each instruction by itself, and attention against the
 //! level `avx512`.
 
 const std = @import("std");
 const testing = std.testing;
-const amx = @import("amx.zig");
-const amx_emulator = @import("amx_emulator.zig");
-const cases = @import("attend_cases.zig");
-const dispatch = @import("dispatch.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const amx = @import("tile_register.zig");
+const amx_emulator = @import("../reference/amx_emulator.zig");
+const cases = @import("cases.zig");
+const dispatch = @import("../dispatch.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 
 const head_dim_max = 256;
 
@@ -55,6 +55,10 @@ const Product = struct {
         };
     }
 };
+
+test {
+    _ = amx_emulator;
+}
 
 test "tiles of any shape multiply signed bytes" {
     if (comptime !amx_emulator.is_here) return error.SkipZigTest; // no assembler for them

@@ -2,7 +2,7 @@
 //! handler here does what the instruction would have done. No part of the library.
 //!
 //! Written from the operation sections of Intel's Software Developer's Manual, volume 2 (LDTILECFG, TILELOADD, TILESTORED,
-//! TILEZERO, TILERELEASE, TDPBSSD) and not from `amx.zig`, since no CPU here would contradict the two of them:
+//! TILEZERO, TILERELEASE, TDPBSSD) and not from `attend/tile_register.zig`, since no CPU here would contradict the two of them:
 //!
 //!     opcode            mod   instruction
 //!     NP 0F38.W0 49     mem   LDTILECFG: shapes from memory, all tiles zeroed
@@ -19,7 +19,7 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
-const dispatch = @import("dispatch.zig");
+const dispatch = @import("../dispatch.zig");
 const assert = std.debug.assert;
 const linux = std.os.linux;
 const posix = std.posix;

@@ -7,9 +7,9 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const convert = @import("convert.zig");
-const pack = @import("pack.zig");
-const softmax = @import("softmax.zig");
+const convert = @import("../convert.zig");
+const pack = @import("../codec/pack.zig");
+const softmax = @import("../exp.zig");
 const lanes = convert.lanes;
 const rows_at_once = softmax.rows_at_once;
 const Vector = convert.Vector;

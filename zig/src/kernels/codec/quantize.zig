@@ -4,19 +4,19 @@
 //! scale, min and 1 / scale of many groups at once; (2) the codes, four sums to a word.
 //!
 //! Every step is one f32 operation, rounded half to even and never fused, in an order that does not depend on the vector
-//! length: all levels give the same bits, those of `reference_codec.zig`. A float becomes an integer by an addition or
+//! length: all levels give the same bits, those of `reference/codec.zig`. A float becomes an integer by an addition or
 //! after it was clamped, so that no input, NaN and Inf included, is undefined behaviour.
 
 const std = @import("std");
 const builtin = @import("builtin");
 const assert = std.debug.assert;
-const convert = @import("convert.zig");
-const group = @import("../group.zig");
+const convert = @import("../convert.zig");
+const group = @import("../../group.zig");
 const packed_integers = @import("pack.zig");
 const scales = @import("scale.zig");
-const softmax = @import("softmax.zig");
-const table = @import("table.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const softmax = @import("../exp.zig");
+const table = @import("../table.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 const Plane = group.Plane;
 const Side = group.Side;
 

@@ -1,8 +1,8 @@
 //! Merging the states of one row over two stretches of positions: sums, largest score and sum of weights.
 
-const convert = @import("convert.zig");
-const softmax = @import("softmax.zig");
-const table = @import("table.zig");
+const convert = @import("../convert.zig");
+const softmax = @import("../exp.zig");
+const table = @import("../table.zig");
 
 const lanes = convert.lanes;
 const Vector = convert.Vector;

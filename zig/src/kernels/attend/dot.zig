@@ -17,8 +17,8 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
-const convert = @import("convert.zig");
-const group = @import("../group.zig");
+const convert = @import("../convert.zig");
+const group = @import("../../group.zig");
 const lanes = convert.lanes;
 
 pub const Sums = @Vector(lanes, i32);

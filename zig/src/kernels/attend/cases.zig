@@ -3,10 +3,10 @@
 
 const std = @import("std");
 const testing = std.testing;
-const dispatch = @import("dispatch.zig");
-const group = @import("../group.zig");
-const reference = @import("reference.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const dispatch = @import("../dispatch.zig");
+const group = @import("../../group.zig");
+const float_reference = @import("../reference/float.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 const Table = dispatch.Table;
 
 const tile_tokens = dispatch.tile_tokens;
@@ -97,9 +97,9 @@ const SideRows = struct {
             const value = hashFloat(fill.salt, @intCast(index / rows.head_dim), @intCast(index % rows.head_dim));
             switch (rows.dtype) {
                 .f32 => std.mem.writeInt(u32, bytes[i * 4 ..][0..4], @bitCast(value), .little),
-                else => std.mem.writeInt(u16, bytes[i * 2 ..][0..2], reference.round16(rows.dtype, value), .little),
+                else => std.mem.writeInt(u16, bytes[i * 2 ..][0..2], float_reference.round16(rows.dtype, value), .little),
             }
-            rows.truth[index] = reference.element(rows.dtype, bytes, i);
+            rows.truth[index] = float_reference.element(rows.dtype, bytes, i);
         }
     }
 

@@ -1,11 +1,11 @@
-//! The codecs of every level against `reference_codec.zig`, byte for byte, and against the error each format promises.
+//! The codecs of every level against `reference/codec.zig`, byte for byte, and against the error each format promises.
 
 const std = @import("std");
 const testing = std.testing;
-const codec = @import("reference_codec.zig");
-const dispatch = @import("dispatch.zig");
-const dtypes = @import("../dtype.zig");
-const group = @import("../group.zig");
+const codec = @import("../reference/codec.zig");
+const dispatch = @import("../dispatch.zig");
+const dtypes = @import("../../dtype.zig");
+const group = @import("../../group.zig");
 const Dtype = dtypes.Dtype;
 const Plane = group.Plane;
 const Side = group.Side;

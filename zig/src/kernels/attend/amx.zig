@@ -1,29 +1,29 @@
 //! Attention over planes of codes on AMX: passes 1 and 3 of `attend.zig` for q8_0, q4_0, i8, i4 and i2 sides.
 //!
-//! The sums are those of `attend_integer.zig`, by the same digits. All query rows of a task are the rows of one tile, and
+//! The sums are those of `codes.zig`, by the same digits. All query rows of a task are the rows of one tile, and
 //! 16 lanes of codes are the other:
 //!
 //!     sums [row][16 lanes]  +=  digits [row][quad][4]  x  codes [quad][16 lanes][4]        for high digits and for low ones
 //!
 //! Both sides take signed bytes, so 8-bit codes go from the plane into a tile as they are stored; codes of 4 and 2 bits
 //! are spread out into bytes before. Integers are exact and the floats after them are computed in the order of
-//! `attend_integer.zig`: the bits are those of the level `avx512`.
+//! `codes.zig`: the bits are those of the level `avx512`.
 //!
 //! A *strip* is 16 lanes. Up to four strips are spread, then multiplied, then added up: each stage reads what the one before
 //! it wrote, and a tile that is loaded right after its bytes were stored would wait for them.
 
 const std = @import("std");
 const assert = std.debug.assert;
-const amx = @import("amx.zig");
-const attend_integer = @import("attend_integer.zig");
-const convert = @import("convert.zig");
+const amx = @import("tile_register.zig");
+const code_passes = @import("codes.zig");
+const convert = @import("../convert.zig");
 const dot = @import("dot.zig");
-const group = @import("../group.zig");
-const softmax = @import("softmax.zig");
-const table = @import("table.zig");
-const Ahead = @import("ahead.zig").Ahead;
-const Dtype = @import("../dtype.zig").Dtype;
-const Tile = @import("tile.zig").Tile;
+const group = @import("../../group.zig");
+const softmax = @import("../exp.zig");
+const table = @import("../table.zig");
+const Ahead = @import("prefetch.zig").Ahead;
+const Dtype = @import("../../dtype.zig").Dtype;
+const Tile = @import("tokens.zig").Tile;
 
 const lanes = convert.lanes;
 const Vector = convert.Vector;
@@ -198,7 +198,7 @@ pub fn linesOfPass(comptime dtype: Dtype, task: *const table.AttendTask) u32 {
 /// Pass 1: scores[row][token] = query . key.
 pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     assert(task.head_dim <= head_dim_max);
-    const plane = attend_integer.planeOf(dtype, .keys, task);
+    const plane = code_passes.planeOf(dtype, .keys, task);
     const strip_bytes = plane.codeBytes() / (plane.block_size / group.lane_count);
     var strips: Strips = .{
         .first = tile.rows.planeK() + task.tile.storage.tile_token / group.lane_count * strip_bytes,
@@ -254,7 +254,7 @@ inline fn addScores(row_count: u32, scales: [*]const u8, products: *const [strip
 
 /// Pass 3: sums[row][dim] += weight * value.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
-    const plane = attend_integer.planeOf(dtype, .values, task);
+    const plane = code_passes.planeOf(dtype, .values, task);
     const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
     const group_size = plane.groupSize();
     var strips: Strips = .{
@@ -262,12 +262,12 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
         .stride = plane.block_size * token_bytes,
         .count = group_size / group.lane_count,
     };
-    const scales: attend_integer.Scales = .init(dtype, task, tile);
-    var weights: attend_integer.Weights = undefined;
+    const scales: code_passes.Scales = .init(dtype, task, tile);
+    var weights: code_passes.Weights = undefined;
     var products: [strip_count_max]Products = undefined;
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += group_size) {
-        attend_integer.setWeights(dtype, task, tile, &scales, dim / group_size, &weights);
+        code_passes.setWeights(dtype, task, tile, &scales, dim / group_size, &weights);
         multiply(dtype, strips, weights.digits[tile.row_first..], 0, tile_tokens, &tile.ahead, &products);
         addSums(task, tile.row_first, &weights, &products, dim, strips.count);
         strips.first += strips.count * strips.stride;
@@ -278,7 +278,7 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile
 inline fn addSums(
     task: *const table.AttendTask,
     row_first: u32,
-    weights: *const attend_integer.Weights,
+    weights: *const code_passes.Weights,
     products: *const [strip_count_max]Products,
     dim: u32,
     strip_count: u32,
