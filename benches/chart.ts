@@ -2,7 +2,7 @@
  * What do the figures of attend.ts look like?
  *
  *     deno task bench:attend --json > rows.jsonl
- *     deno task bench:chart rows.jsonl benches/attend.svg
+ *     deno task bench:chart rows.jsonl docs/attend.svg
  *
  * Reads rows from a file, or `-` for the standard input, and writes an SVG to a file or the standard output: the share of
  * R by format, a panel for each context and number of threads, and the rivals beside. Rows of another runtime, level,

@@ -1,22 +1,35 @@
-/** The TypeScript in the README runs as it stands there, in both runtimes. */
+/** The TypeScript in the README and in `docs/` runs as it stands there, in both runtimes. */
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { MOD, runCode } from "./child.ts";
 
-const README = readFileSync(new URL("../README.md", import.meta.url), "utf8").replaceAll("\r\n", "\n");
-const blocks = [...README.matchAll(/^```ts\n([\s\S]*?)\n```$/gm)].map((found) => found[1]!);
+const ROOT = new URL("../", import.meta.url);
+const PAGES = [
+  "README.md",
+  ...readdirSync(new URL("docs/", ROOT)).filter((name) => name.endsWith(".md")).sort()
+    .map((name) => `docs/${name}`),
+];
 
-test("the README has an example with its import, and others that go on from it", () => {
+/** The blocks of TypeScript of a page. */
+function blocksOf(page: string): string[] {
+  const markdown = readFileSync(new URL(page, ROOT), "utf8").replaceAll("\r\n", "\n");
+  return [...markdown.matchAll(/^```ts\n([\s\S]*?)\n```$/gm)].map((found) => found[1]!);
+}
+
+const blocks = PAGES.flatMap((page) => blocksOf(page).map((block, i) => ({ page, i, block })));
+
+test("the README has an example, the pages have others, and each has its import", () => {
   assert.ok(blocks.length >= 2, `${blocks.length} blocks`);
-  assert.match(blocks[0]!, /^import \{ .* \} from "@kvern\/kvern";$/m);
+  assert.equal(blocks[0]!.page, "README.md");
+  assert.ok(blocks.some(({ page }) => page === "docs/caches.md"));
+  for (const { page, block } of blocks) assert.match(block, /^import \{ .* \} from "@kvern\/kvern";$/m, page);
 });
 
-for (const [i, block] of blocks.entries()) {
-  test(`block ${i + 1} of TypeScript in the README runs: ${block.split("\n")[0]}`, () => {
-    const imports = block.includes("@kvern/kvern") ? "" : `import { PagedCache } from "@kvern/kvern";\n`;
-    const { code, stderr } = runCode((imports + block).replaceAll("@kvern/kvern", MOD));
+for (const { page, i, block } of blocks) {
+  test(`block ${i + 1} of TypeScript in ${page} runs: ${block.split("\n")[0]}`, () => {
+    const { code, stderr } = runCode(block.replaceAll("@kvern/kvern", MOD));
     assert.equal(code, 0, stderr);
   });
 }

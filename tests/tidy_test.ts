@@ -8,7 +8,7 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, posix } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -456,7 +456,7 @@ test("nothing is left over", () => {
 });
 
 const TOP_LEVEL = new Set(
-  ("deno.json bunfig.toml mod.ts zig src tests benches README.md examples LICENSE deno.lock .gitignore .ci .github")
+  ("deno.json bunfig.toml mod.ts zig src tests benches README.md docs examples LICENSE deno.lock .gitignore .ci .github")
     .split(" "),
 );
 
@@ -537,6 +537,70 @@ test("the example of the README is the example of mod.ts", () => {
   assert.equal(exampleOf(text("README.md")), example);
 });
 
+/** The names by which links reach the headings of a page. */
+function anchorsOf(markdown: string): string[] {
+  return [...markdown.matchAll(/^#+ (.+)$/gm)].map(([, heading]) =>
+    heading!.toLowerCase().replace(/[^\w\- ]/g, "").replaceAll(" ", "-")
+  );
+}
+
+/** Links of published pages that lead nowhere or to what is not published, files they name, and pages nobody links. */
+function linkComplaints(
+  pages: Files,
+  exists: (path: string) => boolean,
+  unpublished: readonly string[],
+): string[] {
+  const linked = new Set<string>();
+  const complaints = [...pages].flatMap(([path, source]) =>
+    [...source.replace(/^```[\s\S]*?^```$/gm, "").matchAll(/\]\(([^)\s]+)\)/g)].flatMap(([, link]) => {
+      if (/^https?:/.test(link!)) return [];
+      const [file, anchor] = link!.split("#");
+      const target = file === "" ? path : posix.join(posix.dirname(path), file!);
+      if (path === "README.md") linked.add(target);
+      if (!exists(target)) return [`${path} links ${link}, which is not there`];
+      if (unpublished.some((folder) => target === folder || target.startsWith(`${folder}/`))) {
+        return [`${path} links ${link}, which is not published`];
+      }
+      const isLost = anchor !== undefined && !anchorsOf(pages.get(target) ?? "").includes(anchor);
+      return isLost ? [`${path} links ${link}, which is no heading there`] : [];
+    })
+  );
+  const file = /`[^`\n]*?\b((?:src|zig|tests|benches|examples|docs)\/[\w./-]+\.\w+)[^`\n]*`/g;
+  const named = [...pages].flatMap(([path, source]) =>
+    [...source.matchAll(file)].filter(([, name]) => !exists(name!)).map(([, name]) => `${path} names ${name}`)
+  );
+  const lonely = [...pages.keys()].filter((path) => path.startsWith("docs/") && !linked.has(path));
+  return [...complaints, ...named, ...lonely.map((path) => `README.md does not link ${path}`)];
+}
+
+test("every link of the README and of docs/ leads somewhere, and every file they name is there", () => {
+  const bad = sample({
+    "README.md":
+      "[a](docs/a.md) [b](docs/b.md#one) ![c](benches/c.svg) [d](#two-words)\n```ts\nf[0](x)\n```\n# Two, words",
+    "docs/a.md": "[b](b.md#two) [home](../README.md#two-words) [web](https://kvern.example)",
+    "docs/b.md": "# One",
+    "docs/lonely.md": "x",
+  });
+  const exists = (path: string) => bad.has(path) || path === "benches/c.svg";
+  assert.deepEqual(linkComplaints(bad, exists, ["benches"]), [
+    "README.md links benches/c.svg, which is not published",
+    "docs/a.md links b.md#two, which is no heading there",
+    "README.md does not link docs/lonely.md",
+  ]);
+  assert.deepEqual(
+    linkComplaints(sample({ "README.md": "[a](docs/a.md), `deno test -A tests/a.ts`" }), () => false, []),
+    [
+      "README.md links docs/a.md, which is not there",
+      "README.md names tests/a.ts",
+    ],
+  );
+  const excluded: string[] = JSON.parse(text("deno.json")).publish.exclude;
+  const unpublished = excluded.filter((path) => !path.startsWith("!"));
+  const pages = only(/^(README\.md|docs\/.*\.md)$/);
+  assert.ok(pages.size > 1);
+  assertNone(linkComplaints(pages, (path) => existsSync(join(ROOT, path)), unpublished));
+});
+
 /** Mentions of a version that is not the pinned one. */
 function versionComplaints(sources: Files): string[] {
   return [...sources].flatMap(([path, source]) =>
@@ -549,7 +613,9 @@ function versionComplaints(sources: Files): string[] {
 test("every command names the versions of zig/toolchain.ts", () => {
   const bad = sample({ "README.md": `npx -y deno@${VERSIONS.deno} task demo, deno@1.0.0, bun@0.1.2.` });
   assert.deepEqual(versionComplaints(bad), ["README.md says deno@1.0.0", "README.md says bun@0.1.2"]);
-  assertNone(versionComplaints(only(/^(README\.md|\.ci\/run|\.github\/.*|src\/.*|mod\.ts|examples\/.*|zig\/.*)$/)));
+  assertNone(
+    versionComplaints(only(/^(README\.md|docs\/.*|\.ci\/run|\.github\/.*|src\/.*|mod\.ts|examples\/.*|zig\/.*)$/)),
+  );
 
   const npx = `npx -y deno@${VERSIONS.deno} task`;
   for (const task of ["demo", "test"]) {
