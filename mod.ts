@@ -35,33 +35,21 @@
  */
 
 export { AlignedBuffer } from "./src/aligned_buffer.ts";
-export type { AttendOptions } from "./src/attention.ts";
-export type { BatchAppendOptions, BatchAttendOptions } from "./src/batch.ts";
+export { BlockPool } from "./src/block_pool.ts";
+export { BufferPool, type BufferPoolOptions, type BufferPoolStats } from "./src/buffer_pool.ts";
 export type {
-  AppendOptions,
   AppendResult,
-  CommitOptions,
   ContiguousKv,
   ContiguousRun,
   DevicePlacement,
   GatheredRows,
-  GatherOptions,
   KvCache,
   NoContiguousRun,
   PackedView,
   Tier,
   View,
 } from "./src/cache.ts";
-export {
-  type ContiguousCacheOptions,
-  type DType,
-  type FloatDType,
-  memoryBytes,
-  type QuantizedDType,
-} from "./src/config.ts";
-export { BlockPool, type BlockPoolOptions, type BlockPoolStats } from "./src/block_pool.ts";
-export { BufferPool, type BufferPoolOptions, type BufferPoolStats } from "./src/buffer_pool.ts";
-export { ContiguousCache, type ContiguousStats, type StoreOptions } from "./src/contiguous_cache.ts";
+export { ContiguousCache, type ContiguousStats, memoryBytes } from "./src/contiguous_cache.ts";
 export {
   type Level,
   readRate,
@@ -71,12 +59,12 @@ export {
   systemInfo,
 } from "./src/device.ts";
 export { KvError, type KvErrorCode } from "./src/error.ts";
-export type { HeadFidelity, SideFidelity } from "./src/fidelity.ts";
-export type { KvFormat } from "./src/format.ts";
-export { PagedCache } from "./src/paged_cache.ts";
-export { type LayerShape, type PagedCacheOptions, type TailOptions, twoTierDefaults } from "./src/paged_options.ts";
-export type { PagedStats } from "./src/paged_stats.ts";
-export type { HybridPolicy, LogitErrorOptions, Policy, StoreOnlyPolicy, TailOnlyPolicy } from "./src/policy.ts";
+export {
+  type BatchAppendOptions,
+  type BatchAttendOptions,
+  PagedCache,
+  type PagedCacheOptions,
+} from "./src/paged_cache.ts";
 export {
   dequantizeBlock,
   type DequantizeBlockOptions,
@@ -92,6 +80,19 @@ export {
   type RecordDType,
   unpackBlock,
 } from "./src/quantization.ts";
-export type { KeepAll, KeepNewest, Retention } from "./src/retention.ts";
-export type { HalfArray, Rows } from "./src/rows.ts";
-export { Sequence, type SequenceCommitOptions } from "./src/sequence.ts";
+export { Sequence } from "./src/sequence.ts";
+export type { HeadFidelity, SideFidelity } from "./src/memory/fidelity.ts";
+export type { PagedStats } from "./src/memory/paged_stats.ts";
+export type { BlockPoolStats } from "./src/memory/pool.ts";
+export type { AppendOptions, StoreOptions } from "./src/options/append.ts";
+export type { AttendOptions } from "./src/options/attend.ts";
+export type { CommitOptions, SequenceCommitOptions } from "./src/options/commit.ts";
+export type { ContiguousCacheOptions } from "./src/options/contiguous.ts";
+export type { DType, FloatDType, QuantizedDType } from "./src/options/dtype.ts";
+export type { KvFormat } from "./src/options/format.ts";
+export type { GatherOptions } from "./src/options/gather.ts";
+export { type LayerShape, type PagedOptions, type TailOptions, twoTierDefaults } from "./src/options/paged.ts";
+export type { HybridPolicy, LogitErrorOptions, Policy, StoreOnlyPolicy, TailOnlyPolicy } from "./src/options/policy.ts";
+export type { BlockPoolOptions } from "./src/options/pool.ts";
+export type { KeepAll, KeepNewest, Retention } from "./src/options/retention.ts";
+export type { HalfArray, Rows } from "./src/options/rows.ts";

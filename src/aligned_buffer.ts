@@ -1,43 +1,18 @@
 /**
  * A buffer of a pool: native memory for staging, scratch and copies.
  *
- * All arrays over it lie on one ArrayBuffer, which is made when it is first looked at and detached before the memory goes
- * back to the pool. As long as that ArrayBuffer is alive it keeps this object alive, and with it the memory.
- *
  * @module
  */
 
-import { KvError } from "./error.ts";
-import type { Library } from "./ffi/exports.ts";
-import { adapter, library } from "./ffi/library.ts";
-import { newRecord } from "./ffi/record.ts";
 import { countText, type FreedRule, freedRule, refusal } from "./ffi/status.ts";
-import { freePartWhenDropped, unwatch } from "./finalization.ts";
-import { showAs } from "./inspect.ts";
-import { checkFloats, inputCount } from "./rows.ts";
-import { detach, isDetached } from "./typed_array.ts";
+import { BUFFER_RULES, BufferMemory } from "./memory/buffer.ts";
+import { showAs } from "./memory/inspect.ts";
+import { checkFloats, inputCount } from "./options/rows.ts";
 
 const FREED: FreedRule = freedRule("buffer");
 
-/** Which buffer an ArrayBuffer lies on: an array alone keeps its buffer. */
-const owners = new WeakMap<ArrayBuffer, AlignedBuffer>();
-
-/** The arrays over a buffer. */
-interface Arrays {
-  readonly buffer: ArrayBuffer;
-  readonly f32: Float32Array;
-  readonly bytes: Uint8Array;
-}
-
-/** Makes the object of a native buffer, which it frees; for the pool that acquired it. */
-export let takeBuffer: (native: Library, handle: number) => AlignedBuffer;
-
-/** Why there is no buffer. */
-export const BUFFER_RULES: { readonly out_of_memory: () => string } = {
-  out_of_memory: () =>
-    "the limit of the pool would be passed, the system refused memory, or the process has 65535 caches, pools, " +
-    "sequences and buffers",
-};
+/** Makes the object of a native buffer; for the pool that acquired it. */
+export let createBuffer: (memory: BufferMemory) => AlignedBuffer;
 
 /**
  * A piece of native memory from a {@linkcode BufferPool}, 64-byte aligned, all zeros when it is acquired.
@@ -61,39 +36,25 @@ export const BUFFER_RULES: { readonly out_of_memory: () => string } = {
  * ```
  */
 export class AlignedBuffer {
-  readonly #library: Library;
-  /** 0 once it was freed. */
-  #handle: number;
-  readonly #capacity: number;
-  readonly #addressLow: number;
-  readonly #addressHigh: number;
-  #arrays: Arrays | undefined;
+  readonly #memory: BufferMemory;
 
   static {
-    takeBuffer = (native, handle) => new AlignedBuffer(native, handle);
+    createBuffer = (memory) => new AlignedBuffer(memory);
     showAs(AlignedBuffer, (buffer) => {
-      return buffer.#handle === 0 ? undefined : { capacity: buffer.capacity, length: buffer.length };
+      return buffer.#memory.handle === 0 ? undefined : { capacity: buffer.capacity, length: buffer.length };
     });
   }
 
-  private constructor(native: Library, handle: number) {
-    if (native !== library()) {
+  private constructor(memory: BufferMemory) {
+    if (!(memory instanceof BufferMemory)) {
       throw new TypeError("an AlignedBuffer is made by the acquire() of a BufferPool");
     }
-    this.#library = native;
-    this.#handle = handle;
-    const record = newRecord("buffer");
-    const status = native.kv_buffer_info(handle, record, record.byteLength);
-    if (status < 0) throw refusal(status, "look at a buffer", BUFFER_RULES);
-    this.#addressLow = record[1]!;
-    this.#addressHigh = record[2]!;
-    this.#capacity = record[3]!;
-    freePartWhenDropped(this, freeing(native, handle));
+    this.#memory = memory;
   }
 
   /** Elements it can hold: those of its size class, at least as many as were asked for. */
   get capacity(): number {
-    return this.#capacity;
+    return this.#memory.capacity;
   }
 
   /**
@@ -102,7 +63,7 @@ export class AlignedBuffer {
    * @throws {KvError} `stale_handle`
    */
   get length(): number {
-    const length = this.#library.kv_buffer_length(this.#handle);
+    const length = this.#memory.library.kv_buffer_length(this.#memory.handle);
     if (length < 0) throw refusal(length, "read the length of a buffer", FREED);
     return length;
   }
@@ -114,7 +75,7 @@ export class AlignedBuffer {
    * Bun; `stale_handle`
    */
   get f32(): Float32Array {
-    return this.#view().f32;
+    return this.#memory.arrays().f32;
   }
 
   /**
@@ -123,7 +84,7 @@ export class AlignedBuffer {
    * @throws {KvError} as `f32`
    */
   get bytes(): Uint8Array {
-    return this.#view().bytes;
+    return this.#memory.arrays().bytes;
   }
 
   /**
@@ -135,11 +96,11 @@ export class AlignedBuffer {
   extend(values: Float32Array): void {
     checkFloats("values", values);
     const count = inputCount("values", values, "extend a buffer");
-    const length = this.#library.kv_buffer_extend(this.#handle, values, count);
+    const length = this.#memory.library.kv_buffer_extend(this.#memory.handle, values, count);
     if (length >= 0) return;
     throw refusal(length, `extend a buffer by ${countText(count, "element")}`, {
       ...FREED,
-      invalid_size: () => `it holds at most ${this.#capacity}: its length is ${this.length}`,
+      invalid_size: () => `it holds at most ${this.capacity}: its length is ${this.length}`,
     });
   }
 
@@ -149,7 +110,7 @@ export class AlignedBuffer {
    * @throws {KvError} `stale_handle`
    */
   clear(): void {
-    const status = this.#library.kv_buffer_clear(this.#handle);
+    const status = this.#memory.library.kv_buffer_clear(this.#memory.handle);
     if (status < 0) throw refusal(status, "clear a buffer", FREED);
   }
 
@@ -159,45 +120,18 @@ export class AlignedBuffer {
    * @throws {KvError} `out_of_memory`, `stale_handle`
    */
   clone(): AlignedBuffer {
-    const handle = this.#library.kv_buffer_clone(this.#handle);
+    const handle = this.#memory.library.kv_buffer_clone(this.#memory.handle);
     if (handle < 0) throw refusal(handle, "clone a buffer", { ...BUFFER_RULES, ...FREED });
-    return new AlignedBuffer(this.#library, handle);
+    return new AlignedBuffer(new BufferMemory(this.#memory.library, handle));
   }
 
   /** Detaches the arrays over it and gives the memory back to its pool. Harmless when repeated. */
   free(): void {
-    if (this.#handle === 0) return;
-    if (this.#arrays !== undefined) detach(this.#arrays.buffer);
-    this.#arrays = undefined;
-    unwatch(this);
-    this.#library.kv_buffer_free(this.#handle);
-    this.#handle = 0;
+    this.#memory.free();
   }
 
   /** The same as `free`, for `using`. */
   [Symbol.dispose](): void {
     this.free();
   }
-
-  #view(): Arrays {
-    if (this.#arrays !== undefined && !isDetached(this.#arrays.buffer)) return this.#arrays;
-    const action = "make an array over native memory";
-    if (this.#handle === 0) throw new KvError("stale_handle", `Cannot ${action} as the buffer was freed`);
-    const byteLength = this.#capacity * 4;
-    if (byteLength > adapter.viewBytesMax) {
-      const max = adapter.viewBytesMax;
-      throw new KvError(
-        "unsupported",
-        `Cannot ${action} as an ArrayBuffer has at most ${max} bytes here: ${byteLength}`,
-      );
-    }
-    const buffer = adapter.view(this.#addressLow, this.#addressHigh, byteLength);
-    owners.set(buffer, this);
-    return this.#arrays = { buffer, f32: new Float32Array(buffer), bytes: new Uint8Array(buffer) };
-  }
-}
-
-/** Made outside the class, so that the closure cannot hold the object it waits for. */
-function freeing(native: Library, handle: number): () => void {
-  return () => native.kv_buffer_free(handle);
 }

@@ -4,16 +4,17 @@
  * @module
  */
 
-import { type AlignedBuffer, BUFFER_RULES, takeBuffer } from "./aligned_buffer.ts";
-import { checkBytes, checkCount } from "./config.ts";
+import { type AlignedBuffer, createBuffer } from "./aligned_buffer.ts";
 import { KvError } from "./error.ts";
 import type { Library } from "./ffi/exports.ts";
 import { library } from "./ffi/library.ts";
 import { bufferPoolRecord, newRecord, uint64At } from "./ffi/record.ts";
 import { countText, freedRule, refusal } from "./ffi/status.ts";
-import { freePartWhenDropped, unwatch } from "./finalization.ts";
-import { showAs } from "./inspect.ts";
-import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
+import { BUFFER_RULES, BufferMemory } from "./memory/buffer.ts";
+import { freePartWhenDropped, unwatch } from "./memory/finalization.ts";
+import { showAs } from "./memory/inspect.ts";
+import { checkBytes, checkCount } from "./options/counts.ts";
+import { givenOptions, type OptionNames, optionNames } from "./options/option_names.ts";
 
 /** How much a {@linkcode BufferPool} keeps, and how large it may grow. */
 export interface BufferPoolOptions {
@@ -132,7 +133,7 @@ export class BufferPool {
         invalid_size: () => `a buffer has at most ${BUFFER_BYTES_MAX} bytes`,
       });
     }
-    return takeBuffer(this.#library, handle);
+    return createBuffer(new BufferMemory(this.#library, handle));
   }
 
   /**

@@ -7,24 +7,12 @@
  * @module
  */
 
-import type { AttendOptions } from "./attention.ts";
-import type { DType, FloatDType } from "./config.ts";
-import { type OptionNames, optionNames } from "./option_names.ts";
-import type { Rows } from "./rows.ts";
-
-/** How the rows given to append are stored in their arrays. */
-export interface AppendOptions {
-  /** What the bits in a `Uint16Array` are; the other arrays say it themselves. */
-  readonly dtype?: FloatDType;
-  /** `[n][kv_head][head_dim]`, the default, or `[kv_head][n][head_dim]`, as in a `past_key_values` tensor. */
-  readonly layout?: "token_major" | "head_major";
-}
-
-/** The names of {@linkcode AppendOptions}. */
-export const APPEND_NAMES: OptionNames = optionNames<AppendOptions>({
-  dtype: true,
-  layout: true,
-});
+import type { AppendOptions } from "./options/append.ts";
+import type { AttendOptions } from "./options/attend.ts";
+import type { CommitOptions } from "./options/commit.ts";
+import type { DType, FloatDType } from "./options/dtype.ts";
+import type { GatherOptions } from "./options/gather.ts";
+import type { Rows } from "./options/rows.ts";
 
 /** Where appended rows went. */
 export interface AppendResult {
@@ -37,34 +25,6 @@ export interface AppendResult {
    */
   readonly views: View[];
 }
-
-/** What a commit may carry beside the count. */
-export interface CommitOptions {
-  /** The ids of the committed tokens `[n]`; a cache with a prefix index keeps them, others only check the length. */
-  readonly tokens?: Uint32Array;
-}
-
-/** The names of {@linkcode CommitOptions}. */
-export const COMMIT_NAMES: OptionNames = optionNames<CommitOptions>({
-  tokens: true,
-});
-
-/** What a copy is made of, and where it goes. */
-export interface GatherOptions {
-  /** The dtype of the copy, `"f32"` by default. */
-  readonly dtype?: FloatDType;
-  /**
-   * Where the rows go, `[row][kv_head][head_dim]`, at least as long as the rows; new arrays by default. They share no
-   * memory, neither with each other nor with the cache.
-   */
-  readonly into?: { readonly k: Rows; readonly v: Rows };
-}
-
-/** The names of {@linkcode GatherOptions}. */
-export const GATHER_NAMES: OptionNames = optionNames<GatherOptions>({
-  dtype: true,
-  into: true,
-});
 
 /** A copy of rows, `[row][kv_head][head_dim]`: f32, or the bits of f16 or bf16, or the arrays of `into`. */
 export interface GatheredRows {

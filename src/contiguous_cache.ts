@@ -10,28 +10,21 @@
  * @module
  */
 
-import { APPEND_NAMES, type AppendOptions, type AppendResult, type KvCache } from "./cache.ts";
-import { checkCount, type ContiguousCacheOptions, type FloatDType } from "./config.ts";
-import { ContiguousMemory } from "./contiguous_memory.ts";
-import { appendRows, rangeRules, writeRefusal } from "./contiguous_rows.ts";
-import { ContiguousSequence } from "./contiguous_sequence.ts";
+import type { AppendResult, KvCache } from "./cache.ts";
 import { library } from "./ffi/library.ts";
 import { newRecord, uint64At } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
-import { showAs } from "./inspect.ts";
-import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
-import { inputCount, inputDtype, type Rows } from "./rows.ts";
-import type { Side } from "./view.ts";
-
-/** How the rows given to store are stored in their arrays. */
-export interface StoreOptions {
-  /** What the bits in a `Uint16Array` are; the other arrays say it themselves. */
-  readonly dtype?: FloatDType;
-}
-
-const STORE_NAMES: OptionNames = optionNames<StoreOptions>({
-  dtype: true,
-});
+import { attachContiguous, ContiguousMemory, createContiguous } from "./memory/contiguous.ts";
+import { appendRows, rangeRules, writeRefusal } from "./memory/contiguous_rows.ts";
+import { ContiguousSequence } from "./memory/contiguous_sequence.ts";
+import { showAs } from "./memory/inspect.ts";
+import type { Side } from "./memory/view.ts";
+import { APPEND_NAMES, type AppendOptions, STORE_NAMES, type StoreOptions } from "./options/append.ts";
+import { bytesText, type ContiguousCacheOptions, recordOf } from "./options/contiguous.ts";
+import { checkCount } from "./options/counts.ts";
+import type { FloatDType } from "./options/dtype.ts";
+import { givenOptions } from "./options/option_names.ts";
+import { inputCount, inputDtype, type Rows } from "./options/rows.ts";
 
 /** Where the bytes of a contiguous cache are. */
 export interface ContiguousStats {
@@ -48,6 +41,41 @@ export interface ContiguousStats {
   /** Pieces the reservation consists of. */
   readonly slabCount: number;
 }
+
+/**
+ * Bytes of K and V a cache of these options holds: `2 * layers * sequences * rows * kv heads * headDim * bytes`.
+ *
+ * Exact, whether or not this machine could hold it; nothing is allocated. K and V count apart when their
+ * dtypes differ.
+ *
+ * @example GPT-2 small at 2048 tokens: 2 * 12 * 2048 * 12 * 64 * 4 B = 144 MiB
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { memoryBytes } from "@kvern/kvern";
+ *
+ * const bytes = memoryBytes({ layerCount: 12, kvHeadCount: 12, headDim: 64, maxSeqLen: 2048 });
+ * assert.equal(bytes, 144 * 2 ** 20);
+ * ```
+ *
+ * @throws {TypeError} an option of the wrong type
+ * @throws {RangeError} an option that is no count
+ * @throws {KvError} `invalid_config` for an option out of its range; `out_of_memory` past 2^53 bytes;
+ * `library_unavailable`, `needs_permission`
+ */
+export function memoryBytes(options: ContiguousCacheOptions): number {
+  const record = recordOf(options, "plan a cache");
+  const bytes = new Float64Array(1);
+  const status = library().kv_memory_bytes(record, record.byteLength, bytes, bytes.length);
+  if (status < 0) {
+    throw refusal(status, "plan a cache", {
+      out_of_memory: () => `a number of bytes is exact up to 2^53: K and V need ${bytesText(record)} bytes`,
+    });
+  }
+  return bytes[0]!;
+}
+
+/** The memory of a cache that was made elsewhere, by the options that describe it: how `attach` tells the constructor. */
+const attached = new WeakMap<ContiguousCacheOptions, ContiguousMemory>();
 
 /**
  * Keys and values of all layers for a fixed number of sequences of a fixed greatest length.
@@ -95,8 +123,7 @@ export class ContiguousCache {
    * @throws {KvError} `invalid_config`; `out_of_memory` past the limit; `library_unavailable`, `needs_permission`
    */
   constructor(options: ContiguousCacheOptions) {
-    // An attached memory has the fields of the options, and is taken as it is.
-    this.#memory = options instanceof ContiguousMemory ? options : ContiguousMemory.create(options);
+    this.#memory = attached.get(options) ?? createContiguous(options);
   }
 
   /**
@@ -109,7 +136,11 @@ export class ContiguousCache {
    */
   static attach(handle: number): ContiguousCache {
     checkCount("handle", handle);
-    return new ContiguousCache(new ContiguousMemory(library(), handle, false));
+    const memory = attachContiguous(handle);
+    const { layerCount, kvHeadCount, headDim, maxSeqLen } = memory;
+    const options = { layerCount, kvHeadCount, headDim, maxSeqLen };
+    attached.set(options, memory);
+    return new ContiguousCache(options);
   }
 
   /** The number that opens this cache elsewhere, see {@linkcode ContiguousCache.attach}; 0 once freed. */

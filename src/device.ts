@@ -4,12 +4,13 @@
  * @module
  */
 
-import { checkBytes, checkCount } from "./config.ts";
-import { adapter, type LevelName, levelNames, library, libraryPath, unreadableVariables } from "./ffi/library.ts";
+import { type LevelName, levelNames, library, libraryPath, unreadableVariables } from "./ffi/library.ts";
 import { newRecord, uint64At } from "./ffi/record.ts";
+import { adapter } from "./ffi/runtime.ts";
 import { refusal } from "./ffi/status.ts";
-import { finalizedCaches } from "./finalization.ts";
-import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
+import { finalizedCaches } from "./memory/finalization.ts";
+import { checkBytes, checkCount } from "./options/counts.ts";
+import { givenOptions, type OptionNames, optionNames } from "./options/option_names.ts";
 
 /** A CPU level: which instructions the kernels may use. */
 export type Level = LevelName;

@@ -3,43 +3,102 @@
  *
  * A block holds `blockSize` positions of one sequence in every layer of one shape, head-major:
  * `[layer][keys, values][kv_head][token][head_dim]`, or codes in the place of the last two axes once the block has left
- * the tail (`policy.ts`). Memory is reserved as blocks are needed, blocks are shared between sequences by reference, and
+ * the tail (`options/policy.ts`). Memory is reserved as blocks are needed, blocks are shared between sequences by reference, and
  * several sequences take part in one call.
  *
  * @module
  */
 
-import { attendRefusal, givenCount, lseCount, NO_FLOATS, NO_PARENTS, readAttend, writeAttend } from "./attention.ts";
-import {
-  BATCH_APPEND_NAMES,
-  BATCH_ATTEND_NAMES,
-  BATCH_RULES,
-  type BatchAppendOptions,
-  type BatchAttendOptions,
-  batchFreedRule,
-  batchOf,
-  countsOf,
-  lengthsText,
-  missingRowsTextOf,
-} from "./batch.ts";
-import { type BlockPool, type BlockPoolStats, formatWords, poolStatsOf } from "./block_pool.ts";
-import { checkCount, type FloatDType } from "./config.ts";
+import { type BlockPool, poolMemoryOf } from "./block_pool.ts";
 import { KvError } from "./error.ts";
 import { newRecord, policyRecord } from "./ffi/record.ts";
-import { library } from "./ffi/library.ts";
 import { countText, refusal } from "./ffi/status.ts";
-import { fidelityOf, type HeadFidelity } from "./fidelity.ts";
-import type { KvFormat } from "./format.ts";
-import { showAs } from "./inspect.ts";
-import { rowsRule } from "./not_finite.ts";
-import { checkOptions } from "./option_names.ts";
-import { PagedMemory } from "./paged_memory.ts";
-import { largestBlock, type LayerShape, type PagedCacheOptions } from "./paged_options.ts";
-import { type Policy, policyWords } from "./policy.ts";
-import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./rows.ts";
-import { type PagedStats, pagedStatsOf } from "./paged_stats.ts";
-import { createSequence, layerShape, POOL_EMPTY, type Sequence } from "./sequence.ts";
-import type { SequenceMemory } from "./sequence_memory.ts";
+import { BATCH_RULES, batchFreedRule, lengthsText, missingRowsTextOf } from "./memory/batch.ts";
+import { fidelityOf, type HeadFidelity } from "./memory/fidelity.ts";
+import { showAs } from "./memory/inspect.ts";
+import { attachPaged, createPaged, PagedMemory } from "./memory/paged.ts";
+import { type PagedStats, pagedStatsOf } from "./memory/paged_stats.ts";
+import { type BlockPoolStats, poolStatsOf } from "./memory/pool.ts";
+import type { SequenceMemory } from "./memory/sequence.ts";
+import type { AppendOptions } from "./options/append.ts";
+import {
+  type AttendOptions,
+  attendRefusal,
+  givenCount,
+  lseCount,
+  NO_FLOATS,
+  NO_PARENTS,
+  readAttend,
+  writeAttend,
+} from "./options/attend.ts";
+import { countsOf } from "./options/batch.ts";
+import { checkCount } from "./options/counts.ts";
+import type { FloatDType } from "./options/dtype.ts";
+import { formatWords, type KvFormat } from "./options/format.ts";
+import { rowsRule } from "./options/not_finite.ts";
+import { checkOptions, type OptionNames, optionNames } from "./options/option_names.ts";
+import { largestBlock, type LayerShape, type PagedOptions } from "./options/paged.ts";
+import { type Policy, policyWords } from "./options/policy.ts";
+import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./options/rows.ts";
+import { createSequence, layerShape, memoryOf, POOL_EMPTY, type Sequence } from "./sequence.ts";
+
+/** What a {@linkcode PagedCache} is made of. */
+export interface PagedCacheOptions extends PagedOptions {
+  /** Blocks shared with other caches; needs layers of one shape, which with `blockSize` and `dtype` is the pool's. */
+  readonly pool?: BlockPool;
+}
+
+/** Which sequences an append is for, and how the rows are stored in their arrays. */
+export interface BatchAppendOptions extends AppendOptions {
+  /** The sequences, each at most once; their rows stand one after the other. */
+  readonly sequences: readonly Sequence[];
+  /** Rows of each sequence; one each by default. */
+  readonly tokenCounts?: ArrayLike<number>;
+}
+
+/** The names of {@linkcode BatchAppendOptions}. */
+export const BATCH_APPEND_NAMES: OptionNames = optionNames<BatchAppendOptions>({
+  sequences: true,
+  tokenCounts: true,
+  dtype: true,
+  layout: true,
+});
+
+/** Which sequences attend, and how. */
+export interface BatchAttendOptions extends AttendOptions {
+  /** The sequences; their queries stand one after the other. */
+  readonly sequences: readonly Sequence[];
+  /** Queries of each sequence, where they differ; `queryCount` each by default, and none other where both are given. */
+  readonly queryCounts?: ArrayLike<number>;
+  /** Queries of every sequence, 1 by default. */
+  readonly queryCount?: number;
+  /**
+   * Parents `[query]` of the trees of drafted tokens, those of the first sequence, then those of the second, and so on:
+   * each sequence has a tree of its own, in which `treeParents` counts from its own first query. Otherwise as in
+   * {@linkcode AttendOptions}.
+   */
+  readonly treeParents?: Int32Array;
+}
+
+/** The names of {@linkcode BatchAttendOptions}. */
+export const BATCH_ATTEND_NAMES: OptionNames = optionNames<BatchAttendOptions>({
+  sequences: true,
+  queryCounts: true,
+  queryCount: true,
+  softmaxScale: true,
+  causal: true,
+  windowTokens: true,
+  sinkTokens: true,
+  softcap: true,
+  alibiSlopes: true,
+  sinkLogits: true,
+  treeParents: true,
+  into: true,
+  lse: true,
+});
+
+/** The memory of a cache that was made elsewhere, by the options that describe it: how `attach` tells the constructor. */
+const attached = new WeakMap<PagedCacheOptions, PagedMemory>();
 
 /**
  * Keys and values of all layers for any number of sequences, which share what they have in common.
@@ -67,6 +126,7 @@ import type { SequenceMemory } from "./sequence_memory.ts";
  */
 export class PagedCache {
   readonly #memory: PagedMemory;
+  readonly #pool: BlockPool | undefined;
 
   static {
     showAs(PagedCache, (cache) => {
@@ -87,8 +147,12 @@ export class PagedCache {
    * pool that was freed; `library_unavailable`, `needs_permission`
    */
   constructor(options: PagedCacheOptions) {
-    // An attached memory is taken as it is.
-    this.#memory = options instanceof PagedMemory ? options : PagedMemory.create(options);
+    const known = attached.get(options);
+    const { memory, pool } = known === undefined
+      ? createPaged(options, poolMemoryOf)
+      : { memory: known, pool: undefined };
+    this.#memory = memory;
+    this.#pool = pool;
   }
 
   /**
@@ -102,8 +166,11 @@ export class PagedCache {
    */
   static attach(handle: number): PagedCache {
     checkCount("handle", handle);
-    const memory: unknown = new PagedMemory(library(), handle, false);
-    return new PagedCache(memory as PagedCacheOptions);
+    const memory = attachPaged(handle);
+    const { layers, maxSeqLen } = memory;
+    const options = { layers, maxSeqLen };
+    attached.set(options, memory);
+    return new PagedCache(options);
   }
 
   /** The number that opens this cache elsewhere, see {@linkcode PagedCache.attach}; 0 once freed. */
@@ -168,7 +235,7 @@ export class PagedCache {
 
   /** The pool that was given, if one was. */
   get pool(): BlockPool | undefined {
-    return this.#memory.pool;
+    return this.#pool;
   }
 
   /**
@@ -447,4 +514,10 @@ export class PagedCache {
     }
     return Uint32Array.from(batch, ({ handle }) => handle);
   }
+}
+
+/** The native sequences of a batch. */
+function batchOf(sequences: readonly Sequence[]): SequenceMemory[] {
+  if (!Array.isArray(sequences)) throw new TypeError(`sequences must be an array: ${typeof sequences}`);
+  return Array.from(sequences, memoryOf);
 }

@@ -12,15 +12,16 @@
  * @module
  */
 
-import { checkCount, type DType, dtypeCode, HEAD_DIM_MAX, type QuantizedDType } from "./config.ts";
 import { KvError } from "./error.ts";
 import { library } from "./ffi/library.ts";
 import { refusal } from "./ffi/status.ts";
-import { planeBytes } from "./format.ts";
-import { notFiniteRule } from "./not_finite.ts";
-import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
-import { checkFloats, inputCount, outputCount } from "./rows.ts";
-import { arrayKind, kindOf } from "./typed_array.ts";
+import { checkCount, HEAD_DIM_MAX } from "./options/counts.ts";
+import { type DType, dtypeCode, type QuantizedDType } from "./options/dtype.ts";
+import { planeBytes } from "./options/format.ts";
+import { notFiniteRule } from "./options/not_finite.ts";
+import { checkOptions, type OptionNames, optionNames } from "./options/option_names.ts";
+import { checkFloats, inputCount, outputCount } from "./options/rows.ts";
+import { arrayKind, kindOf } from "./options/typed_array.ts";
 
 /** The formats that ggml has, too, and that records can have. */
 export type RecordDType = "q8_0" | "q4_0";

@@ -4,6 +4,26 @@
  * @module
  */
 
+import type {
+  AppendResult,
+  ContiguousKv,
+  DevicePlacement,
+  GatheredRows,
+  KvCache,
+  PackedView,
+  Tier,
+  View,
+} from "./cache.ts";
+import { KvError } from "./error.ts";
+import { newRecord, VIEW } from "./ffi/record.ts";
+import { countText, refusal } from "./ffi/status.ts";
+import { gatherRows, type GatherSource } from "./memory/gather.ts";
+import { showAs } from "./memory/inspect.ts";
+import { packedViewsOf } from "./memory/packed_view.ts";
+import type { PagedMemory } from "./memory/paged.ts";
+import { attachSequence, forkSequence, newSequence, SequenceMemory } from "./memory/sequence.ts";
+import { Appended, tierOf, viewsOf } from "./memory/view.ts";
+import { APPEND_NAMES, type AppendOptions } from "./options/append.ts";
 import {
   ATTEND_NAMES,
   type AttendOptions,
@@ -14,55 +34,25 @@ import {
   NO_PARENTS,
   readAttend,
   writeAttend,
-} from "./attention.ts";
+} from "./options/attend.ts";
 import {
-  APPEND_NAMES,
-  type AppendOptions,
-  type AppendResult,
-  type CommitOptions,
-  type ContiguousKv,
-  type DevicePlacement,
-  type GatheredRows,
-  type GatherOptions,
-  type KvCache,
-  type PackedView,
-  type Tier,
-  type View,
-} from "./cache.ts";
-import { checkTokens, checkWords, pendingText } from "./commit.ts";
-import { checkCount } from "./config.ts";
-import { KvError } from "./error.ts";
-import { newRecord, VIEW } from "./ffi/record.ts";
-import { countText, refusal } from "./ffi/status.ts";
-import { gatherRows, type GatherSource } from "./gather.ts";
-import { showAs } from "./inspect.ts";
-import { type AppendedRows, rowsRule } from "./not_finite.ts";
-import { givenOptions, type OptionNames, optionNames } from "./option_names.ts";
-import { packedViewsOf } from "./packed_view.ts";
-import type { PagedMemory } from "./paged_memory.ts";
-import type { LayerShape } from "./paged_options.ts";
-import { missingRowsText } from "./retention.ts";
-import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./rows.ts";
-import { attachSequence, forkSequence, newSequence, SequenceMemory } from "./sequence_memory.ts";
-import { lengthOf } from "./typed_array.ts";
-import { Appended, tierOf, viewsOf } from "./view.ts";
-
-/** What a commit of a {@linkcode Sequence} may carry beside the count. */
-export interface SequenceCommitOptions extends CommitOptions {
-  /**
-   * The pending rows that stay, by their index, ascending: the accepted path of a tree of drafted tokens. The others are
-   * dropped, and those that stay move up. As many as are committed, and `tokens` are theirs.
-   */
-  readonly kept?: Uint32Array;
-}
+  checkTokens,
+  checkWords,
+  pendingText,
+  SEQUENCE_COMMIT_NAMES,
+  type SequenceCommitOptions,
+} from "./options/commit.ts";
+import { checkCount } from "./options/counts.ts";
+import type { GatherOptions } from "./options/gather.ts";
+import { type AppendedRows, rowsRule } from "./options/not_finite.ts";
+import { givenOptions } from "./options/option_names.ts";
+import type { LayerShape } from "./options/paged.ts";
+import { missingRowsText } from "./options/retention.ts";
+import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./options/rows.ts";
+import { lengthOf } from "./options/typed_array.ts";
 
 /** Why there is no run, by its number in the ABI. */
 const REASONS = [undefined, "head_major", "not_adjacent", "quantized", "evicted", "on_gpu"] as const;
-
-const COMMIT_NAMES: OptionNames = optionNames<SequenceCommitOptions>({
-  tokens: true,
-  kept: true,
-});
 
 /** Makes an empty sequence. */
 export let createSequence: (cache: PagedMemory) => Sequence;
@@ -268,7 +258,7 @@ export class Sequence implements KvCache {
    * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
    */
   commit(n: number, options?: SequenceCommitOptions): void {
-    const { tokens, kept } = givenOptions(options, COMMIT_NAMES, "commit"); // first, as it may run the caller's code
+    const { tokens, kept } = givenOptions(options, SEQUENCE_COMMIT_NAMES, "commit"); // first, as it may run the caller's code
     checkCount("n", n);
     checkTokens(tokens, n);
     const memory = this.#memory;

@@ -3,7 +3,7 @@
  *
  * Searched in this order: the file `KVERN_LIB` names, and then no other; the library this checkout built
  * (`zig/zig-out`); the one the package carries (`lib/<target>`). It is never closed: closing a library whose threads
- * are alive crashes both runtimes. This is the only file that asks which runtime it is in.
+ * are alive crashes both runtimes.
  *
  * A program that `bun build --compile` makes may carry the library, and names it before the first use:
  *
@@ -16,27 +16,10 @@
 import { closeSync, openSync, readSync, statSync } from "node:fs";
 import process from "node:process";
 import { KvError } from "../error.ts";
-import * as bun from "./bun.ts";
-import * as deno from "./deno.ts";
 import { ABI_VERSION, type Library } from "./exports.ts";
 import { namedPlace, packagePlaces, packageRoot } from "./places.ts";
+import { adapter, isKnown, VARIABLES } from "./runtime.ts";
 import { nameMemoryLimit } from "./status.ts";
-
-/** What both adapters offer. */
-interface Adapter {
-  readonly name: "deno" | "bun";
-  readonly viewBytesMax: number;
-  open(path: string): Library;
-  env(variable: Variable): string | undefined;
-  mayReadEnv(variable: Variable): boolean;
-  mayOpen(path: string): boolean;
-  ask(path: string): boolean;
-  mayExist(path: string): boolean;
-  mayRead(path: string): boolean;
-  isDenial(error: unknown): boolean;
-  noteGrowth(grownMib: number, heldMib: number): void;
-  view(addressLow: number, addressHigh: number, byteLength: number): ArrayBuffer;
-}
 
 /** The opened library, and where it was found. */
 interface Opened {
@@ -44,10 +27,6 @@ interface Opened {
   readonly path: string;
   readonly unreadableVariables: string[];
 }
-
-/** The variables of the environment that count, once, when the library is opened. */
-const VARIABLES = ["KVERN_LIB", "KVERN_LEVEL", "KVERN_MAX_BYTES", "KVERN_THREADS"] as const;
-type Variable = typeof VARIABLES[number];
 
 /** What helps wherever the library is not found. */
 const NAME_IT = "name one in KVERN_LIB (which Deno reads with --allow-env=KVERN_LIB)";
@@ -65,9 +44,6 @@ const NO_LEVEL = 2 ** 32 - 1;
 const SYSTEM_WORDS = 12;
 
 let opened: Opened | undefined;
-
-/** The adapter of the runtime this runs in. */
-export const adapter: Adapter = "Deno" in globalThis ? deno : bun;
 
 /** The library; the first call opens it. */
 export function library(): Library {
@@ -91,7 +67,7 @@ export function levelNames(mask: number): LevelName[] {
 
 /** Tries what may be opened without asking first, then what the user may yet allow. */
 function find(): Opened {
-  if (!("Deno" in globalThis || "Bun" in globalThis)) {
+  if (!isKnown()) {
     throw new KvError("library_unavailable", "Cannot open the native library as kvern runs in Deno and Bun only");
   }
   const { paths, folder } = candidates();

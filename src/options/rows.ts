@@ -7,8 +7,8 @@
  * @module
  */
 
-import { type FloatDType, floatDtypeCode } from "./config.ts";
-import { KvError } from "./error.ts";
+import { KvError } from "../error.ts";
+import { type FloatDType, floatDtypeCode } from "./dtype.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf, overlaps } from "./typed_array.ts";
 
 /** `Float16Array` where the `lib` of a program has it, and nothing where not: a name it lacks would turn into `any`. */

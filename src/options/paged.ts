@@ -4,21 +4,18 @@
  * @module
  */
 
-import { type BlockPool, checkBlockSize, poolHandle } from "./block_pool.ts";
+import { KvError } from "../error.ts";
+import { pagedRecord, type PolicyWords } from "../ffi/record.ts";
 import {
+  checkBlockSize,
   checkBytes,
   checkCount,
   checkHeads,
   checkOption,
   checkQueryHeads,
-  type DType,
-  dtypeCodes,
-  dtypeOf,
-  type FloatDType,
   SEQ_LEN_MAX,
-} from "./config.ts";
-import { KvError } from "./error.ts";
-import { pagedRecord, type PolicyWords } from "./ffi/record.ts";
+} from "./counts.ts";
+import { type DType, dtypeCodes, dtypeOf, type FloatDType } from "./dtype.ts";
 import { headBytes, type KvFormat, type Sides, sidesOf } from "./format.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 import { type LogitErrorOptions, type Policy, policyWords, storeOf, storeWords } from "./policy.ts";
@@ -52,10 +49,10 @@ export interface TailOptions {
 }
 
 /**
- * The geometry of a {@linkcode PagedCache}, how it stores its elements, and what it keeps. The limits of
- * {@linkcode LogitErrorOptions} need a `store`.
+ * The geometry of a {@linkcode PagedCache}, how it stores its elements, and what it keeps: all of
+ * {@linkcode PagedCacheOptions} but the pool. The limits of {@linkcode LogitErrorOptions} need a `store`.
  */
-export interface PagedCacheOptions extends LogitErrorOptions {
+export interface PagedOptions extends LogitErrorOptions {
   /** Transformer layers, all of one shape; with `kvHeadCount` and `headDim`, and without `layers`. */
   readonly layerCount?: number;
   /** KV heads of every layer, at least 1. */
@@ -104,8 +101,6 @@ export interface PagedCacheOptions extends LogitErrorOptions {
    * piece of memory up to whole pages. Not with `pool`.
    */
   readonly maxBytes?: number;
-  /** Blocks shared with other caches; needs layers of one shape, which with `blockSize` and `dtype` is the pool's. */
-  readonly pool?: BlockPool;
 }
 
 /**
@@ -158,7 +153,7 @@ const TAIL_NAMES: OptionNames = optionNames<TailOptions>({
   sinkTokens: true,
 });
 
-const PAGED_NAMES: OptionNames = optionNames<PagedCacheOptions>({
+const PAGED_NAMES: OptionNames = optionNames<PlanOptions<unknown>>({
   layerCount: true,
   kvHeadCount: true,
   headDim: true,
@@ -179,12 +174,17 @@ const PAGED_NAMES: OptionNames = optionNames<PagedCacheOptions>({
   pool: true,
 });
 
+/** The options of a cache, with whatever the caller has for a pool. */
+export interface PlanOptions<Pool> extends PagedOptions {
+  readonly pool?: Pool;
+}
+
 /** What a native cache is made of. */
-export interface PagedPlan {
+export interface PagedPlan<Pool> {
   readonly record: Uint32Array;
   /** `LAYER_WORDS` for each layer. */
   readonly layers: Uint32Array;
-  readonly pool: BlockPool | undefined;
+  readonly pool: Pool | undefined;
   /** Bytes of the largest block, in the tail or in the store. */
   readonly blockBytes: number;
 }
@@ -201,8 +201,8 @@ const CREATE = "create a cache";
 
 const KEEP_ALL: Retention = { keep: "all" };
 
-/** The checked words of `options`. */
-export function planOf(options: PagedCacheOptions): PagedPlan {
+/** The checked words of `options`; `handleOf` gives the handle of a pool, or refuses it. */
+export function planOf<Pool>(options: PlanOptions<Pool>, handleOf: (pool: Pool) => number): PagedPlan<Pool> {
   checkOptions(options, PAGED_NAMES, CREATE);
   const { maxSeqLen, blockSize = 64, dtype, tail, store, retention = KEEP_ALL, maxBytes, pool } = options;
   const { measureFidelity = false, maxLogitError, queryNorm, rewindTokens = blockSize } = options;
@@ -228,10 +228,10 @@ export function planOf(options: PagedCacheOptions): PagedPlan {
     ...retentionWords(retention, CREATE),
     rewindTokens: checkRewind(rewindTokens),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, CREATE),
-    pool: pool === undefined ? 0 : poolHandle(pool),
+    pool: pool === undefined ? 0 : handleOf(pool),
   };
   const { retentionTokens } = words;
-  const limits = { maxLogitError, queryNorm } as LogitErrorOptions;
+  const limits = { maxLogitError, queryNorm };
   const policy = policyWords(policyOfOptions({ ...stay, ...limits }, storeSides, layers), {
     action: CREATE,
     blockSize,
@@ -260,15 +260,15 @@ function checkRewind(rewindTokens: number): number {
 }
 
 /** The options of a tail, each read once. */
-function tailOf(tail: TailOptions = {}): TailOptions {
+function tailOf(tail: TailOptions = {}): Given<TailOptions> {
   checkOptions(tail, TAIL_NAMES, CREATE, "tail");
   const { dtype, tokens, sinkTokens } = tail;
-  return { dtype, tokens, sinkTokens } as TailOptions;
+  return { dtype, tokens, sinkTokens };
 }
 
 /** What `tail`, `store` and the limits mean. */
 function policyOfOptions(
-  { tokens, sinkTokens, maxLogitError, queryNorm }: TailOptions & LogitErrorOptions,
+  { tokens, sinkTokens, maxLogitError, queryNorm }: Omit<Given<TailOptions & LogitErrorOptions>, "dtype">,
   store: Sides | undefined,
   layers: readonly PagedLayer[],
 ): Policy {
@@ -288,11 +288,11 @@ function policyOfOptions(
   return { kind: "tail-only" };
 }
 
-function layersOf(options: PagedCacheOptions): PagedLayer[] {
+function layersOf(options: PagedOptions): PagedLayer[] {
   const { layerCount, kvHeadCount, headDim, qHeadCount, windowTokens, layers } = options;
   if (layers === undefined) {
     const count = checkOption("layerCount", layerCount!, CREATE, LAYER_COUNT_MAX);
-    const shape = { kvHeadCount: kvHeadCount!, headDim: headDim!, qHeadCount, windowTokens };
+    const shape = { kvHeadCount: kvHeadCount!, headDim: headDim!, qHeadCount, windowTokens, store: undefined };
     return new Array<PagedLayer>(count).fill(layerOf(shape));
   }
   if (!Array.isArray(layers)) throw new TypeError(`layers must be an array: ${typeof layers}`);
@@ -304,12 +304,13 @@ function layersOf(options: PagedCacheOptions): PagedLayer[] {
   }
   return Array.from(layers, (layer: LayerShape, i) => {
     checkOptions(layer, LAYER_NAMES, CREATE, `layers[${i}]`);
-    return layerOf(layer as Given<LayerShape>, `layers[${i}].`);
+    const { kvHeadCount, headDim, qHeadCount, windowTokens, store } = layer;
+    return layerOf({ kvHeadCount, headDim, qHeadCount, windowTokens, store }, `layers[${i}].`);
   });
 }
 
 /** Options as they are read: one left out is undefined. */
-type Given<Options> = { readonly [Name in keyof Options]: Options[Name] | undefined };
+type Given<Options> = { readonly [Name in keyof Options]-?: Options[Name] | undefined };
 
 /** A checked layer. */
 function layerOf(

@@ -4,10 +4,36 @@
  * @module
  */
 
-import type { CommitOptions } from "./cache.ts";
-import { KvError } from "./error.ts";
-import { countText } from "./ffi/status.ts";
+import { KvError } from "../error.ts";
+import { countText } from "../ffi/status.ts";
+import { type OptionNames, optionNames } from "./option_names.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
+
+/** What a commit may carry beside the count. */
+export interface CommitOptions {
+  /** The ids of the committed tokens `[n]`; a cache with a prefix index keeps them, others only check the length. */
+  readonly tokens?: Uint32Array;
+}
+
+/** The names of {@linkcode CommitOptions}. */
+export const COMMIT_NAMES: OptionNames = optionNames<CommitOptions>({
+  tokens: true,
+});
+
+/** What a commit of a {@linkcode Sequence} may carry beside the count. */
+export interface SequenceCommitOptions extends CommitOptions {
+  /**
+   * The pending rows that stay, by their index, ascending: the accepted path of a tree of drafted tokens. The others are
+   * dropped, and those that stay move up. As many as are committed, and `tokens` are theirs.
+   */
+  readonly kept?: Uint32Array;
+}
+
+/** The names of {@linkcode SequenceCommitOptions}. */
+export const SEQUENCE_COMMIT_NAMES: OptionNames = optionNames<SequenceCommitOptions>({
+  tokens: true,
+  kept: true,
+});
 
 /** Each of the `n` tokens needs an id, if ids are given at all. */
 export function checkTokens(tokens: CommitOptions["tokens"], n: number): void {

@@ -7,7 +7,7 @@
  * @module
  */
 
-import { uint64At } from "./ffi/record.ts";
+import { uint64At } from "../ffi/record.ts";
 
 /** What a paged cache holds, and where the bytes are; plain data. */
 export interface PagedStats {

@@ -4,10 +4,10 @@
  * @module
  */
 
-import type { PackedView } from "./cache.ts";
-import { dtypeOf, type FloatDType } from "./config.ts";
-import { VIEW } from "./ffi/record.ts";
-import type { SequenceMemory } from "./sequence_memory.ts";
+import type { PackedView } from "../cache.ts";
+import { VIEW } from "../ffi/record.ts";
+import { type FloatDType, floatDtypeOf } from "../options/dtype.ts";
+import type { SequenceMemory } from "./sequence.ts";
 import { freshWord, type Side } from "./view.ts";
 
 /** Views of the blocks of a layer: of all of them, or `null` where one is no floats. */
@@ -62,11 +62,11 @@ class BlockView implements PackedView {
   }
 
   get dtype(): FloatDType {
-    return dtypeOf(this.#word(VIEW.dtypeK)) as FloatDType;
+    return floatDtypeOf(this.#word(VIEW.dtypeK));
   }
 
   get dtypeV(): FloatDType {
-    return dtypeOf(this.#word(VIEW.dtypeV)) as FloatDType;
+    return floatDtypeOf(this.#word(VIEW.dtypeV));
   }
 
   #side(side: Side): Float32Array | Uint16Array {

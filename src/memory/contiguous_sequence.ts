@@ -7,6 +7,10 @@
  * @module
  */
 
+import type { AppendResult, ContiguousKv, DevicePlacement, GatheredRows, KvCache, View } from "../cache.ts";
+import { newRecord } from "../ffi/record.ts";
+import { countText, refusal } from "../ffi/status.ts";
+import { APPEND_NAMES, type AppendOptions } from "../options/append.ts";
 import {
   ATTEND_NAMES,
   type AttendOptions,
@@ -17,30 +21,16 @@ import {
   NO_PARENTS,
   readAttend,
   writeAttend,
-} from "./attention.ts";
-import {
-  APPEND_NAMES,
-  type AppendOptions,
-  type AppendResult,
-  COMMIT_NAMES,
-  type CommitOptions,
-  type ContiguousKv,
-  type DevicePlacement,
-  type GatheredRows,
-  type GatherOptions,
-  type KvCache,
-  type View,
-} from "./cache.ts";
-import { checkTokens, pendingText } from "./commit.ts";
-import { checkCount } from "./config.ts";
-import type { ContiguousMemory } from "./contiguous_memory.ts";
+} from "../options/attend.ts";
+import { checkTokens, COMMIT_NAMES, type CommitOptions, pendingText } from "../options/commit.ts";
+import { checkCount } from "../options/counts.ts";
+import type { GatherOptions } from "../options/gather.ts";
+import { givenOptions } from "../options/option_names.ts";
+import { inputCount, outputCount, type Rows } from "../options/rows.ts";
+import type { ContiguousMemory } from "./contiguous.ts";
 import { allViews, appendRows, rangeRules } from "./contiguous_rows.ts";
-import { newRecord } from "./ffi/record.ts";
-import { countText, refusal } from "./ffi/status.ts";
 import { gatherRows, type GatherSource } from "./gather.ts";
 import { showAs } from "./inspect.ts";
-import { givenOptions } from "./option_names.ts";
-import { inputCount, outputCount, type Rows } from "./rows.ts";
 
 /** One sequence; made by `ContiguousCache.sequence` and nobody else. */
 export class ContiguousSequence implements KvCache {

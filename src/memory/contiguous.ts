@@ -9,15 +9,17 @@
  * @module
  */
 
-import { bytesText, type ContiguousCacheOptions, dtypeOf, type FloatDType, recordOf } from "./config.ts";
-import { KvError } from "./error.ts";
-import type { Library } from "./ffi/exports.ts";
-import { adapter, library } from "./ffi/library.ts";
-import { type AttendRecord, contiguousWords, newAttendRecord, newRecord, uint64At } from "./ffi/record.ts";
-import { CACHE_FREED, type FreedRule, refusal, unknownHandle } from "./ffi/status.ts";
+import { KvError } from "../error.ts";
+import type { Library } from "../ffi/exports.ts";
+import { library } from "../ffi/library.ts";
+import { type AttendRecord, contiguousWords, newAttendRecord, newRecord, uint64At } from "../ffi/record.ts";
+import { adapter } from "../ffi/runtime.ts";
+import { CACHE_FREED, type FreedRule, refusal, unknownHandle } from "../ffi/status.ts";
+import { bytesText, type ContiguousCacheOptions, recordOf } from "../options/contiguous.ts";
+import { type FloatDType, floatDtypeOf } from "../options/dtype.ts";
+import { elementBytes, rowsOver } from "../options/rows.ts";
+import { byteLengthOf, detach, isDetached } from "../options/typed_array.ts";
 import { freeWhenDropped, unwatch } from "./finalization.ts";
-import { elementBytes, rowsOver } from "./rows.ts";
-import { byteLengthOf, detach, isDetached } from "./typed_array.ts";
 import type { Side } from "./view.ts";
 
 /** Which memory an ArrayBuffer lies on: an array alone keeps its cache. */
@@ -58,17 +60,8 @@ export class ContiguousMemory {
     if (words.qHeadCount !== 0) this.qHeadCount = words.qHeadCount;
     this.kvDim = words.kvHeadCount * words.headDim;
     this.maxSeqLen = words.maxSeqLen;
-    this.dtype = { k: dtypeOf(words.dtypeK) as FloatDType, v: dtypeOf(words.dtypeV) as FloatDType };
+    this.dtype = { k: floatDtypeOf(words.dtypeK), v: floatDtypeOf(words.dtypeV) };
     if (owned) freeWhenDropped(this, freeing(native, handle));
-  }
-
-  /** Makes a native cache of `options`. */
-  static create(options: ContiguousCacheOptions): ContiguousMemory {
-    const record = recordOf(options, "create a cache");
-    const native = library();
-    const handle = native.kv_contiguous_create(record, record.byteLength);
-    if (handle < 0) throw refusal(handle, "create a cache", { out_of_memory: () => limitRule(native, record) });
-    return new ContiguousMemory(native, handle, true);
   }
 
   /** The handle every call takes; 0, which is never valid, once this was freed. */
@@ -150,6 +143,20 @@ export class ContiguousMemory {
     this.#runs.set(key, buffers);
     return buffer;
   }
+}
+
+/** Makes a native cache of `options`. */
+export function createContiguous(options: ContiguousCacheOptions): ContiguousMemory {
+  const record = recordOf(options, "create a cache");
+  const native = library();
+  const handle = native.kv_contiguous_create(record, record.byteLength);
+  if (handle < 0) throw refusal(handle, "create a cache", { out_of_memory: () => limitRule(native, record) });
+  return new ContiguousMemory(native, handle, true);
+}
+
+/** The native cache of `handle`, of whoever made it. */
+export function attachContiguous(handle: number): ContiguousMemory {
+  return new ContiguousMemory(library(), handle, false);
 }
 
 /** Made outside the class, so that the closure cannot hold the object it waits for. */

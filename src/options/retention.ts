@@ -10,8 +10,8 @@
  * @module
  */
 
-import { checkCount, checkOption } from "./config.ts";
-import { KvError } from "./error.ts";
+import { KvError } from "../error.ts";
+import { checkCount, checkOption } from "./counts.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /** A {@linkcode Retention} under which no row leaves. */

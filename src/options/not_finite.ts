@@ -7,7 +7,7 @@
  * @module
  */
 
-import type { DType, FloatDType } from "./config.ts";
+import type { DType, FloatDType } from "./dtype.ts";
 import type { Rows } from "./rows.ts";
 import { arrayKind, lengthOf } from "./typed_array.ts";
 

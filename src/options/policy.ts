@@ -12,9 +12,10 @@
  * @module
  */
 
-import { checkCount, dtypeCode, dtypeOf, SEQ_LEN_MAX } from "./config.ts";
-import { KvError } from "./error.ts";
-import type { PolicyWords } from "./ffi/record.ts";
+import { KvError } from "../error.ts";
+import type { PolicyWords } from "../ffi/record.ts";
+import { checkCount, SEQ_LEN_MAX } from "./counts.ts";
+import { dtypeCode, dtypeOf } from "./dtype.ts";
 import { checkFits, type KvFormat, type Sides, sidesOf } from "./format.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
@@ -123,10 +124,8 @@ const PROPERTIES = ["tail", "store", "sinkTokens", "maxLogitError", "queryNorm"]
 export function policyWords(policy: Policy, rules: PolicyRules): PolicyWords {
   checkOptions(policy, POLICY_NAMES, rules.action, "policy");
   // As it may come from JSON: a name this version does not know must not pass for one it does.
-  const { kind, tail, store, sinkTokens, maxLogitError, queryNorm } = policy as Record<
-    "kind" | typeof PROPERTIES[number],
-    unknown
-  >;
+  const properties: { readonly [Name in "kind" | typeof PROPERTIES[number]]?: unknown } = policy;
+  const { kind, tail, store, sinkTokens, maxLogitError, queryNorm } = properties;
   const limits = { maxLogitError, queryNorm };
   const given = { tail, store, sinkTokens, ...limits };
   switch (kind) {
@@ -138,8 +137,8 @@ export function policyWords(policy: Policy, rules: PolicyRules): PolicyWords {
       return tieredWords({ tokens: 0, sinkTokens, store, limits }, rules);
     case "hybrid": {
       checkAbsent(kind, given, ["sinkTokens"], rules);
-      checkOptions(tail as object, POLICY_TAIL_NAMES, rules.action, "policy.tail");
-      const { tokens, sinkTokens: sinks } = tail as Record<"tokens" | "sinkTokens", unknown>;
+      checkOptions(tail, POLICY_TAIL_NAMES, rules.action, "policy.tail");
+      const { tokens, sinkTokens: sinks }: { readonly tokens?: unknown; readonly sinkTokens?: unknown } = tail;
       return tieredWords({ tokens, sinkTokens: sinks, store, limits }, rules);
     }
   }
@@ -168,12 +167,12 @@ function tieredWords(
   rules: PolicyRules,
 ): PolicyWords {
   const { blockSize, retentionTokens, layers } = rules;
-  checkCount("tail.tokens", tokens as number);
-  checkCount("sinkTokens", sinkTokens as number);
-  if ((sinkTokens as number) > SEQ_LEN_MAX) {
+  checkCount("tail.tokens", tokens);
+  checkCount("sinkTokens", sinkTokens);
+  if (sinkTokens > SEQ_LEN_MAX) {
     throw refuse(rules, `sinkTokens must be at most ${SEQ_LEN_MAX}: sinkTokens is ${sinkTokens}`);
   }
-  const tailTokens = tokens as number;
+  const tailTokens = tokens;
   if (tailTokens % blockSize !== 0) {
     throw refuse(rules, `tail.tokens must be a multiple of blockSize ${blockSize}: tail.tokens is ${tailTokens}`);
   }
@@ -193,7 +192,7 @@ function tieredWords(
     if (format !== undefined) checkFits(name, format, headDim, blockSize, rules.action);
   }
   const [storeK, storeV] = storeWords(sides);
-  return { kind: 1, storeK, storeV, tailTokens, sinkTokens: sinkTokens as number, ...limitWords(limits, rules) };
+  return { kind: 1, storeK, storeV, tailTokens, sinkTokens, ...limitWords(limits, rules) };
 }
 
 type GivenLimits = { readonly [Name in keyof LogitErrorOptions]-?: unknown };

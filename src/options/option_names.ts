@@ -7,7 +7,7 @@
  * @module
  */
 
-import { KvError } from "./error.ts";
+import { KvError } from "../error.ts";
 import { kindOf } from "./typed_array.ts";
 
 /** The known names of one kind of options. */
@@ -38,7 +38,12 @@ export function givenOptions<Options extends object>(
  * Names that it inherits count, as their values would, but for those that every object has. Symbols are no names. To be
  * called before the values are read, because a `Proxy` runs the caller's code at either.
  */
-export function checkOptions(options: object, known: OptionNames, action: string, path: string = ""): void {
+export function checkOptions(
+  options: unknown,
+  known: OptionNames,
+  action: string,
+  path: string = "",
+): asserts options is object {
   // Arrays have as many names as elements, which may be very many.
   if (typeof options !== "object" || options === null || ArrayBuffer.isView(options) || Array.isArray(options)) {
     throw new TypeError(`Cannot ${action} as ${path || "its options"} must be an object: it is ${kindOf(options)}`);

@@ -7,15 +7,16 @@
  * @module
  */
 
-import type { AppendOptions, AppendResult, View } from "./cache.ts";
-import { checkCount } from "./config.ts";
-import type { ContiguousMemory } from "./contiguous_memory.ts";
-import type { KvError } from "./error.ts";
-import { newRecord, VIEW } from "./ffi/record.ts";
-import { countText, refusal } from "./ffi/status.ts";
-import { type AppendedRows, rowsRule } from "./not_finite.ts";
-import { inputCount, inputDtype, layoutCode, type Rows } from "./rows.ts";
-import { lengthOf } from "./typed_array.ts";
+import type { AppendResult, View } from "../cache.ts";
+import type { KvError } from "../error.ts";
+import { newRecord, VIEW } from "../ffi/record.ts";
+import { countText, refusal } from "../ffi/status.ts";
+import type { AppendOptions } from "../options/append.ts";
+import { checkCount } from "../options/counts.ts";
+import { type AppendedRows, rowsRule } from "../options/not_finite.ts";
+import { inputCount, inputDtype, layoutCode, type Rows } from "../options/rows.ts";
+import { lengthOf } from "../options/typed_array.ts";
+import type { ContiguousMemory } from "./contiguous.ts";
 import { Appended, type Side, viewsOf, type ViewSource } from "./view.ts";
 
 /** Appends rows to one layer of one sequence; `handle` is 0 if the sequence object was freed. */

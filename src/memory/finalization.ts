@@ -11,7 +11,8 @@
  * @module
  */
 
-import { adapter, library } from "./ffi/library.ts";
+import { library } from "../ffi/library.ts";
+import { adapter } from "../ffi/runtime.ts";
 
 /** What is needed to free an object after it is gone; it must not refer to the object. */
 type Free = () => void;

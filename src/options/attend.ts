@@ -8,10 +8,10 @@
  * @module
  */
 
-import { checkCount } from "./config.ts";
-import { KvError, type KvErrorCode } from "./error.ts";
-import { ATTEND_FLAGS, type AttendRecord } from "./ffi/record.ts";
-import { refusal } from "./ffi/status.ts";
+import { KvError, type KvErrorCode } from "../error.ts";
+import { ATTEND_FLAGS, type AttendRecord } from "../ffi/record.ts";
+import { refusal } from "../ffi/status.ts";
+import { checkCount } from "./counts.ts";
 import { notFiniteRule, queryPlace } from "./not_finite.ts";
 import { type OptionNames, optionNames } from "./option_names.ts";
 import { checkFloats, inputCount, outputCount, overlapRule } from "./rows.ts";

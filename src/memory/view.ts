@@ -7,10 +7,10 @@
  * @module
  */
 
-import type { AppendResult, Tier, View } from "./cache.ts";
-import { type DType, dtypeOf } from "./config.ts";
-import { KvError } from "./error.ts";
-import { VIEW } from "./ffi/record.ts";
+import type { AppendResult, Tier, View } from "../cache.ts";
+import { KvError } from "../error.ts";
+import { VIEW } from "../ffi/record.ts";
+import { type DType, dtypeOf } from "../options/dtype.ts";
 
 /** Keys or values. */
 export type Side = "k" | "v";

@@ -6,23 +6,17 @@
  * @module
  */
 
-import { type BlockPool, poolShape } from "./block_pool.ts";
-import { type DType, dtypeOf, type FloatDType } from "./config.ts";
-import type { Library } from "./ffi/exports.ts";
-import { library } from "./ffi/library.ts";
-import { type AttendRecord, newAttendRecord, newRecord, pagedWords } from "./ffi/record.ts";
-import { CACHE_FREED, countText, type FreedRule, refusal, unknownHandle } from "./ffi/status.ts";
+import { KvError } from "../error.ts";
+import type { Library } from "../ffi/exports.ts";
+import { library } from "../ffi/library.ts";
+import { type AttendRecord, newAttendRecord, newRecord, pagedWords } from "../ffi/record.ts";
+import { CACHE_FREED, countText, type FreedRule, refusal, unknownHandle } from "../ffi/status.ts";
+import { type DType, type FloatDType, floatDtypeOf } from "../options/dtype.ts";
+import { groupsOf, LAYER_WORDS, type LayerShape, type PagedLayer, planOf, type PlanOptions } from "../options/paged.ts";
+import { type Policy, policyOf, storeOf } from "../options/policy.ts";
+import type { Sight } from "../options/retention.ts";
 import { freePartWhenDropped, freeWhenDropped, unwatch } from "./finalization.ts";
-import {
-  groupsOf,
-  LAYER_WORDS,
-  type LayerShape,
-  type PagedCacheOptions,
-  type PagedLayer,
-  planOf,
-} from "./paged_options.ts";
-import { type Policy, policyOf, storeOf } from "./policy.ts";
-import type { Sight } from "./retention.ts";
+import type { PoolMemory } from "./pool.ts";
 
 /** What is left of a sequence when its object is gone. */
 export interface SequenceToken {
@@ -65,14 +59,14 @@ export class PagedMemory {
   /** True if rows that migrate are compared with what they become. */
   readonly measuresFidelity: boolean;
   /** Kept, so that a pool in use is not collected. */
-  readonly pool: BlockPool | undefined;
+  readonly pool: PoolMemory | undefined;
   /** Reused by each attend. */
   readonly attendRecord: AttendRecord = newAttendRecord();
   #handle: number;
   /** Sequences that were not freed yet, those nobody can reach among them. */
   readonly #sequences: Map<SequenceToken, WeakRef<Resident>> = new Map();
 
-  constructor(native: Library, handle: number, owned: boolean, pool?: BlockPool) {
+  constructor(native: Library, handle: number, owned: boolean, pool?: PoolMemory) {
     this.library = native;
     this.#handle = handle;
     this.owned = owned;
@@ -89,29 +83,12 @@ export class PagedMemory {
     this.groups = groupsOf(this.layers);
     this.maxSeqLen = words.maxSeqLen;
     this.blockSize = words.blockSize;
-    this.dtype = { k: dtypeOf(words.dtypeK) as FloatDType, v: dtypeOf(words.dtypeV) as FloatDType };
+    this.dtype = { k: floatDtypeOf(words.dtypeK), v: floatDtypeOf(words.dtypeV) };
     this.retentionTokens = words.retentionTokens;
     this.retentionSinkTokens = words.retentionSinkTokens;
     this.rewindTokens = words.rewindTokens;
     this.measuresFidelity = words.measuresFidelity;
     if (owned) freeWhenDropped(this, freeing(native, handle, this.#sequences));
-  }
-
-  /** Makes a native cache of `options`. */
-  static create(options: PagedCacheOptions): PagedMemory {
-    const { record, layers, pool, blockBytes } = planOf(options);
-    const native = library();
-    const handle = native.kv_paged_create(record, record.byteLength, layers, layers.length);
-    if (handle < 0) {
-      throw refusal(handle, "create a cache", {
-        invalid_config: () =>
-          pool === undefined
-            ? "a size of it does not fit"
-            : `its layers must have one shape, which with blockSize and dtype must be the pool's: ${poolShape(pool)}`,
-        block_too_large: () => `a block must fit in maxBytes and in 1 GiB: it has ${blockBytes} bytes`,
-      });
-    }
-    return new PagedMemory(native, handle, true, pool);
   }
 
   /** The handle every call takes; 0, which is never valid, once this was freed. */
@@ -236,6 +213,35 @@ export class PagedMemory {
 }
 
 const RESET = "reset a cache";
+
+/** Makes a native cache of `options`, on a pool where there is one; `memoryOf` knows what a pool is. */
+export function createPaged<Pool>(
+  options: PlanOptions<Pool>,
+  memoryOf: (pool: Pool) => PoolMemory,
+): { readonly memory: PagedMemory; readonly pool: Pool | undefined } {
+  const action = "create a cache";
+  const { record, layers, pool, blockBytes } = planOf(options, (pool) => {
+    const { handle } = memoryOf(pool);
+    if (handle !== 0) return handle;
+    throw new KvError("stale_handle", `Cannot ${action} as its pool was freed`);
+  });
+  const poolMemory = pool === undefined ? undefined : memoryOf(pool);
+  const native = library();
+  const handle = native.kv_paged_create(record, record.byteLength, layers, layers.length);
+  if (handle >= 0) return { memory: new PagedMemory(native, handle, true, poolMemory), pool };
+  throw refusal(handle, action, {
+    invalid_config: () =>
+      poolMemory === undefined
+        ? "a size of it does not fit"
+        : "its layers must have one shape, which with blockSize and dtype must be the pool's: " + poolMemory.plan.shape,
+    block_too_large: () => `a block must fit in maxBytes and in 1 GiB: it has ${blockBytes} bytes`,
+  });
+}
+
+/** The native cache of `handle`, of whoever made it. */
+export function attachPaged(handle: number): PagedMemory {
+  return new PagedMemory(library(), handle, false);
+}
 
 function shapeOf(words: Uint32Array, layer: number): PagedLayer {
   const [kvHeadCount, headDim, windowTokens, storeK, storeV, qHeadCount] = words.subarray(layer * LAYER_WORDS);

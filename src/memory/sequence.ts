@@ -14,15 +14,16 @@
  * @module
  */
 
-import { dtypeOf, type FloatDType } from "./config.ts";
-import { KvError } from "./error.ts";
-import { adapter, library } from "./ffi/library.ts";
-import { RECORD_WORDS, uint64At, VIEW } from "./ffi/record.ts";
-import { refusal, unknownHandle } from "./ffi/status.ts";
-import { PagedMemory, type Resident, type SequenceToken } from "./paged_memory.ts";
-import type { Seen } from "./retention.ts";
-import { elementBytes, rowsOver } from "./rows.ts";
-import { detach, isDetached } from "./typed_array.ts";
+import { KvError } from "../error.ts";
+import { library } from "../ffi/library.ts";
+import { RECORD_WORDS, uint64At, VIEW } from "../ffi/record.ts";
+import { adapter } from "../ffi/runtime.ts";
+import { refusal, unknownHandle } from "../ffi/status.ts";
+import { type FloatDType, floatDtypeOf } from "../options/dtype.ts";
+import type { Seen } from "../options/retention.ts";
+import { elementBytes, rowsOver } from "../options/rows.ts";
+import { detach, isDetached } from "../options/typed_array.ts";
+import { attachPaged, PagedMemory, type Resident, type SequenceToken } from "./paged.ts";
 import type { Side, SideArray, ViewSource } from "./view.ts";
 
 /** Which sequence an ArrayBuffer lies on: an array alone keeps it. */
@@ -244,7 +245,7 @@ export class SequenceMemory implements ViewSource, Resident {
 
 /** How a side is stored that is known to be in floats. */
 function floatDtype(side: Side, record: Uint32Array): FloatDType {
-  return dtypeOf(record[SIDE_WORDS[side].dtype]!) as FloatDType;
+  return floatDtypeOf(record[SIDE_WORDS[side].dtype]!);
 }
 
 /** An empty native sequence of `cache`. */
@@ -259,7 +260,7 @@ export function attachSequence(handle: number): SequenceMemory {
   const native = library();
   const cache = native.kv_sequence_cache(handle);
   if (cache < 0) throw refusal(cache, `attach the sequence of handle ${handle}`, unknownHandle("sequence"));
-  return new SequenceMemory(new PagedMemory(native, cache, false), handle, true);
+  return new SequenceMemory(attachPaged(cache), handle, true);
 }
 
 /** A native sequence that shares the committed rows of `parent`. */

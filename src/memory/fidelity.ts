@@ -10,9 +10,9 @@
  * @module
  */
 
-import { checkCount } from "./config.ts";
-import { refusal } from "./ffi/status.ts";
-import type { PagedMemory } from "./paged_memory.ts";
+import { refusal } from "../ffi/status.ts";
+import { checkCount } from "../options/counts.ts";
+import type { PagedMemory } from "./paged.ts";
 
 /** The rows of one side of a KV head, before they migrated and after; plain data. */
 export interface SideFidelity {

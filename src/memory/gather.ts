@@ -4,12 +4,14 @@
  * @module
  */
 
-import { GATHER_NAMES, type GatheredRows, type GatherOptions } from "./cache.ts";
-import { checkCount, floatDtypeCode, SIDE_NAMES } from "./config.ts";
-import { KvError, type KvErrorCode } from "./error.ts";
-import { countText, refusal } from "./ffi/status.ts";
-import { checkOptions, givenOptions } from "./option_names.ts";
-import { checkInto, newRows, outputCount, overlapRule, type Rows } from "./rows.ts";
+import type { GatheredRows } from "../cache.ts";
+import { KvError, type KvErrorCode } from "../error.ts";
+import { countText, refusal } from "../ffi/status.ts";
+import { checkCount } from "../options/counts.ts";
+import { floatDtypeCode, SIDE_NAMES } from "../options/dtype.ts";
+import { GATHER_NAMES, type GatherOptions } from "../options/gather.ts";
+import { checkOptions, givenOptions } from "../options/option_names.ts";
+import { checkInto, newRows, outputCount, overlapRule, type Rows } from "../options/rows.ts";
 
 /** One sequence, as a copy sees it. */
 export interface GatherSource {

@@ -4,8 +4,8 @@
  * @module
  */
 
-import { type DType, dtypeCode, eachSide } from "./config.ts";
-import { KvError } from "./error.ts";
+import { KvError } from "../error.ts";
+import { type DType, dtypeCode, eachSide, isQuantized } from "./dtype.ts";
 
 /** How keys and values are stored: one dtype for both, or one for each. */
 export type KvFormat = DType | { readonly k: DType; readonly v: DType };
@@ -23,14 +23,6 @@ export function sidesOf(name: string, format: KvFormat, action: string): Sides {
   dtypeCode(`${name}.v`, v);
   return { k, v };
 }
-
-/** Is an element a code, whose scale it shares with others? */
-export function isQuantized(dtype: DType): boolean {
-  return dtypeCode("dtype", dtype) >= FLOAT_COUNT;
-}
-
-/** Float dtypes have the first numbers of the ABI. */
-const FLOAT_COUNT = 3;
 
 /** Quantized formats come in whole vectors of codes: refuses blocks and heads that are none. */
 export function checkFits(name: string, sides: Sides, headDim: number, blockSize: number, action: string): void {
@@ -69,4 +61,17 @@ export function planeBytes(dtype: DType, groupSize: number, headDim: number, blo
     case "i2":
       return values / 4 + values / groupSize * 4;
   }
+}
+
+/** The numbers of the dtypes of a format that blocks of such heads can have; `tail` where none is given. */
+export function formatWords(
+  format: KvFormat | undefined,
+  tail: Sides,
+  headDim: number,
+  blockSize: number,
+  action: string,
+): [k: number, v: number] {
+  const sides = format === undefined ? tail : sidesOf("format", format, action);
+  checkFits("format", sides, headDim, blockSize, action);
+  return [dtypeCode("format.k", sides.k), dtypeCode("format.v", sides.v)];
 }
