@@ -29,11 +29,11 @@ const contiguous = @import("cache/contiguous.zig");
 pub const ContiguousCache = contiguous.ContiguousCache;
 pub const ContiguousOptions = contiguous.Options;
 
-const block_pool = @import("cache/block_pool.zig");
-pub const BlockPool = block_pool.BlockPool;
-pub const BlockPools = @import("cache/block_pools.zig").BlockPools;
+const format_pool = @import("cache/blocks/format_pool.zig");
+pub const FormatPool = format_pool.FormatPool;
+pub const BlockPool = @import("cache/blocks/pool.zig").BlockPool;
 
-const paged = @import("cache/paged.zig");
+const paged = @import("cache/paged/cache.zig");
 pub const PagedCache = paged.PagedCache;
 pub const PagedOptions = paged.Options;
 pub const PagedLayer = paged.Layer;
@@ -43,11 +43,11 @@ pub const Sequence = paged.Sequence;
 pub const Store = paged.Store;
 pub const Tier = paged.Tier;
 
-const rows = @import("cache/rows.zig");
-pub const Input = rows.Input;
-pub const Layout = rows.Layout;
-pub const Output = rows.Output;
-pub const Rows = rows.Rows;
+const input = @import("cache/input.zig");
+pub const Input = input.Input;
+pub const Layout = input.Layout;
+pub const Output = input.Output;
+pub const Rows = @import("cache/rows.zig").Rows;
 
 const attention = @import("attention/attend.zig");
 pub const attend = attention.attend;
@@ -92,16 +92,16 @@ test {
     _ = bandwidth;
     _ = workers;
     _ = buffer_pool;
-    _ = block_pool;
+    _ = format_pool;
     _ = paged;
-    _ = @import("cache/block_pools.zig");
-    _ = @import("cache/block_table.zig");
-    _ = @import("cache/slab_table.zig");
-    _ = @import("cache/fidelity.zig");
-    _ = @import("cache/layer_group.zig");
+    _ = @import("cache/blocks/pool.zig");
+    _ = @import("cache/blocks/table.zig");
+    _ = @import("cache/blocks/slab_table.zig");
+    _ = @import("cache/tiers/fidelity.zig");
+    _ = @import("cache/paged/layer_group.zig");
     _ = @import("cache/overlap.zig");
-    _ = @import("cache/retention.zig");
-    _ = @import("cache/tiers.zig");
+    _ = @import("cache/tiers/retention.zig");
+    _ = @import("cache/tiers/policy.zig");
     _ = @import("group.zig");
     _ = contiguous;
     _ = attention;

@@ -2,7 +2,7 @@
 //! count is 0 and nowhere else.
 
 const Dtype = @import("../dtype.zig").Dtype;
-const row_types = @import("../cache/rows.zig");
+const input_types = @import("../cache/input.zig");
 const std = @import("std");
 
 pub const Error = error{InvalidSize};
@@ -46,9 +46,9 @@ pub fn inputs(
     v_count: u32,
     dtype_word: u32,
     layout_word: u32,
-) error{ InvalidConfig, InvalidSize }!struct { row_types.Input, row_types.Input } {
+) error{ InvalidConfig, InvalidSize }!struct { input_types.Input, input_types.Input } {
     const dtype = Dtype.floatFromWord(dtype_word) orelse return error.InvalidConfig;
-    const layout = std.enums.fromInt(row_types.Layout, layout_word) orelse return error.InvalidConfig;
+    const layout = std.enums.fromInt(input_types.Layout, layout_word) orelse return error.InvalidConfig;
     return .{
         .{ .bytes = try in(k, k_count), .element_count = k_count, .dtype = dtype, .layout = layout },
         .{ .bytes = try in(v, v_count), .element_count = v_count, .dtype = dtype, .layout = layout },
@@ -62,7 +62,7 @@ pub fn outputs(
     v: ?[*]u8,
     v_count: u32,
     dtype_word: u32,
-) error{ InvalidConfig, InvalidSize }!struct { row_types.Output, row_types.Output } {
+) error{ InvalidConfig, InvalidSize }!struct { input_types.Output, input_types.Output } {
     const dtype = Dtype.floatFromWord(dtype_word) orelse return error.InvalidConfig;
     return .{
         .{ .bytes = try out(k, k_count), .element_count = k_count, .dtype = dtype },

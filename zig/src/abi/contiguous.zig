@@ -7,7 +7,7 @@
 const std = @import("std");
 const contiguous = @import("../cache/contiguous.zig");
 const ContiguousCache = contiguous.ContiguousCache;
-const row_types = @import("../cache/rows.zig");
+const Rows = @import("../cache/rows.zig").Rows;
 const attend_options = @import("attend.zig");
 const buffer = @import("buffer.zig");
 const cpu = @import("../device/cpu.zig");
@@ -293,7 +293,7 @@ pub fn contiguousKv(word: u32, layer: u32, sequence: u32, row_count: u32, out: ?
 
 fn writeView(
     cache: *const ContiguousCache,
-    rows: row_types.Rows,
+    rows: Rows,
     layer: u32,
     sequence: u32,
     row_count: u32,

@@ -130,7 +130,7 @@ test "a pool that was freed while a cache on it is being made has no cache" {
     const before = held();
     const pool_word = try makePool();
     const object = try handle.retain(.pool, pool_word);
-    var cache: @import("../cache/paged.zig").PagedCache = try .init(testing.allocator, .{
+    var cache: @import("../cache/paged/cache.zig").PagedCache = try .init(testing.allocator, .{
         .layers = &.{.{ .kv_head_count = 1, .head_dim = 8 }},
         .block_size = 2,
         .max_seq_len = 8,

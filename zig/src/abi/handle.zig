@@ -16,10 +16,10 @@ const cpu = @import("../device/cpu.zig");
 const entry_list = @import("entries.zig");
 const Entries = entry_list.Entries;
 const none = entry_list.none;
-const BlockPools = @import("../cache/block_pools.zig").BlockPools;
+const BlockPool = @import("../cache/blocks/pool.zig").BlockPool;
 const ContiguousCache = @import("../cache/contiguous.zig").ContiguousCache;
 const memory = @import("memory.zig");
-const paged = @import("../cache/paged.zig");
+const paged = @import("../cache/paged/cache.zig");
 const reserved = @import("../device/reserved.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
@@ -41,7 +41,7 @@ pub const Kind = enum(u3) {
             .contiguous => *ContiguousCache,
             .paged => *PagedCache,
             .sequence => *Sequence,
-            .pool => *BlockPools,
+            .pool => *BlockPool,
             .buffer_pool => *BufferPool,
             .buffer => *AlignedBuffer,
         };
@@ -63,7 +63,7 @@ pub const Object = struct {
     pub const Body = union(enum) {
         contiguous: ContiguousCache,
         paged: Paged,
-        pool: BlockPools,
+        pool: BlockPool,
         buffer_pool: BufferPool,
         buffer: Buffer,
     };

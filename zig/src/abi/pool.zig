@@ -1,10 +1,10 @@
 //! Bodies of the exports of a block pool that several paged caches share.
 
-const block_pool = @import("../cache/block_pool.zig");
+const format_pool = @import("../cache/blocks/format_pool.zig");
+const FormatPool = format_pool.FormatPool;
+const block_pool = @import("../cache/blocks/pool.zig");
 const BlockPool = block_pool.BlockPool;
-const block_pools = @import("../cache/block_pools.zig");
-const BlockPools = block_pools.BlockPools;
-const Format = block_pools.Format;
+const Format = block_pool.Format;
 const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const handle = @import("handle.zig");
@@ -42,7 +42,7 @@ pub const StatsRecord = extern struct {
     reserved_bytes: record.Wide,
     metadata_bytes: record.Wide,
 
-    pub fn from(pool: *BlockPool) StatsRecord {
+    pub fn from(pool: *FormatPool) StatsRecord {
         const facts = pool.stats();
         return .{
             .total_blocks = facts.total_blocks,
@@ -77,7 +77,7 @@ fn createPool(source: ?[*]const u8, source_bytes: u32) status.Error!i32 {
         .dtype_v = Dtype.floatFromWord(options.dtype_v) orelse return error.InvalidConfig,
     };
     const max_bytes = options.max_bytes.value();
-    var pools: BlockPools = try .init(
+    var pools: BlockPool = try .init(
         memory.gpa,
         memory.slabs,
         shape,
@@ -112,7 +112,7 @@ pub fn stats(word: u32, dtype_k: u32, dtype_v: u32, out: ?[*]u8, out_bytes: u32)
 }
 
 /// The blocks of a format of some pools.
-pub fn formatOf(pools: *BlockPools, dtype_k: u32, dtype_v: u32) status.Error!*Format {
+pub fn formatOf(pools: *BlockPool, dtype_k: u32, dtype_v: u32) status.Error!*Format {
     return pools.get(
         Dtype.fromWord(dtype_k) orelse return error.InvalidConfig,
         Dtype.fromWord(dtype_v) orelse return error.InvalidConfig,

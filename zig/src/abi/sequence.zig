@@ -6,8 +6,8 @@ const buffer = @import("buffer.zig");
 const handle = @import("handle.zig");
 const memory = @import("memory.zig");
 const record = @import("record.zig");
-const row_types = @import("../cache/rows.zig");
-const Sequence = @import("../cache/paged.zig").Sequence;
+const Rows = @import("../cache/rows.zig").Rows;
+const Sequence = @import("../cache/paged/cache.zig").Sequence;
 const shapes = @import("../shape.zig");
 const status = @import("status.zig");
 const view = @import("view.zig");
@@ -155,13 +155,13 @@ fn writeViews(sequence: *const Sequence, layer: u32, start: u32, view_first: u32
 }
 
 /// The end of the resident rows from `position` on in its block, or null where the row there was evicted.
-fn blockEnd(rows: row_types.Rows, position: u32) ?u32 {
+fn blockEnd(rows: Rows, position: u32) ?u32 {
     const end = rows.residentEnd(position) orelse return null;
     const block_size = rows.place.paged.block_size;
     return @min(end, (position / block_size + 1) * block_size);
 }
 
-fn blockView(sequence: *const Sequence, layer: u32, rows: row_types.Rows, position: u32, end: u32, generation_now: u32) ViewRecord {
+fn blockView(sequence: *const Sequence, layer: u32, rows: Rows, position: u32, end: u32, generation_now: u32) ViewRecord {
     const shape = rows.place.paged.formatAt(position).shape;
     const run = rows.run(0, position, end);
     return .{
@@ -211,7 +211,7 @@ fn writeContiguous(sequence: *const Sequence, layer: u32, row_count: u32, out: ?
     return status.count(row_count);
 }
 
-fn whyNot(rows: row_types.Rows, row_count: u32) view.Reason {
+fn whyNot(rows: Rows, row_count: u32) view.Reason {
     const paged = rows.place.paged;
     if (rows.sink_end < rows.first and row_count > rows.sink_end) return .evicted;
     if (row_count == 0) return .none;

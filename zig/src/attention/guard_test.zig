@@ -8,7 +8,7 @@ const ContiguousCache = @import("../cache/contiguous.zig").ContiguousCache;
 const dispatch = @import("../kernels/dispatch.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const guarded = @import("../device/guarded.zig");
-const PagedCache = @import("../cache/paged.zig").PagedCache;
+const PagedCache = @import("../cache/paged/cache.zig").PagedCache;
 const Rows = @import("../cache/rows.zig").Rows;
 
 /// Elements at an odd address or not, beside the page.

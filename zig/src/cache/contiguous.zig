@@ -24,11 +24,11 @@ const Shape = shapes.Shape;
 const dispatch = @import("../kernels/dispatch.zig");
 const slab_memory = @import("../device/slab.zig");
 const checkApart = @import("overlap.zig").checkApart;
-const row_types = @import("rows.zig");
-const Input = row_types.Input;
-const Inputs = row_types.Inputs;
-const Output = row_types.Output;
-const Rows = row_types.Rows;
+const input_types = @import("input.zig");
+const Input = input_types.Input;
+const Inputs = input_types.Inputs;
+const Output = input_types.Output;
+const Rows = @import("rows.zig").Rows;
 const Slab = slab_memory.Slab;
 
 pub const Options = struct {

@@ -6,8 +6,8 @@ const testing = std.testing;
 const memcheck = @import("build_options").memcheck;
 const contiguous = @import("contiguous.zig");
 const ContiguousCache = contiguous.ContiguousCache;
-const row_types = @import("rows.zig");
-const Input = row_types.Input;
+const input_types = @import("input.zig");
+const Input = input_types.Input;
 const Dtype = @import("../dtype.zig").Dtype;
 const float_reference = @import("../kernels/reference/float.zig");
 
@@ -316,8 +316,8 @@ test "head-major and token-major input store the same bytes, whatever the dtypes
         // And gather gives them back, rounded as the dtype says.
         var k: [count]f32 = undefined;
         var v: [count]f32 = undefined;
-        const out_k: row_types.Output = .{ .bytes = @ptrCast(&k), .element_count = count };
-        const out_v: row_types.Output = .{ .bytes = @ptrCast(&v), .element_count = count };
+        const out_k: input_types.Output = .{ .bytes = @ptrCast(&k), .element_count = count };
+        const out_v: input_types.Output = .{ .bytes = @ptrCast(&v), .element_count = count };
         try testing.expectEqual(tokens, try cache.gather(0, 1, out_k, out_v));
         for (k, v, 0..) |got_k, got_v, i| {
             const value = float_reference.element(from, &token_major, i);
@@ -340,8 +340,8 @@ test "gather refuses a short buffer" {
     const rows = input(&.{ 1, 2, 3, 4 });
     _ = try cache.append(0, 0, rows, rows);
     var k: [4]f32 = @splat(9);
-    const full: row_types.Output = .{ .bytes = @ptrCast(&k), .element_count = 4 };
-    const short: row_types.Output = .{ .bytes = @ptrCast(&k), .element_count = 3 };
+    const full: input_types.Output = .{ .bytes = @ptrCast(&k), .element_count = 4 };
+    const short: input_types.Output = .{ .bytes = @ptrCast(&k), .element_count = 3 };
     try testing.expectError(error.InvalidSize, cache.gather(0, 0, short, full));
     try testing.expectError(error.InvalidSize, cache.gather(0, 0, full, short));
     try testing.expectEqual(@as([4]f32, @splat(9)), k);

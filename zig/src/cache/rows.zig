@@ -1,96 +1,14 @@
-//! Rows on their way in and out of a cache: what a caller hands over, where a copy goes, and what a reader sees in place.
+//! Rows as a reader sees them in place, whatever layout they lie in.
 
 const std = @import("std");
-const Allocator = std.mem.Allocator;
 const assert = std.debug.assert;
 const Dtype = @import("../dtype.zig").Dtype;
 const dispatch = @import("../kernels/dispatch.zig");
-const Block = @import("block_rows.zig").Block;
+const Block = @import("blocks/block.zig").Block;
 const checkApart = @import("overlap.zig").checkApart;
-const Format = @import("block_pools.zig").Format;
-const Head = @import("fidelity.zig").Head;
+const Format = @import("blocks/pool.zig").Format;
+const Head = @import("tiers/fidelity.zig").Head;
 const shapes = @import("../shape.zig");
-
-/// How the rows of an input stand in memory.
-pub const Layout = enum(u32) {
-    /// [token][kv_head][head_dim]
-    token_major = 0,
-    /// [kv_head][token][head_dim]
-    head_major = 1,
-};
-
-/// Rows of one side as a caller hands them over; unaligned.
-pub const Input = struct {
-    bytes: [*]const u8,
-    element_count: u64,
-    dtype: Dtype = .f32,
-    layout: Layout = .token_major,
-
-    pub fn fromF32(elements: []align(1) const f32) Input {
-        return .{ .bytes = @ptrCast(elements.ptr), .element_count = elements.len };
-    }
-
-    /// The row of one head of one token, [head_dim]; `token_count` are the tokens of the whole input.
-    pub fn headRow(input: Input, shape: anytype, token_count: u64, kv_head: u32, token: u64) [*]const u8 {
-        const element = switch (input.layout) {
-            .token_major => shapes.tokenMajorOffset(shape, kv_head, token),
-            .head_major => shapes.headMajorOffset(shape, token_count, kv_head, token),
-        };
-        assert(element + shape.head_dim <= input.element_count);
-        return input.bytes + element * input.dtype.elementBytes();
-    }
-
-    /// Bytes from a row of one head to that of the next head of the same token.
-    pub fn headStride(input: Input, shape: anytype, token_count: u64) u64 {
-        const rows: u64 = if (input.layout == .token_major) 1 else token_count;
-        return rows * shape.head_dim * input.dtype.elementBytes();
-    }
-
-    fn memory(input: Input) []const u8 {
-        return input.bytes[0..@intCast(input.element_count * input.dtype.elementBytes())];
-    }
-
-    fn overlaps(input: Input, other: []const u8) bool {
-        const own = input.memory();
-        const own_first = @intFromPtr(own.ptr);
-        const other_first = @intFromPtr(other.ptr);
-        return own_first < other_first + other.len and other_first < own_first + own.len;
-    }
-};
-
-/// The two sides of an append, as they are when the call begins.
-///
-/// A caller's rows may lie where the call writes, in an array over the cache's own memory: those are read from a copy.
-pub const Inputs = struct {
-    k: Input,
-    v: Input,
-    copies: [2][]u8 = .{ &.{}, &.{} },
-
-    pub fn deinit(inputs: *const Inputs, gpa: Allocator) void {
-        for (inputs.copies) |copy| gpa.free(copy);
-    }
-
-    /// To be called for all memory that will be written, before any of it is.
-    pub fn leave(inputs: *Inputs, gpa: Allocator, written: []const u8) error{OutOfMemory}!void {
-        for ([_]*Input{ &inputs.k, &inputs.v }, &inputs.copies) |input, *copy| {
-            if (!input.overlaps(written)) continue;
-            copy.* = try gpa.dupe(u8, input.memory());
-            input.bytes = copy.ptr;
-        }
-    }
-};
-
-/// A copy's destination, [token][kv_head][head_dim]; unaligned.
-pub const Output = struct {
-    bytes: [*]u8,
-    element_count: u64,
-    dtype: Dtype = .f32,
-
-    /// The memory that `element_count` elements take.
-    pub fn written(output: Output, element_count: u64) []u8 {
-        return output.bytes[0..@intCast(element_count * output.dtype.elementBytes())];
-    }
-};
 
 /// The rows of one layer of one sequence as a reader sees them now, committed and pending, in place.
 ///

@@ -3,15 +3,15 @@
 
 const std = @import("std");
 const Allocator = std.mem.Allocator;
-const block_pools = @import("block_pools.zig");
-const block_table = @import("block_table.zig");
-const BlockPool = @import("block_pool.zig").BlockPool;
-const BlockPools = block_pools.BlockPools;
-const BlockShape = @import("../shape.zig").BlockShape;
-const dtypes = @import("../dtype.zig");
+const block_pool = @import("../blocks/pool.zig");
+const block_table = @import("../blocks/table.zig");
+const FormatPool = @import("../blocks/format_pool.zig").FormatPool;
+const BlockPool = block_pool.BlockPool;
+const BlockShape = @import("../../shape.zig").BlockShape;
+const dtypes = @import("../../dtype.zig");
 const Dtype = dtypes.Dtype;
-const Format = block_pools.Format;
-const Head = @import("fidelity.zig").Head;
+const Format = block_pool.Format;
+const Head = @import("../tiers/fidelity.zig").Head;
 
 /// The formats of rows that have left the tail.
 pub const Store = struct {
@@ -47,7 +47,7 @@ pub const Group = struct {
     shape: BlockShape,
     window_tokens: ?u32,
     store: ?Store,
-    pools: *BlockPools = undefined,
+    pools: *BlockPool = undefined,
     /// Every format its blocks have or had, the tail's first, and second once more for reopened blocks. Indices are what
     /// block tables hold.
     formats: std.ArrayList(*Format) = .empty,
@@ -73,7 +73,7 @@ pub const Group = struct {
     }
 
     /// The pool of the tail.
-    pub fn pool(group: *const Group) *BlockPool {
+    pub fn pool(group: *const Group) *FormatPool {
         return &group.formats.items[0].pool;
     }
 
@@ -99,7 +99,7 @@ pub const Group = struct {
     }
 
     /// The index of a format, which becomes one of the group's if it is not yet.
-    pub fn formatIndex(group: *Group, gpa: Allocator, dtype_k: Dtype, dtype_v: Dtype) BlockPools.Error!u8 {
+    pub fn formatIndex(group: *Group, gpa: Allocator, dtype_k: Dtype, dtype_v: Dtype) BlockPool.Error!u8 {
         const wanted = try group.pools.get(dtype_k, dtype_v);
         for (group.formats.items, 0..) |format, i| if (format == wanted) return @intCast(i);
         try group.formats.append(gpa, wanted); // 8 formats of keys and 8 of values: 65 at most

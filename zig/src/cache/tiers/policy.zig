@@ -12,11 +12,11 @@
 //! tail, as sinks do: were it quantized again, what was rounded once would be rounded once more, at every such turn.
 
 const std = @import("std");
-const block_table = @import("block_table.zig");
-const layer_group = @import("layer_group.zig");
+const block_table = @import("../blocks/table.zig");
+const layer_group = @import("../paged/layer_group.zig");
 const Group = layer_group.Group;
 const Retention = @import("retention.zig").Retention;
-const shapes = @import("../shape.zig");
+const shapes = @import("../../shape.zig");
 
 /// Where a block is. The numbers cross the ABI and are never changed.
 pub const Tier = enum(u32) {

@@ -10,7 +10,7 @@
 //!      `prewarm` asked for and one slab against trembling at its border.
 //!
 //! A reference count is the number of block table entries that name the block, and nothing else: used + free = total.
-//! A block that last belonged to another tenant is zeroed before it is handed out.
+//! A block that last belonged to another writer is zeroed before it is handed out.
 //!
 //! Safe for several caches at once: every call takes the pool's lock. What is in a block is its owner's business.
 
@@ -18,9 +18,9 @@ const std = @import("std");
 const builtin = @import("builtin");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
-const cpu = @import("../device/cpu.zig");
-const process_memory = @import("../device/reserved.zig");
-const slab_memory = @import("../device/slab.zig");
+const cpu = @import("../../device/cpu.zig");
+const process_memory = @import("../../device/reserved.zig");
+const slab_memory = @import("../../device/slab.zig");
 const SlabTable = @import("slab_table.zig").SlabTable;
 
 /// Slabs are about this large where blocks are large, so that memory comes and goes in steps that are worth a call.
@@ -80,7 +80,7 @@ pub const Budget = struct {
     }
 };
 
-pub const BlockPool = struct {
+pub const FormatPool = struct {
     gpa: Allocator,
     slab_allocator: Allocator,
     lock: std.Io.Mutex = .init,
@@ -95,7 +95,7 @@ pub const BlockPool = struct {
     /// Block table entries that name a block, [block].
     ref_counts: std.ArrayList(u32) = .empty,
     /// Who wrote a block last, [block]; 0 for nobody.
-    tenants: std.ArrayList(u32) = .empty,
+    writers: std.ArrayList(u32) = .empty,
     /// How often a block was taken, [block]; wraps.
     serials: std.ArrayList(u32) = .empty,
     /// Free blocks of mapped slabs, the last given back on top. Has room for every block.
@@ -113,7 +113,7 @@ pub const BlockPool = struct {
     pub const TakeError = error{ PoolEmpty, OutOfMemory };
 
     /// Nothing is mapped yet. `bytes_max` bounds the slabs.
-    pub fn init(gpa: Allocator, slab_allocator: Allocator, block_bytes: u64, bytes_max: u64) InitError!BlockPool {
+    pub fn init(gpa: Allocator, slab_allocator: Allocator, block_bytes: u64, bytes_max: u64) InitError!FormatPool {
         return initBudget(gpa, slab_allocator, block_bytes, bytes_max, null);
     }
 
@@ -124,7 +124,7 @@ pub const BlockPool = struct {
         block_bytes: u64,
         bytes_max: u64,
         budget: ?*Budget,
-    ) InitError!BlockPool {
+    ) InitError!FormatPool {
         if (block_bytes == 0) return error.InvalidConfig;
         if (block_bytes > slab_memory.bytes_max) return error.BlockTooLarge;
         const rounded = std.mem.alignForward(u64, block_bytes, block_alignment);
@@ -148,19 +148,19 @@ pub const BlockPool = struct {
     }
 
     /// All blocks must have been released.
-    pub fn deinit(pool: *BlockPool) void {
+    pub fn deinit(pool: *FormatPool) void {
         assert(pool.used_count == 0);
         for (0..pool.slabs.end) |i| if (pool.slabs.at(@intCast(i))) |slab| slab_memory.free(pool.slab_allocator, slab);
         pool.slabs.deinit(pool.gpa);
         pool.ref_counts.deinit(pool.gpa);
-        pool.tenants.deinit(pool.gpa);
+        pool.writers.deinit(pool.gpa);
         pool.serials.deinit(pool.gpa);
         pool.free.deinit(pool.gpa);
         pool.* = undefined;
     }
 
     /// Maps at least `block_count` blocks for good, or none.
-    pub fn prewarm(pool: *BlockPool, block_count: u32) TakeError!void {
+    pub fn prewarm(pool: *FormatPool, block_count: u32) TakeError!void {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         if (block_count > pool.block_count_max) return error.PoolEmpty;
@@ -168,13 +168,13 @@ pub const BlockPool = struct {
         pool.prewarmed = @max(pool.prewarmed, block_count);
     }
 
-    /// Takes `blocks.len` blocks for a tenant (not 0), each with one reference: all of them or none.
-    pub fn take(pool: *BlockPool, tenant: u32, blocks: []i32) TakeError!void {
-        _ = try pool.takeUndoable(tenant, blocks);
+    /// Takes `blocks.len` blocks for a writer (not 0), each with one reference: all of them or none.
+    pub fn take(pool: *FormatPool, writer: u32, blocks: []i32) TakeError!void {
+        _ = try pool.takeUndoable(writer, blocks);
     }
 
     /// Takes blocks as `take` does. `untake` makes it undone.
-    pub fn takeUndoable(pool: *BlockPool, tenant: u32, blocks: []i32) TakeError!Taken {
+    pub fn takeUndoable(pool: *FormatPool, writer: u32, blocks: []i32) TakeError!Taken {
         if (blocks.len == 0) return .{};
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
@@ -187,7 +187,7 @@ pub const BlockPool = struct {
         taken.mapped = try pool.growTo(blocks.len);
         pool.hits += taken.hits;
         pool.misses += blocks.len - taken.hits;
-        pool.takeFree(tenant, blocks);
+        pool.takeFree(writer, blocks);
         return taken;
     }
 
@@ -201,7 +201,7 @@ pub const BlockPool = struct {
     };
 
     /// As if the blocks had not been taken, by the numbers of the pool too. They come in the order they were taken in.
-    pub fn untake(pool: *BlockPool, blocks: []const i32, taken: Taken) void {
+    pub fn untake(pool: *FormatPool, blocks: []const i32, taken: Taken) void {
         if (blocks.len == 0) return;
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
@@ -228,17 +228,17 @@ pub const BlockPool = struct {
         if (pool.used_count == 0) pool.shrink(); // others gave theirs back meanwhile
     }
 
-    fn takeFree(pool: *BlockPool, tenant: u32, blocks: []i32) void {
-        assert(tenant != 0);
+    fn takeFree(pool: *FormatPool, writer: u32, blocks: []i32) void {
+        assert(writer != 0);
         for (blocks) |*entry| {
             const block = pool.free.pop().?;
             assert(pool.ref_counts.items[block] == 0);
             pool.ref_counts.items[block] = 1;
             pool.serials.items[block] +%= 1;
             pool.slabs.freeCount(block / pool.blocks_per_slab).* -= 1;
-            if (pool.tenants.items[block] != tenant) {
-                if (pool.tenants.items[block] != 0) @memset(pool.bytes(block), 0);
-                pool.tenants.items[block] = tenant;
+            if (pool.writers.items[block] != writer) {
+                if (pool.writers.items[block] != 0) @memset(pool.bytes(block), 0);
+                pool.writers.items[block] = writer;
             }
             entry.* = @intCast(block);
         }
@@ -247,7 +247,7 @@ pub const BlockPool = struct {
     }
 
     /// One more table entry names each of these blocks; entries below 0 name none.
-    pub fn retain(pool: *BlockPool, blocks: []const i32) void {
+    pub fn retain(pool: *FormatPool, blocks: []const i32) void {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         for (blocks) |block| {
@@ -258,7 +258,7 @@ pub const BlockPool = struct {
     }
 
     /// One table entry fewer names each of these blocks; entries below 0 name none.
-    pub fn release(pool: *BlockPool, blocks: []const i32) void {
+    pub fn release(pool: *FormatPool, blocks: []const i32) void {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         // From the back, so that what is taken next comes in the order it had.
@@ -269,7 +269,7 @@ pub const BlockPool = struct {
         }
     }
 
-    fn releaseOne(pool: *BlockPool, block: u32) void {
+    fn releaseOne(pool: *FormatPool, block: u32) void {
         const count = &pool.ref_counts.items[block];
         assert(count.* > 0);
         count.* -= 1;
@@ -280,11 +280,11 @@ pub const BlockPool = struct {
     }
 
     /// Makes a block free to be taken next.
-    fn putBack(pool: *BlockPool, block: u32) void {
+    fn putBack(pool: *FormatPool, block: u32) void {
         if (builtin.mode == .Debug) {
             // A read of a block that was given back shows as NaN; the mark makes `take` zero it.
             @memset(pool.bytes(block), 0xff);
-            pool.tenants.items[block] = std.math.maxInt(u32);
+            pool.writers.items[block] = std.math.maxInt(u32);
         }
         pool.free.appendAssumeCapacity(block);
         pool.used_count -= 1;
@@ -292,46 +292,46 @@ pub const BlockPool = struct {
     }
 
     /// Are all blocks of a mapped slab free?
-    fn isFree(pool: *const BlockPool, slab_index: u32) bool {
+    fn isFree(pool: *const FormatPool, slab_index: u32) bool {
         return pool.slabs.freeCount(slab_index).* == pool.slabBlocks(slab_index);
     }
 
     /// References to a block.
-    pub fn refCount(pool: *BlockPool, block: u32) u32 {
+    pub fn refCount(pool: *FormatPool, block: u32) u32 {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         return pool.ref_counts.items[block];
     }
 
     /// Changes whenever a block gets a new owner.
-    pub fn serial(pool: *BlockPool, block: u32) u32 {
+    pub fn serial(pool: *FormatPool, block: u32) u32 {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         return pool.serials.items[block];
     }
 
     /// Is a block still the one that had this serial, and in use?
-    pub fn isAlive(pool: *BlockPool, block: u32, expected_serial: u32) bool {
+    pub fn isAlive(pool: *FormatPool, block: u32, expected_serial: u32) bool {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         return pool.ref_counts.items[block] > 0 and pool.serials.items[block] == expected_serial;
     }
 
     /// The bytes of a block, 64-byte aligned. Valid while a reference is held.
-    pub fn bytes(pool: *const BlockPool, block: u32) []align(block_alignment) u8 {
+    pub fn bytes(pool: *const FormatPool, block: u32) []align(block_alignment) u8 {
         const slab = pool.slabs.at(block / pool.blocks_per_slab).?;
         const offset = (block % pool.blocks_per_slab) * pool.block_bytes;
         return @alignCast(slab[@intCast(offset)..@intCast(offset + pool.block_bytes)]);
     }
 
-    pub fn stats(pool: *BlockPool) Stats {
+    pub fn stats(pool: *FormatPool) Stats {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         var reserved: u64 = 0;
         for (0..pool.slabs.end) |i| if (pool.slabs.at(@intCast(i))) |slab| {
             reserved += slab_memory.reservedBytes(slab);
         };
-        const words = pool.ref_counts.capacity + pool.tenants.capacity + pool.serials.capacity + pool.free.capacity;
+        const words = pool.ref_counts.capacity + pool.writers.capacity + pool.serials.capacity + pool.free.capacity;
         return .{
             .block_bytes = pool.block_bytes,
             .total_blocks = pool.totalCount(),
@@ -351,7 +351,7 @@ pub const BlockPool = struct {
 
     /// Could there be so many free blocks, as far as slabs and budget go? Asked first, so that a request that is refused has
     /// mapped nothing.
-    fn canHave(pool: *const BlockPool, block_count: usize) bool {
+    fn canHave(pool: *const FormatPool, block_count: usize) bool {
         var free_count = pool.free.items.len;
         var bytes_left = if (pool.budget) |budget| budget.left.load(.monotonic) else std.math.maxInt(u64);
         for (0..pool.slabs.count_max) |i| {
@@ -365,16 +365,16 @@ pub const BlockPool = struct {
         return free_count >= block_count;
     }
 
-    fn totalCount(pool: *const BlockPool) u32 {
+    fn totalCount(pool: *const FormatPool) u32 {
         return pool.used_count + @as(u32, @intCast(pool.free.items.len));
     }
 
-    fn slabBlocks(pool: *const BlockPool, slab_index: u32) u32 {
+    fn slabBlocks(pool: *const FormatPool, slab_index: u32) u32 {
         return @min(pool.blocks_per_slab, pool.block_count_max - slab_index * pool.blocks_per_slab);
     }
 
     /// Maps slabs until `free_count` blocks are free, and tells how many blocks that were. Changes nothing when it cannot.
-    fn growTo(pool: *BlockPool, free_count: usize) TakeError!usize {
+    fn growTo(pool: *FormatPool, free_count: usize) TakeError!usize {
         const free_before = pool.free.items.len;
         if (free_before >= free_count) return 0;
         const tables_before = pool.tableSize();
@@ -387,7 +387,7 @@ pub const BlockPool = struct {
     }
 
     /// Maps one more slab.
-    fn grow(pool: *BlockPool) TakeError!void {
+    fn grow(pool: *FormatPool) TakeError!void {
         const slab_index = pool.slabs.firstFree() orelse return error.PoolEmpty;
         const block_first = slab_index * pool.blocks_per_slab;
         const block_count = pool.slabBlocks(slab_index);
@@ -401,7 +401,7 @@ pub const BlockPool = struct {
             return error.OutOfMemory;
         };
         pool.slabs.enter(slab_index, slab, block_count);
-        @memset(pool.tenants.items[block_first..][0..block_count], 0);
+        @memset(pool.writers.items[block_first..][0..block_count], 0);
         var block = block_first + block_count;
         while (block > block_first) {
             block -= 1;
@@ -411,7 +411,7 @@ pub const BlockPool = struct {
     }
 
     /// Makes the tables of blocks as long as the slabs mapped so far need.
-    fn growTables(pool: *BlockPool, block_count: u32) error{OutOfMemory}!void {
+    fn growTables(pool: *FormatPool, block_count: u32) error{OutOfMemory}!void {
         const known = pool.ref_counts.items.len;
         if (block_count <= known) return;
         for (pool.tables()) |table| try table.ensureTotalCapacity(pool.gpa, block_count);
@@ -420,19 +420,19 @@ pub const BlockPool = struct {
     }
 
     /// Those with a word for each block.
-    fn tables(pool: *BlockPool) [3]*std.ArrayList(u32) {
-        return .{ &pool.ref_counts, &pool.tenants, &pool.serials };
+    fn tables(pool: *FormatPool) [3]*std.ArrayList(u32) {
+        return .{ &pool.ref_counts, &pool.writers, &pool.serials };
     }
 
     /// Of the tables of blocks, which are all alike.
     const TableSize = struct { len: usize = 0, capacity: usize = 0 };
 
-    fn tableSize(pool: *const BlockPool) TableSize {
+    fn tableSize(pool: *const FormatPool) TableSize {
         return .{ .len = pool.ref_counts.items.len, .capacity = pool.ref_counts.capacity };
     }
 
     /// Makes the tables as small as they were, unless a slab that was mapped since needs more.
-    fn shrinkTables(pool: *BlockPool, before: TableSize) void {
+    fn shrinkTables(pool: *FormatPool, before: TableSize) void {
         const len = @max(before.len, @min(pool.slabs.end * pool.blocks_per_slab, pool.block_count_max));
         for (pool.tables()) |table| {
             shrinkCapacity(table, pool.gpa, @max(before.capacity, len));
@@ -451,7 +451,7 @@ pub const BlockPool = struct {
 
     /// Gives slabs of free blocks back to the system: all of them when no block is used, else as many as leave one
     /// slab's worth of free blocks.
-    fn shrink(pool: *BlockPool) void {
+    fn shrink(pool: *FormatPool) void {
         var slab_index = pool.slabs.end;
         while (slab_index > 0) {
             slab_index -= 1;
@@ -466,12 +466,12 @@ pub const BlockPool = struct {
     }
 
     /// Unmaps a slab of free blocks that was mapped in vain: its blocks count as never mapped.
-    fn ungrow(pool: *BlockPool, slab_index: u32) void {
+    fn ungrow(pool: *FormatPool, slab_index: u32) void {
         pool.unmap(slab_index);
         pool.allocations -= pool.slabBlocks(slab_index);
     }
 
-    fn unmap(pool: *BlockPool, slab_index: u32) void {
+    fn unmap(pool: *FormatPool, slab_index: u32) void {
         const block_first = slab_index * pool.blocks_per_slab;
         const block_count = pool.slabBlocks(slab_index);
         var kept: usize = 0;
@@ -489,7 +489,7 @@ pub const BlockPool = struct {
 
 const testing = std.testing;
 
-fn testPool(block_bytes: u64, bytes_max: u64) !BlockPool {
+fn testPool(block_bytes: u64, bytes_max: u64) !FormatPool {
     return .init(testing.allocator, slab_memory.system, block_bytes, bytes_max);
 }
 
@@ -564,7 +564,7 @@ test "a prewarm that cannot be had maps nothing" {
     try testing.expectEqual(8, pool.stats().total_blocks);
 }
 
-test "another tenant sees zeros, the same one may see its own" {
+test "another writer sees zeros, the same one may see its own" {
     var pool = try testPool(64, 1 << 20);
     defer pool.deinit();
     try pool.prewarm(1);
@@ -603,7 +603,7 @@ test "every allocation may fail, and nothing has changed" {
     var fail_index: usize = 0;
     while (true) : (fail_index += 1) {
         var failing: std.testing.FailingAllocator = .init(testing.allocator, .{ .fail_index = fail_index });
-        const made = BlockPool.init(failing.allocator(), failing.allocator(), 64, 1 << 20);
+        const made = FormatPool.init(failing.allocator(), failing.allocator(), 64, 1 << 20);
         var pool = made catch |err| {
             try testing.expectEqual(error.OutOfMemory, err);
             continue;

@@ -9,20 +9,20 @@
 
 const std = @import("std");
 const Allocator = std.mem.Allocator;
-const Block = @import("block_rows.zig").Block;
-const tail_format = @import("block_table.zig").tail_format;
-const BlockShape = @import("../shape.zig").BlockShape;
-const BlockTable = @import("block_table.zig").BlockTable;
-const dtypes = @import("../dtype.zig");
+const Block = @import("../blocks/block.zig").Block;
+const tail_format = @import("../blocks/table.zig").tail_format;
+const BlockShape = @import("../../shape.zig").BlockShape;
+const BlockTable = @import("../blocks/table.zig").BlockTable;
+const dtypes = @import("../../dtype.zig");
 const Dtype = dtypes.Dtype;
 const fidelity = @import("fidelity.zig");
 const Head = fidelity.Head;
-const layer_group = @import("layer_group.zig");
+const layer_group = @import("../paged/layer_group.zig");
 const Group = layer_group.Group;
 const Twin = layer_group.Twin;
-const Policy = @import("tiers.zig").Policy;
-const Side = @import("../shape.zig").Side;
-const workers = @import("../device/workers.zig");
+const Policy = @import("policy.zig").Policy;
+const Side = @import("../../shape.zig").Side;
+const workers = @import("../../device/workers.zig");
 
 /// Blocks that leave at once.
 const batch_max = 32;
@@ -46,7 +46,7 @@ pub const Migration = struct {
     table: *BlockTable,
     policy: Policy,
     seq_len: u32,
-    tenant: u32,
+    writer: u32,
 
     /// Lets the oldest blocks of a tail leave it, as many as the policy says or as there is room for. Returns how many.
     pub fn run(self: Migration) u32 {
@@ -109,7 +109,7 @@ pub const Migration = struct {
         const format = group.formats.items[store];
         if (!fits(.of(group.formats.items[tail_format], old), format.shape)) return .unfit;
         var block: [1]i32 = undefined;
-        format.pool.take(self.tenant, &block) catch return .no_room;
+        format.pool.take(self.writer, &block) catch return .no_room;
         const serial = format.pool.serial(@intCast(block[0]));
         const new: Twin = .{ .tail_serial = 0, .format = store, .block = block[0], .serial = serial };
         return .{ .taken = .{ .entry = entry, .new = new, .is_new = true } };

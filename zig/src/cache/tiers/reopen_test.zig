@@ -2,9 +2,9 @@
 
 const std = @import("std");
 const testing = std.testing;
-const attention = @import("../attention/attend.zig");
-const Dtype = @import("../dtype.zig").Dtype;
-const paged = @import("paged.zig");
+const attention = @import("../../attention/attend.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
+const paged = @import("../paged/cache.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
 

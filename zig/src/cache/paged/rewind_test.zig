@@ -3,12 +3,12 @@
 const std = @import("std");
 const memcheck = @import("build_options").memcheck;
 const testing = std.testing;
-const attention = @import("../attention/attend.zig");
-const contiguous = @import("contiguous.zig");
-const paged = @import("paged.zig");
+const attention = @import("../../attention/attend.zig");
+const contiguous = @import("../contiguous.zig");
+const paged = @import("cache.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
-const Input = @import("rows.zig").Input;
+const Input = @import("../input.zig").Input;
 
 const line: paged.Layer = .{ .kv_head_count = 1, .head_dim = 1 };
 

@@ -6,7 +6,7 @@
 //!     block        [layer][keys, values][kv_head] plane     64 positions in every layer of a group
 //!
 //! Layers of equal KV heads, head_dim, window and store formats form a layer group, with its own block shape, pools and
-//! table; most models have one. Rows are written in floats; blocks that leave the tail are quantized (`tiers.zig`), and the
+//! table; most models have one. Rows are written in floats; blocks that leave the tail are quantized (`tiers/policy.zig`), and the
 //! one in which the next row lands, should it be such a block, is turned back into floats first and stays so.
 //!
 //! A reference count in the pool is the number of table entries that name the block, so a fork is a copy of a table, and only
@@ -23,35 +23,35 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
-const block_pool = @import("block_pool.zig");
-const BlockPool = block_pool.BlockPool;
-const BlockPools = @import("block_pools.zig").BlockPools;
-const Block = @import("block_rows.zig").Block;
-const block_table = @import("block_table.zig");
+const format_pool = @import("../blocks/format_pool.zig");
+const FormatPool = format_pool.FormatPool;
+const BlockPool = @import("../blocks/pool.zig").BlockPool;
+const Block = @import("../blocks/block.zig").Block;
+const block_table = @import("../blocks/table.zig");
 const BlockTable = block_table.BlockTable;
 const tail_format = block_table.tail_format;
-const dispatch = @import("../kernels/dispatch.zig");
-const Dtype = @import("../dtype.zig").Dtype;
-const Head = @import("fidelity.zig").Head;
+const dispatch = @import("../../kernels/dispatch.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
+const Head = @import("../tiers/fidelity.zig").Head;
 const layer_group = @import("layer_group.zig");
-const Migration = @import("migration.zig").Migration;
-const paged_append = @import("paged_append.zig");
-const paged_stats = @import("paged_stats.zig");
+const Migration = @import("../tiers/migration.zig").Migration;
+const paged_append = @import("append.zig");
+const paged_stats = @import("stats.zig");
 pub const Stats = paged_stats.Stats;
 pub const Layer = layer_group.Layer;
 pub const Store = layer_group.Store;
 const Group = layer_group.Group;
 const Place = layer_group.Place;
-pub const Retention = @import("retention.zig").Retention;
-const checkApart = @import("overlap.zig").checkApart;
-const row_types = @import("rows.zig");
-const Input = row_types.Input;
-const Output = row_types.Output;
-const Rows = row_types.Rows;
-const shapes = @import("../shape.zig");
+pub const Retention = @import("../tiers/retention.zig").Retention;
+const checkApart = @import("../overlap.zig").checkApart;
+const input_types = @import("../input.zig");
+const Input = input_types.Input;
+const Output = input_types.Output;
+const Rows = @import("../rows.zig").Rows;
+const shapes = @import("../../shape.zig");
 const BlockShape = shapes.BlockShape;
-const slab_memory = @import("../device/slab.zig");
-const tiers = @import("tiers.zig");
+const slab_memory = @import("../../device/slab.zig");
+const tiers = @import("../tiers/policy.zig");
 pub const Policy = tiers.Policy;
 pub const Tier = tiers.Tier;
 
@@ -73,11 +73,11 @@ pub const Options = struct {
     /// Bound of all slabs; unused with `pools`.
     max_bytes: u64 = std.math.maxInt(u64),
     /// Blocks of another owner, for a cache of one layer group whose tail has their shape. Outlives the cache.
-    pools: ?*BlockPools = null,
+    pools: ?*BlockPool = null,
 };
 
 /// Names the owner of a block's bytes; 0 is nobody, the largest is the pool's own.
-var tenant_count: std.atomic.Value(u32) = .init(0);
+var writer_count: std.atomic.Value(u32) = .init(0);
 
 pub const PagedCache = struct {
     gpa: Allocator,
@@ -88,11 +88,11 @@ pub const PagedCache = struct {
     policy: Policy,
     retention: Retention,
     rewind_tokens: u32,
-    tenant: u32,
+    writer: u32,
     groups: []Group,
     places: []Place,
-    owned_pools: []BlockPools,
-    budget: *block_pool.Budget,
+    owned_pools: []BlockPool,
+    budget: *format_pool.Budget,
     sequences: std.ArrayList(*Sequence) = .empty,
     /// Rows that went out of sight.
     evictions: u64 = 0,
@@ -144,10 +144,10 @@ pub const PagedCache = struct {
         try options.policy.validate(options.block_size, options.retention);
         if (options.policy.max_logit_error != null and !options.measures_fidelity) return error.InvalidConfig;
 
-        const budget = try gpa.create(block_pool.Budget);
+        const budget = try gpa.create(format_pool.Budget);
         errdefer gpa.destroy(budget);
         budget.* = .init(options.max_bytes);
-        const owned_pools = try gpa.alloc(BlockPools, if (options.pools == null) groups.len else 0);
+        const owned_pools = try gpa.alloc(BlockPool, if (options.pools == null) groups.len else 0);
         errdefer gpa.free(owned_pools);
         if (options.pools) |pools| {
             if (groups.len != 1 or !std.meta.eql(pools.shape, groups[0].shape)) return error.InvalidConfig;
@@ -169,7 +169,7 @@ pub const PagedCache = struct {
             group.fidelity = try gpa.alloc(Head, group.shape.layer_count * group.shape.kv_head_count);
             @memset(group.fidelity, .{});
         }
-        const tenant = tenant_count.fetchAdd(1, .monotonic) % (std.math.maxInt(u32) - 1) + 1;
+        const writer = writer_count.fetchAdd(1, .monotonic) % (std.math.maxInt(u32) - 1) + 1;
         return .{
             .gpa = gpa,
             .max_seq_len = options.max_seq_len,
@@ -179,7 +179,7 @@ pub const PagedCache = struct {
             .policy = options.policy,
             .retention = options.retention,
             .rewind_tokens = rewind_tokens,
-            .tenant = tenant,
+            .writer = writer,
             .groups = groups,
             .places = places,
             .owned_pools = owned_pools,
@@ -187,7 +187,7 @@ pub const PagedCache = struct {
         };
     }
 
-    fn storeFormat(gpa: Allocator, group: *Group, policy: Policy) BlockPools.Error!?u8 {
+    fn storeFormat(gpa: Allocator, group: *Group, policy: Policy) BlockPool.Error!?u8 {
         const store = policy.storeOf(group.*) orelse return null;
         return try group.formatIndex(gpa, store.dtype_k, store.dtype_v);
     }
@@ -346,7 +346,7 @@ pub const PagedCache = struct {
                 .table = table,
                 .policy = self.policy,
                 .seq_len = sequence.seq_len,
-                .tenant = self.tenant,
+                .writer = self.writer,
             };
             if (migration.run() != 0) sequence.ageViews(@intCast(group_index));
         }
@@ -625,7 +625,7 @@ pub const Sequence = struct {
 };
 
 test {
-    _ = @import("paged_test.zig");
-    _ = @import("paged_append_test.zig");
+    _ = @import("cache_test.zig");
+    _ = @import("append_test.zig");
     _ = @import("rewind_test.zig");
 }

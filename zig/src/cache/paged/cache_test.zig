@@ -3,18 +3,17 @@
 
 const std = @import("std");
 const testing = std.testing;
-const attention = @import("../attention/attend.zig");
-const contiguous = @import("contiguous.zig");
-const paged = @import("paged.zig");
+const attention = @import("../../attention/attend.zig");
+const contiguous = @import("../contiguous.zig");
+const paged = @import("cache.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
-const Block = @import("block_rows.zig").Block;
-const BlockPools = @import("block_pools.zig").BlockPools;
-const Dtype = @import("../dtype.zig").Dtype;
-const row_types = @import("rows.zig");
-const shapes = @import("../shape.zig");
-const Input = row_types.Input;
-const slab_memory = @import("../device/slab.zig");
+const Block = @import("../blocks/block.zig").Block;
+const BlockPool = @import("../blocks/pool.zig").BlockPool;
+const Dtype = @import("../../dtype.zig").Dtype;
+const shapes = @import("../../shape.zig");
+const Input = @import("../input.zig").Input;
+const slab_memory = @import("../../device/slab.zig");
 
 fn input(elements: []const f32) Input {
     return .fromF32(elements);
@@ -81,7 +80,7 @@ test "one token takes one block; five in blocks of two take three" {
 }
 
 test "a prewarmed pool: three rounds of append and free take the same block" {
-    var pools: BlockPools = try .init(testing.allocator, slab_memory.system, .{
+    var pools: BlockPool = try .init(testing.allocator, slab_memory.system, .{
         .layer_count = 1,
         .kv_head_count = 2,
         .head_dim = 4,

@@ -9,7 +9,7 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
-const Format = @import("block_pools.zig").Format;
+const Format = @import("pool.zig").Format;
 
 /// The index of the tail's format in every list of formats.
 pub const tail_format = 0;

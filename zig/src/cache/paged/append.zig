@@ -13,16 +13,16 @@
 const std = @import("std");
 const Allocator = std.mem.Allocator;
 const assert = std.debug.assert;
-const Block = @import("block_rows.zig").Block;
-const BlockPool = @import("block_pool.zig").BlockPool;
-const block_table = @import("block_table.zig");
-const dispatch = @import("../kernels/dispatch.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const Block = @import("../blocks/block.zig").Block;
+const FormatPool = @import("../blocks/format_pool.zig").FormatPool;
+const block_table = @import("../blocks/table.zig");
+const dispatch = @import("../../kernels/dispatch.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 const Place = @import("layer_group.zig").Place;
-const row_types = @import("rows.zig");
-const Input = row_types.Input;
-const Inputs = row_types.Inputs;
-const shapes = @import("../shape.zig");
+const input_types = @import("../input.zig");
+const Input = input_types.Input;
+const Inputs = input_types.Inputs;
+const shapes = @import("../../shape.zig");
 
 const tail_format = block_table.tail_format;
 
@@ -108,7 +108,7 @@ const Reserved = struct {
     count: usize,
     few: [64]i32 = undefined,
     many: ?[]i32 = null,
-    taken: BlockPool.Taken = .{},
+    taken: FormatPool.Taken = .{},
 
     fn blocks(reserved: *Reserved) []i32 {
         return if (reserved.many) |many| many else reserved.few[0..reserved.count];
@@ -162,7 +162,7 @@ fn reserve(
     if (needed > reserved.few.len) reserved.many = try cache.gpa.alloc(i32, needed);
     errdefer reserved.deinit(cache.gpa);
     const blocks = reserved.blocks();
-    reserved.taken = try group.pool().takeUndoable(cache.tenant, blocks);
+    reserved.taken = try group.pool().takeUndoable(cache.writer, blocks);
 
     // Nothing below can fail.
     var next: usize = 0;

@@ -4,10 +4,10 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const dispatch = @import("../kernels/dispatch.zig");
-const Dtype = @import("../dtype.zig").Dtype;
-const Format = @import("block_pools.zig").Format;
-const shapes = @import("../shape.zig");
+const dispatch = @import("../../kernels/dispatch.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
+const Format = @import("pool.zig").Format;
+const shapes = @import("../../shape.zig");
 const BlockShape = shapes.BlockShape;
 const Side = shapes.Side;
 

@@ -9,8 +9,8 @@
 //! so far: the bound holds for those, and a larger one that comes later moves it.
 
 const std = @import("std");
-const Block = @import("block_rows.zig").Block;
-const shapes = @import("../shape.zig");
+const Block = @import("../blocks/block.zig").Block;
+const shapes = @import("../../shape.zig");
 
 /// Rows of one side of one head, before and after.
 pub const SideFidelity = struct {

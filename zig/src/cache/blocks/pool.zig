@@ -6,32 +6,32 @@
 
 const std = @import("std");
 const Allocator = std.mem.Allocator;
-const block_pool = @import("block_pool.zig");
-const BlockPool = block_pool.BlockPool;
-const BlockShape = @import("../shape.zig").BlockShape;
-const cpu = @import("../device/cpu.zig");
-const Dtype = @import("../dtype.zig").Dtype;
+const format_pool = @import("format_pool.zig");
+const FormatPool = format_pool.FormatPool;
+const BlockShape = @import("../../shape.zig").BlockShape;
+const cpu = @import("../../device/cpu.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
 
 /// Blocks of one format.
 pub const Format = struct {
     shape: BlockShape,
-    pool: BlockPool,
+    pool: FormatPool,
 };
 
-pub const BlockPools = struct {
+pub const BlockPool = struct {
     gpa: Allocator,
     slab_allocator: Allocator,
     /// Of the tail, which every cache writes to.
     shape: BlockShape,
     bytes_max: u64,
-    budget: *block_pool.Budget,
+    budget: *format_pool.Budget,
     /// False where the budget is also that of other layer groups.
     owns_budget: bool,
     lock: std.Io.Mutex = .init,
     /// The tail's is the first.
     formats: std.ArrayList(*Format) = .empty,
 
-    pub const Error = BlockPool.InitError;
+    pub const Error = FormatPool.InitError;
 
     /// Nothing is mapped yet. `bytes_max` bounds the slabs of all formats, and so does the budget, if one is given, which
     /// is then shared with others.
@@ -40,12 +40,12 @@ pub const BlockPools = struct {
         slab_allocator: Allocator,
         shape: BlockShape,
         bytes_max: u64,
-        shared_budget: ?*block_pool.Budget,
-    ) Error!BlockPools {
+        shared_budget: ?*format_pool.Budget,
+    ) Error!BlockPool {
         try shape.validate();
-        const budget = shared_budget orelse try gpa.create(block_pool.Budget);
+        const budget = shared_budget orelse try gpa.create(format_pool.Budget);
         if (shared_budget == null) budget.* = .init(bytes_max);
-        var pools: BlockPools = .{
+        var pools: BlockPool = .{
             .gpa = gpa,
             .slab_allocator = slab_allocator,
             .shape = shape,
@@ -59,7 +59,7 @@ pub const BlockPools = struct {
     }
 
     /// All blocks must have been released.
-    pub fn deinit(pools: *BlockPools) void {
+    pub fn deinit(pools: *BlockPool) void {
         for (pools.formats.items) |format| {
             format.pool.deinit();
             pools.gpa.destroy(format);
@@ -70,7 +70,7 @@ pub const BlockPools = struct {
     }
 
     /// The blocks of a format.
-    pub fn get(pools: *BlockPools, dtype_k: Dtype, dtype_v: Dtype) Error!*Format {
+    pub fn get(pools: *BlockPool, dtype_k: Dtype, dtype_v: Dtype) Error!*Format {
         pools.lock.lockUncancelable(cpu.io());
         defer pools.lock.unlock(cpu.io());
         if (pools.known(dtype_k, dtype_v)) |format| return format;
@@ -88,14 +88,14 @@ pub const BlockPools = struct {
     }
 
     /// The blocks of a format, or null where nobody has asked for them yet.
-    pub fn find(pools: *BlockPools, dtype_k: Dtype, dtype_v: Dtype) ?*Format {
+    pub fn find(pools: *BlockPool, dtype_k: Dtype, dtype_v: Dtype) ?*Format {
         pools.lock.lockUncancelable(cpu.io());
         defer pools.lock.unlock(cpu.io());
         return pools.known(dtype_k, dtype_v);
     }
 
     /// Bytes of all slabs.
-    pub fn reservedBytes(pools: *BlockPools) u64 {
+    pub fn reservedBytes(pools: *BlockPool) u64 {
         pools.lock.lockUncancelable(cpu.io());
         defer pools.lock.unlock(cpu.io());
         var bytes: u64 = 0;
@@ -103,7 +103,7 @@ pub const BlockPools = struct {
         return bytes;
     }
 
-    fn known(pools: *const BlockPools, dtype_k: Dtype, dtype_v: Dtype) ?*Format {
+    fn known(pools: *const BlockPool, dtype_k: Dtype, dtype_v: Dtype) ?*Format {
         for (pools.formats.items) |format| {
             if (format.shape.dtype_k == dtype_k and format.shape.dtype_v == dtype_v) return format;
         }
@@ -112,7 +112,7 @@ pub const BlockPools = struct {
 };
 
 const testing = std.testing;
-const slab_memory = @import("../device/slab.zig");
+const slab_memory = @import("../../device/slab.zig");
 
 test "a pool for each format, under one budget" {
     const shape: BlockShape = .{
@@ -123,7 +123,7 @@ test "a pool for each format, under one budget" {
         .dtype_k = .f32,
         .dtype_v = .f32,
     };
-    var pools: BlockPools = try .init(testing.allocator, slab_memory.system, shape, 8 << 20, null);
+    var pools: BlockPool = try .init(testing.allocator, slab_memory.system, shape, 8 << 20, null);
     defer pools.deinit();
     const tail = try pools.get(.f32, .f32);
     const store = try pools.get(.q4_0, .q4_0);
@@ -155,7 +155,7 @@ test "a quantized format needs whole vectors of codes" {
         .dtype_k = .f16,
         .dtype_v = .f16,
     };
-    var pools: BlockPools = try .init(testing.allocator, slab_memory.system, shape, 1 << 30, null);
+    var pools: BlockPool = try .init(testing.allocator, slab_memory.system, shape, 1 << 30, null);
     defer pools.deinit();
     try testing.expectError(error.InvalidConfig, pools.get(.q8_0, .f16));
     try testing.expectError(error.InvalidConfig, pools.get(.f16, .i4));

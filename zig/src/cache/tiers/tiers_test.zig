@@ -2,16 +2,16 @@
 
 const std = @import("std");
 const testing = std.testing;
-const attention = @import("../attention/attend.zig");
-const BlockPools = @import("block_pools.zig").BlockPools;
-const dispatch = @import("../kernels/dispatch.zig");
-const Dtype = @import("../dtype.zig").Dtype;
-const paged = @import("paged.zig");
+const attention = @import("../../attention/attend.zig");
+const BlockPool = @import("../blocks/pool.zig").BlockPool;
+const dispatch = @import("../../kernels/dispatch.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
+const paged = @import("../paged/cache.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
-const reference = @import("../kernels/reference/attention.zig");
-const slab_memory = @import("../device/slab.zig");
-const workers = @import("../device/workers.zig");
+const reference = @import("../../kernels/reference/attention.zig");
+const slab_memory = @import("../../device/slab.zig");
+const workers = @import("../../device/workers.zig");
 
 const memcheck = @import("build_options").memcheck;
 const all_dtypes = std.enums.values(Dtype);
@@ -574,7 +574,7 @@ test "store-only keeps no more floats than the rows of a block" {
 }
 
 test "two caches on one set of pools, each with its own store" {
-    var pools: BlockPools = try .init(testing.allocator, slab_memory.system, .{
+    var pools: BlockPool = try .init(testing.allocator, slab_memory.system, .{
         .layer_count = 1,
         .kv_head_count = 2,
         .head_dim = 32,

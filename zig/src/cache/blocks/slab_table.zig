@@ -8,7 +8,7 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
-const slab_memory = @import("../device/slab.zig");
+const slab_memory = @import("../../device/slab.zig");
 const Slab = slab_memory.Slab;
 
 const chunk_slabs = 64;

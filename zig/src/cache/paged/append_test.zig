@@ -4,14 +4,14 @@
 const std = @import("std");
 const testing = std.testing;
 const Allocator = std.mem.Allocator;
-const block_table = @import("block_table.zig");
-const Dtype = @import("../dtype.zig").Dtype;
-const paged = @import("paged.zig");
+const block_table = @import("../blocks/table.zig");
+const Dtype = @import("../../dtype.zig").Dtype;
+const paged = @import("cache.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
-const row_types = @import("rows.zig");
-const Input = row_types.Input;
-const slab_memory = @import("../device/slab.zig");
+const input_types = @import("../input.zig");
+const Input = input_types.Input;
+const slab_memory = @import("../../device/slab.zig");
 
 const memcheck = @import("build_options").memcheck;
 const nan = std.math.nan(f32);
@@ -377,7 +377,7 @@ fn rowsInside(scene: Scene, random: std.Random, buffer: []u8) ?[2]Input {
         .bytes = undefined,
         .element_count = scene.tokenCount() * 8,
         .dtype = std.meta.stringToEnum(Dtype, @tagName(dtype)).?,
-        .layout = random.enumValue(row_types.Layout),
+        .layout = random.enumValue(input_types.Layout),
     };
     const byte_count: usize = @intCast(inside.element_count * inside.dtype.elementBytes());
     if (byte_count > memory.len) return null;

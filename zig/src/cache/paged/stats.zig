@@ -4,10 +4,10 @@
 //! are: a shared block once.
 
 const std = @import("std");
-const BlockShape = @import("../shape.zig").BlockShape;
-const BlockTable = @import("block_table.zig").BlockTable;
+const BlockShape = @import("../../shape.zig").BlockShape;
+const BlockTable = @import("../blocks/table.zig").BlockTable;
 const layer_group = @import("layer_group.zig");
-const tiers = @import("tiers.zig");
+const tiers = @import("../tiers/policy.zig");
 
 pub const Stats = struct {
     sequence_count: u32 = 0,
