@@ -36,9 +36,9 @@ export interface GatheredRows {
 
 /** Where a layer lives. */
 export interface DevicePlacement {
-  /** The kind of device. */
+  /** The kind of device; no call gives `"cuda"` yet. */
   readonly device: "cpu" | "cuda";
-  /** The ordinal of the GPU, -1 on the CPU. */
+  /** The ordinal of the GPU, -1 on the CPU; no call gives another yet. */
   readonly gpu: number;
 }
 
@@ -62,9 +62,9 @@ export type Tier = "tail" | "store" | "warm";
  * go. Do not transfer its buffer at full size: the cache cannot detach the new one.
  */
 export interface View extends DevicePlacement {
-  /** Keys of the rows, bytes where they are quantized; `null` when they are not in host memory. */
+  /** Keys of the rows, bytes where they are quantized; `null` outside host memory, which no call gives yet. */
   readonly k: Float32Array | Uint16Array | Uint8Array | null;
-  /** Values of the rows, bytes where they are quantized; `null` when they are not in host memory. */
+  /** Values of the rows, bytes where they are quantized; `null` outside host memory, which no call gives yet. */
   readonly v: Float32Array | Uint16Array | Uint8Array | null;
   /** Absolute position of the first row. */
   readonly start: number;
@@ -80,7 +80,7 @@ export interface View extends DevicePlacement {
   readonly headStride: number;
   /** Where the block is; `"tail"` in a contiguous cache. */
   readonly tier: Tier;
-  /** Positions these rows were shifted by, 0 unless shifted. */
+  /** Positions these rows were shifted by; no call shifts rows yet, so it is 0. */
   readonly delta: number;
 }
 
@@ -126,7 +126,15 @@ export interface ContiguousRun {
 export interface NoContiguousRun {
   /** There is no such run. */
   readonly ok: false;
-  /** What stands in the way; `gather` and `attend` work all the same. */
+  /**
+   * What stands in the way; `gather` and `attend` work all the same.
+   *
+   * - `head_major`: blocks of several KV heads and several positions.
+   * - `not_adjacent`: blocks that do not follow each other in memory, or that differ in format.
+   * - `quantized`: rows in codes.
+   * - `evicted`: rows that retention or a window gave up, or hides.
+   * - `on_gpu`: rows on a GPU; no call gives it yet.
+   */
   readonly reason: "head_major" | "not_adjacent" | "quantized" | "evicted" | "on_gpu";
 }
 
@@ -152,7 +160,7 @@ export interface KvCache {
    * ever let go.
    */
   readonly rewindableTo: number;
-  /** True when every layer is on a GPU. */
+  /** True when every layer is on a GPU; no layer is yet, so it is false. */
   readonly isOnGpu: boolean;
 
   /**

@@ -210,7 +210,7 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * True when every layer is on a GPU.
+   * True when every layer is on a GPU; no layer is yet, so it is false.
    *
    * @throws {KvError} `stale_handle`
    */

@@ -659,6 +659,39 @@ test("every task that is named exists", () => {
   assertNone(taskComplaints(others, tasks));
 });
 
+/** Codes of errors that nothing gives and that are not documented so, and those of which it is no longer true. */
+function codeComplaints(errors: string, sources: Files): string[] {
+  const given = [...sources].map(([path, source]) => {
+    if (!path.endsWith(".zig")) return source.replace(/\/\*[\s\S]*?\*\//g, "");
+    return [...source.matchAll(/\berror\.\w+ => \.(\w+),/g)].map(([, status]) => `"${status}"`).join();
+  }).join("\n");
+  return [...errors.matchAll(/^ \* - `(\w+)`: (.*)$/gm)].flatMap(([, code, meaning]) => {
+    const isAwaited = meaning!.includes("no call gives it yet");
+    if (given.includes(`"${code}"`) !== isAwaited) return [];
+    return [isAwaited ? `${code} is given, and is documented as not yet` : `${code} is given by nothing`];
+  });
+}
+
+test("every code of an error is given by some call, or documented as not yet", () => {
+  const errors =
+    " * - `full`: a.\n * - `lost`: b.\n * - `later`: c; no call gives it yet.\n * - `now`: d; no call gives it yet.";
+  const bad = sample({
+    "src/a.ts": '/** "lost" */\nthrow new KvError("full", text);',
+    "zig/src/status.zig": "const lost = 1;\nerror.Now => .now,",
+  });
+  assert.deepEqual(codeComplaints(errors, bad), [
+    "lost is given by nothing",
+    "now is given, and is documented as not yet",
+  ]);
+  const errorFile = text("src/error.ts");
+  const documented = [...errorFile.matchAll(/^ \* - `(\w+)`: /gm)].map(([, code]) => code);
+  assert.deepEqual(documented, [...errorFile.matchAll(/^ {2}\| "(\w+)"/gm)].map(([, code]) => code));
+  const others = new Map(
+    [...only(/^(src\/.*\.ts|zig\/src\/abi\/status\.zig)$/)].filter(([path]) => path !== "src/error.ts"),
+  );
+  assertNone(codeComplaints(errorFile, others));
+});
+
 test("both type checks have the same compiler options", () => {
   const withoutComments = text("tests/bun_check.jsonc").replace(/^\s*\/\/.*$/gm, "");
   const { lib, types, ...shared } = JSON.parse(withoutComments).compilerOptions;

@@ -11,7 +11,7 @@ import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
 /** What a commit may carry beside the count. */
 export interface CommitOptions {
-  /** The ids of the committed tokens `[n]`; a cache with a prefix index keeps them, others only check the length. */
+  /** Ids of the committed tokens `[n]`. No cache keeps them yet: their type and number are checked, no more. */
   readonly tokens?: Uint32Array;
 }
 
