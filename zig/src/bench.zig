@@ -212,7 +212,7 @@ fn decodePaged(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dty
     defer gpa.free(rows);
     const first = try cache.createSequence();
     try cache.append(0, &.{first}, &.{tokens}, .fromF32(rows), .fromF32(rows));
-    try cache.commit(first, tokens);
+    try first.commit(tokens);
     const facts = try cache.stats();
     const layer_bytes = facts.tail_bytes + facts.store_bytes;
     // Layers to rotate through are sequences here: their rows are in blocks of their own.
@@ -223,13 +223,13 @@ fn decodePaged(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dty
     for (layers[1..]) |*layer| {
         const sequence = try cache.createSequence();
         try cache.append(0, &.{sequence}, &.{tokens}, .fromF32(rows), .fromF32(rows));
-        try cache.commit(sequence, tokens);
+        try sequence.commit(tokens);
         layer.* = try sequence.rows(0);
     }
     const stored = try gpa.alloc(f32, 2 * rows.len);
     defer gpa.free(stored);
     const k, const v = outputs(stored);
-    _ = try cache.gather(first, 0, k, v);
+    _ = try first.gather(0, k, v);
     try decode(gpa, io, out, .{ .layers = layers, .stored = stored, .bytes = layer_bytes, .kv = dtype, .name = "paged", .tolerance = 1e-3 }, read_rate);
 }
 
@@ -327,7 +327,7 @@ fn quantize(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype)
     });
     defer cache.deinit();
     // Blocks stay mapped from round to round, as the copy does.
-    for (cache.groups[0].formats.items) |format| try format.pool.prewarm(tokens / 64);
+    for (cache.state.groups[0].formats.items) |format| try format.pool.prewarm(tokens / 64);
     const rows = try randomRows(gpa, tokens * kv_head_count * head_dim);
     defer gpa.free(rows);
     const copy = try gpa.alloc(f32, rows.len);
@@ -340,13 +340,13 @@ fn quantize(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype)
     var times: [repeats]f64 = undefined;
     var copies: [repeats]f64 = undefined;
     for (&times, &copies) |*time, *copy_time| {
-        try cache.truncate(sequence, 0);
+        try sequence.truncate(0);
         const begin = start(io);
         var at: usize = 0;
         while (at < rows.len) : (at += step_elements) {
             const part = rows[at..][0..step_elements];
             try cache.append(0, &.{sequence}, &.{step_tokens}, .fromF32(part), .fromF32(part));
-            try cache.commit(sequence, step_tokens);
+            try sequence.commit(step_tokens);
         }
         time.* = seconds(io, begin);
         copy_time.* = copySeconds(io, copy, rows);
@@ -359,12 +359,12 @@ fn quantize(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype)
 fn checkQuantized(gpa: std.mem.Allocator, cache: *kvern.PagedCache, sequence: *kvern.Sequence, rows: []const f32) !void {
     const first = rows[0 .. 64 * kv_head_count * head_dim];
     try cache.append(0, &.{sequence}, &.{64}, .fromF32(first), .fromF32(first));
-    try cache.commit(sequence, 64);
+    try sequence.commit(64);
     if ((try cache.stats()).store_token_count != 64) fail("nothing migrated");
     const stored = try gpa.alloc(f32, 2 * first.len);
     defer gpa.free(stored);
     const k, const v = outputs(stored);
-    _ = try cache.gather(sequence, 0, k, v);
+    _ = try sequence.gather(0, k, v);
     for (stored, 0..) |got, i| if (!(@abs(got - first[i % first.len]) <= 10.0 / 6.0)) fail("quantize is wrong");
 }
 
@@ -418,7 +418,7 @@ fn store(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype) !v
 
     _ = try cache.append(0, 0, .fromF32(rows), .fromF32(rows)); // touches every page
     const stored = try cache.rows(0, 0);
-    const last = float_reference.element(dtype, stored.place.contiguous.values[0..@intCast(cache.shape.runBytes(dtype))], rows.len - 1);
+    const last = float_reference.element(dtype, stored.memory.contiguous.values[0..@intCast(cache.shape.runBytes(dtype))], rows.len - 1);
     if (!(@abs(last - rows[rows.len - 1]) <= 0x1p-8)) fail("append is wrong");
 
     var times: [repeats]f64 = undefined;

@@ -11,8 +11,8 @@
 //!     var pages: kvern.PagedCache = try .init(gpa, .{ .layers = &.{.{ .kv_head_count = 8, .head_dim = 128 }}, .max_seq_len = 1 << 17 });
 //!     defer pages.deinit();
 //!     const parent = try pages.createSequence();
-//!     try pages.append(layer, &.{parent}, &.{token_count}, .fromF32(k), .fromF32(v));
-//!     try pages.commit(parent, token_count);
+//!     _ = try parent.append(layer, .fromF32(k), .fromF32(v)); // every layer, then
+//!     try parent.commit(token_count);
 //!     const child = try pages.fork(parent); // shares every block
 //!
 //! Not thread safe: a cache shared between threads needs the caller's lock.

@@ -263,7 +263,7 @@ fn sideRows(side: enum { keys, values }, word: u32, layer: u32, sequence: u32, o
     const rows = use.target.rows(layer, sequence) catch |err| return status.fromError(err);
     const dtype = if (side == .keys) use.target.dtype_k else use.target.dtype_v;
     record.write(RowsRecord, out, out_bytes, .{
-        .address = .from(@intFromPtr(if (side == .keys) rows.place.contiguous.keys else rows.place.contiguous.values)),
+        .address = .from(@intFromPtr(if (side == .keys) rows.memory.contiguous.keys else rows.memory.contiguous.values)),
         .capacity_bytes = .from(use.target.shape.runBytes(dtype)),
         .row_count = rows.row_count,
         .dtype = @intFromEnum(dtype),
@@ -301,8 +301,8 @@ fn writeView(
     out_bytes: u32,
 ) status.Error!void {
     return record.write(ViewRecord, out, out_bytes, .{
-        .keys = .from(@intFromPtr(rows.place.contiguous.keys)),
-        .values = .from(@intFromPtr(rows.place.contiguous.values)),
+        .keys = .from(@intFromPtr(rows.memory.contiguous.keys)),
+        .values = .from(@intFromPtr(rows.memory.contiguous.values)),
         .start = 0,
         .length = row_count,
         .dtype_k = @intFromEnum(cache.dtype_k),

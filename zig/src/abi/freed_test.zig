@@ -134,7 +134,7 @@ test "a pool that was freed while a cache on it is being made has no cache" {
         .layers = &.{.{ .kv_head_count = 1, .head_dim = 8 }},
         .block_size = 2,
         .max_seq_len = 8,
-        .pools = &object.body.pool,
+        .pool = &object.body.pool,
     });
     try testing.expectEqual(0, pool.free(pool_word));
     const body: handle.Object.Body = .{ .paged = .{ .cache = cache, .pool = object } };

@@ -216,9 +216,10 @@ fn freeSequence(word: u32) error{StaleHandle}!void {
 
 /// Takes the handles of all sequences of a paged object away but those of `kept`, and frees these sequences; the kept ones
 /// are emptied. Call with the object locked.
-pub fn resetSequences(object: *Object, kept: []const *Sequence) void {
+pub fn resetSequences(object: *Object, kept: []const *Sequence) error{OutOfMemory}!void {
     const cache = &object.body.paged.cache;
-    for (kept) |sequence| sequence.marked = true;
+    var set = try cache.setOf(kept);
+    defer set.deinit(gpa);
     var released: u32 = 0;
     {
         table.lock.lockUncancelable(cpu.io());
@@ -226,7 +227,7 @@ pub fn resetSequences(object: *Object, kept: []const *Sequence) void {
         var index = object.entry_first;
         while (index != none) {
             const entry = table.entries.at(index).*;
-            if (entry.sequence) |sequence| if (!sequence.marked) {
+            if (entry.sequence) |sequence| if (!set.isSet(sequence.index)) {
                 leave(index);
                 released += 1;
             };
@@ -236,7 +237,7 @@ pub fn resetSequences(object: *Object, kept: []const *Sequence) void {
         assert(object.references > released);
         object.references -= released;
     }
-    cache.reset(kept);
+    cache.resetAllBut(set);
 }
 
 /// The object of a handle, with a reference that the caller holds until `release`.
@@ -362,14 +363,14 @@ test "sequences: handles of their own, gone with the cache; a pool lives as long
         .block_size = 2,
         .dtype_k = .f16,
         .dtype_v = .f16,
-    }, 1 << 20, null) }, null);
+    }, 1 << 20) }, null);
     const pool = try retain(.pool, @intCast(pool_handle));
     const handle = try create(.paged, .{ .paged = .{
         .cache = try .init(gpa, .{
             .layers = &.{.{ .kv_head_count = 1, .head_dim = 8 }},
             .block_size = 2,
             .max_seq_len = 8,
-            .pools = &pool.body.pool,
+            .pool = &pool.body.pool,
         }),
         .pool = pool,
     } }, pool);

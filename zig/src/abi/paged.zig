@@ -4,7 +4,6 @@ const std = @import("std");
 const attention = @import("../attention/attend.zig");
 const attend_options = @import("attend.zig");
 const buffer = @import("buffer.zig");
-const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const handle = @import("handle.zig");
 const memory = @import("memory.zig");
@@ -156,7 +155,6 @@ fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, la
         };
     }
     const max_bytes = options.max_bytes.value();
-    if (options.pool != 0 and max_bytes != 0) return error.InvalidConfig;
     const pool = if (options.pool == 0) null else try handle.retain(.pool, options.pool);
     defer if (pool) |object| handle.release(object);
     if (options.retention_tokens == 0 and options.retention_sink_tokens != 0) return error.InvalidConfig;
@@ -173,8 +171,8 @@ fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, la
             .sink_tokens = options.retention_sink_tokens,
         },
         .rewind_tokens = options.rewind_tokens,
-        .max_bytes = if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
-        .pools = if (pool) |object| &object.body.pool else null,
+        .max_bytes = if (max_bytes == 0) null else max_bytes,
+        .pool = if (pool) |object| &object.body.pool else null,
     });
     errdefer cache.deinit();
     return handle.create(.paged, .{ .paged = .{ .cache = cache, .pool = pool } }, pool);
@@ -195,23 +193,23 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
     const stride = if (layer_word_count == 0) 0 else try layerStride(layer_word_count, cache.layerCount());
     try record.write(PagedRecord, out, out_bytes, .{
         .layer_count = cache.layerCount(),
-        .block_size = cache.block_size,
-        .max_seq_len = cache.max_seq_len,
-        .dtype_k = @intFromEnum(cache.dtype_k),
-        .dtype_v = @intFromEnum(cache.dtype_v),
-        .retention_tokens = cache.retention.tokens orelse 0,
-        .retention_sink_tokens = cache.retention.sink_tokens,
+        .block_size = cache.state.block_size,
+        .max_seq_len = cache.state.max_seq_len,
+        .dtype_k = @intFromEnum(cache.state.dtype_k),
+        .dtype_v = @intFromEnum(cache.state.dtype_v),
+        .retention_tokens = cache.state.retention.tokens orelse 0,
+        .retention_sink_tokens = cache.state.retention.sink_tokens,
         .max_bytes = .{},
         .pool = 0,
-        .group_count = @intCast(cache.groups.len),
-        .policy = .from(cache.policy),
-        .measures_fidelity = @intFromBool(cache.groups[0].fidelity.len != 0),
-        .rewind_tokens = cache.rewind_tokens,
+        .group_count = @intCast(cache.state.groups.len),
+        .policy = .from(cache.state.policy),
+        .measures_fidelity = @intFromBool(cache.state.groups[0].fidelity.len != 0),
+        .rewind_tokens = cache.state.rewind_tokens,
     });
     if (layer_word_count == 0) return;
     const words: [*]align(1) u32 = @ptrCast(try buffer.out(layers, layer_word_count));
-    for (cache.places, 0..) |place, i| {
-        const group = cache.groups[place.group];
+    for (cache.state.layers, 0..) |grouped, i| {
+        const group = cache.state.groups[grouped.group];
         const store_k, const store_v = storeWords(group.store);
         const own = [layer_words]u32{
             group.shape.kv_head_count,
@@ -219,7 +217,7 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
             group.window_tokens orelse 0,
             store_k,
             store_v,
-            place.q_head_count orelse 0,
+            grouped.q_head_count orelse 0,
         };
         for (own[0..stride], words[i * stride ..][0..stride]) |from, *to| to.* = from;
     }
@@ -412,7 +410,7 @@ pub fn reset(word: u32, kept: ?[*]const u8, kept_count: u32) callconv(.c) i32 {
 fn resetCache(use: handle.Use(.paged), kept: ?[*]const u8, kept_count: u32) status.Error!void {
     const batch: Batch = try .init(use.object, try buffer.words(u32, kept, kept_count));
     defer batch.deinit();
-    handle.resetSequences(use.object, batch.sequences);
+    try handle.resetSequences(use.object, batch.sequences);
 }
 
 /// (cache, PolicyRecord, bytes)
@@ -462,17 +460,6 @@ pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
     defer use.end();
     const facts = use.target.stats() catch |err| return status.fromError(err);
-    var used_blocks: u32 = 0;
-    var used_bytes: u64 = 0;
-    var reserved_bytes: u64 = 0;
-    var metadata_bytes = facts.metadata_bytes;
-    for (use.target.groups) |group| for (group.distinctFormats()) |format| {
-        const pool = format.pool.stats();
-        used_blocks += pool.used_blocks;
-        used_bytes += pool.used_blocks * pool.block_bytes;
-        reserved_bytes += pool.reserved_bytes;
-        metadata_bytes += pool.metadata_bytes;
-    };
     return status.word(record.write(StatsRecord, out, out_bytes, .{
         .sequence_count = facts.sequence_count,
         .tail_token_count = .from(facts.tail_token_count),
@@ -483,11 +470,11 @@ pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
         .f32_bytes = .from(facts.f32_bytes),
         .table_entries = .from(facts.table_entries),
         .evictions = .from(facts.evictions),
-        .metadata_bytes = .from(metadata_bytes),
-        .used_blocks = used_blocks,
-        .group_count = @intCast(use.target.groups.len),
-        .used_bytes = .from(used_bytes),
-        .reserved_bytes = .from(reserved_bytes),
+        .metadata_bytes = .from(facts.metadata_bytes),
+        .used_blocks = facts.used_blocks,
+        .group_count = facts.group_count,
+        .used_bytes = .from(facts.used_bytes),
+        .reserved_bytes = .from(facts.reserved_bytes),
     }));
 }
 
@@ -495,7 +482,11 @@ pub fn stats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
 pub fn poolStats(word: u32, group: u32, dtype_k: u32, dtype_v: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
     defer use.end();
-    if (group >= use.target.groups.len) return status.fromError(error.LayerOutOfRange);
-    const format = pool_bodies.formatOf(use.target.groups[group].pools, dtype_k, dtype_v) catch |err| return status.fromError(err);
-    return status.word(record.write(pool_bodies.StatsRecord, out, out_bytes, .from(&format.pool)));
+    return status.word(writePoolStats(use.target, group, dtype_k, dtype_v, out, out_bytes));
+}
+
+fn writePoolStats(cache: *const PagedCache, group: u32, k_word: u32, v_word: u32, out: ?[*]u8, out_bytes: u32) status.Error!void {
+    const dtype_k = Dtype.fromWord(k_word) orelse return error.InvalidConfig;
+    const dtype_v = Dtype.fromWord(v_word) orelse return error.InvalidConfig;
+    try record.write(pool_bodies.StatsRecord, out, out_bytes, .from(try cache.poolStats(group, dtype_k, dtype_v)));
 }

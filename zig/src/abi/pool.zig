@@ -1,11 +1,9 @@
 //! Bodies of the exports of a block pool that several paged caches share.
 
 const format_pool = @import("../cache/blocks/format_pool.zig");
-const FormatPool = format_pool.FormatPool;
 const block_pool = @import("../cache/blocks/pool.zig");
 const BlockPool = block_pool.BlockPool;
 const Format = block_pool.Format;
-const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const handle = @import("handle.zig");
 const memory = @import("memory.zig");
@@ -42,8 +40,7 @@ pub const StatsRecord = extern struct {
     reserved_bytes: record.Wide,
     metadata_bytes: record.Wide,
 
-    pub fn from(pool: *FormatPool) StatsRecord {
-        const facts = pool.stats();
+    pub fn from(facts: format_pool.Stats) StatsRecord {
         return .{
             .total_blocks = facts.total_blocks,
             .free_blocks = facts.free_blocks,
@@ -77,15 +74,9 @@ fn createPool(source: ?[*]const u8, source_bytes: u32) status.Error!i32 {
         .dtype_v = Dtype.floatFromWord(options.dtype_v) orelse return error.InvalidConfig,
     };
     const max_bytes = options.max_bytes.value();
-    var pools: BlockPool = try .init(
-        memory.gpa,
-        memory.slabs,
-        shape,
-        if (max_bytes == 0) cpu.memoryLimit() else max_bytes,
-        null,
-    );
-    errdefer pools.deinit();
-    return handle.create(.pool, .{ .pool = pools }, null);
+    var pool: BlockPool = try .init(memory.gpa, memory.slabs, shape, if (max_bytes == 0) null else max_bytes);
+    errdefer pool.deinit();
+    return handle.create(.pool, .{ .pool = pool }, null);
 }
 
 pub fn free(word: u32) callconv(.c) i32 {
@@ -107,13 +98,13 @@ pub fn stats(word: u32, dtype_k: u32, dtype_v: u32, out: ?[*]u8, out_bytes: u32)
     const use = handle.begin(.pool, word) catch |err| return status.fromError(err);
     defer use.end();
     const format = formatOf(use.target, dtype_k, dtype_v) catch |err| return status.fromError(err);
-    record.write(StatsRecord, out, out_bytes, .from(&format.pool)) catch |err| return status.fromError(err);
+    record.write(StatsRecord, out, out_bytes, .from(format.pool.stats())) catch |err| return status.fromError(err);
     return 0;
 }
 
-/// The blocks of a format of some pools.
-pub fn formatOf(pools: *BlockPool, dtype_k: u32, dtype_v: u32) status.Error!*Format {
-    return pools.get(
+/// The blocks of a format.
+fn formatOf(pool: *BlockPool, dtype_k: u32, dtype_v: u32) status.Error!*Format {
+    return pool.get(
         Dtype.fromWord(dtype_k) orelse return error.InvalidConfig,
         Dtype.fromWord(dtype_v) orelse return error.InvalidConfig,
     );

@@ -66,29 +66,29 @@ pub fn append(
 pub fn commit(word: u32, token_count: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.word(use.target.cache.commit(use.target, token_count));
+    return status.word(use.target.commit(token_count));
 }
 
 /// (sequence, indices of the pending rows that stay, count): the others are dropped.
 pub fn commitKept(word: u32, kept: ?[*]const u8, kept_count: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    if (kept_count > use.target.cache.max_seq_len) return status.fromError(error.InvalidSize);
+    if (kept_count > use.target.cache.state.max_seq_len) return status.fromError(error.InvalidSize);
     const indices = buffer.copyWords(u32, gpa, kept, kept_count) catch |err| return status.fromError(err);
     defer gpa.free(indices);
-    return status.word(use.target.cache.commitKept(use.target, indices));
+    return status.word(use.target.commitKept(indices));
 }
 
 pub fn truncate(word: u32, seq_len: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.word(use.target.cache.truncate(use.target, seq_len));
+    return status.word(use.target.truncate(seq_len));
 }
 
 pub fn seqLen(word: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.count(use.target.seq_len);
+    return status.count(use.target.seqLen());
 }
 
 /// The smallest length such that a truncate to it, and to all from it up to the present one, is exact.
@@ -157,12 +157,12 @@ fn writeViews(sequence: *const Sequence, layer: u32, start: u32, view_first: u32
 /// The end of the resident rows from `position` on in its block, or null where the row there was evicted.
 fn blockEnd(rows: Rows, position: u32) ?u32 {
     const end = rows.residentEnd(position) orelse return null;
-    const block_size = rows.place.paged.block_size;
+    const block_size = rows.memory.paged.block_size;
     return @min(end, (position / block_size + 1) * block_size);
 }
 
 fn blockView(sequence: *const Sequence, layer: u32, rows: Rows, position: u32, end: u32, generation_now: u32) ViewRecord {
-    const shape = rows.place.paged.formatAt(position).shape;
+    const shape = rows.memory.paged.formatAt(position).shape;
     const run = rows.run(0, position, end);
     return .{
         .keys = .from(@intFromPtr(run.keys)),
@@ -200,7 +200,7 @@ fn writeContiguous(sequence: *const Sequence, layer: u32, row_count: u32, out: ?
     const generation_now = view.generationWord(try sequence.generation(layer));
     var answer: ViewRecord = std.mem.zeroes(ViewRecord);
     if (reason == .none and row_count != 0) {
-        answer = blockView(sequence, layer, rows, 0, @min(row_count, rows.place.paged.block_size), generation_now);
+        answer = blockView(sequence, layer, rows, 0, @min(row_count, rows.memory.paged.block_size), generation_now);
         answer.length = row_count;
         answer.token_stride = rows.kv_head_count * rows.head_dim;
         answer.head_stride = rows.head_dim;
@@ -212,7 +212,7 @@ fn writeContiguous(sequence: *const Sequence, layer: u32, row_count: u32, out: ?
 }
 
 fn whyNot(rows: Rows, row_count: u32) view.Reason {
-    const paged = rows.place.paged;
+    const paged = rows.memory.paged;
     if (rows.sink_end < rows.first and row_count > rows.sink_end) return .evicted;
     if (row_count == 0) return .none;
     const shape = paged.formatAt(0).shape;
@@ -247,8 +247,7 @@ pub fn gather(
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
     const k_out, const v_out = buffer.outputs(k, k_count, v, v_count, dtype) catch |err| return status.fromError(err);
-    const cache = use.target.cache;
-    return status.count(cache.gather(use.target, layer, k_out, v_out) catch |err| return status.fromError(err));
+    return status.count(use.target.gather(layer, k_out, v_out) catch |err| return status.fromError(err));
 }
 
 /// 0: every layer is on the CPU.
@@ -276,12 +275,14 @@ pub fn blockReferences(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callc
     defer use.end();
     const blocks = use.target.blockTable(layer) catch |err| return status.fromError(err);
     const rows = use.target.rows(layer) catch unreachable; // blockTable checked the layer
-    const paged = rows.place.paged;
+    const paged = rows.memory.paged;
     const entries: [*]align(1) i32 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
     for (0..@min(blocks.len, out_count)) |i| {
         const block = use.target.seenBlock(layer, i);
-        const pool = &paged.formats[paged.block_formats[i]].pool;
-        entries[i] = if (block < 0) 0 else status.count(pool.refCount(@intCast(block)));
+        entries[i] = 0;
+        if (block < 0) continue;
+        const pool = &paged.formats[paged.entries.format(@intCast(i))].pool;
+        entries[i] = status.count(pool.refCount(@intCast(block)));
     }
     return status.count(blocks.len);
 }
@@ -292,7 +293,7 @@ pub fn blockTiers(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callconv(.
     defer use.end();
     const blocks = use.target.blockTable(layer) catch |err| return status.fromError(err);
     const entries: [*]align(1) i32 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
-    const block_size = use.target.cache.block_size;
+    const block_size = use.target.cache.state.block_size;
     for (0..@min(blocks.len, out_count)) |i| {
         const position = @as(u32, @intCast(i)) * block_size;
         entries[i] = if (use.target.seenBlock(layer, i) < 0) -1 else @intCast(@intFromEnum(use.target.tier(layer, position)));

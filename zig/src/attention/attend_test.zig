@@ -87,8 +87,8 @@ fn check(case: Case) !void {
     var truth_sum: f64 = 0;
     for (0..q_head_count) |head| {
         const kv_head = head / case.ratio;
-        const bytes_k = stored.place.contiguous.keys[0 .. case.token_count * kv_dim * case.dtype_k.elementBytes()];
-        const bytes_v = stored.place.contiguous.values[0 .. case.token_count * kv_dim * case.dtype_v.elementBytes()];
+        const bytes_k = stored.memory.contiguous.keys[0 .. case.token_count * kv_dim * case.dtype_k.elementBytes()];
+        const bytes_v = stored.memory.contiguous.values[0 .. case.token_count * kv_dim * case.dtype_v.elementBytes()];
         for (0..case.token_count) |token| for (0..case.head_dim) |d| {
             const index = token * kv_dim + kv_head * case.head_dim + d;
             keys[token * case.head_dim + d] = float_reference.element(case.dtype_k, bytes_k, index);

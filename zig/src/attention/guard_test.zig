@@ -88,7 +88,7 @@ const Setting = struct {
         const rows: Floats = try .init(setting.edge, 127 * 2 * head_dim, setting.shift);
         defer rows.deinit();
         try cache.append(0, &.{sequence}, &.{127}, .fromF32(rows.elements), .fromF32(rows.elements));
-        try cache.commit(sequence, 127);
+        try sequence.commit(127);
         try setting.attend(try sequence.rows(0), 1, 1);
         try setting.attend(try sequence.rows(0), 3, 5);
     }

@@ -173,7 +173,7 @@ pub const Part = struct {
             .softcap = part.query.options.softcap orelse 0,
             .tile = undefined,
             .ahead = undefined,
-            .is_token_major = @intFromBool(part.query.rows.place == .contiguous),
+            .is_token_major = @intFromBool(part.query.rows.memory == .contiguous),
             .query_max = part.query_max,
         };
         var is_prepared = false;

@@ -340,10 +340,10 @@ fn checkPaged(dtype: Dtype, retention_tokens: ?u32) !void {
     var prng: std.Random.DefaultPrng = .init(5);
     fill(prng.random(), .plain, dim, k, v);
     _ = try sequence.append(0, .fromF32(k), .fromF32(v));
-    try cache.commit(sequence, tokens);
+    try sequence.commit(tokens);
     const rows = try sequence.rows(0);
     const stored = rows.residentCount() * 2 * dim;
-    _ = try cache.gather(sequence, 0, .{ .bytes = @ptrCast(k.ptr), .element_count = stored }, .{
+    _ = try sequence.gather(0, .{ .bytes = @ptrCast(k.ptr), .element_count = stored }, .{
         .bytes = @ptrCast(v.ptr),
         .element_count = stored,
     });

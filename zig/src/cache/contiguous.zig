@@ -294,7 +294,7 @@ pub const ContiguousCache = struct {
             .head_dim = self.shape.head_dim,
             .q_head_count = self.q_head_count,
             .row_count = self.seq_lens[sequence_index] + self.pending[run],
-            .place = .{ .contiguous = .{
+            .memory = .{ .contiguous = .{
                 .shape = self.shape,
                 .dtype_k = self.dtype_k,
                 .dtype_v = self.dtype_v,
@@ -322,14 +322,14 @@ pub const ContiguousCache = struct {
         kernels.convert(&.{
             .destination = k.bytes,
             .destination_dtype = k.dtype,
-            .source = source.place.contiguous.keys,
+            .source = source.memory.contiguous.keys,
             .source_dtype = self.dtype_k,
             .element_count = element_count,
         });
         kernels.convert(&.{
             .destination = v.bytes,
             .destination_dtype = v.dtype,
-            .source = source.place.contiguous.values,
+            .source = source.memory.contiguous.values,
             .source_dtype = self.dtype_v,
             .element_count = element_count,
         });

@@ -34,8 +34,8 @@ fn storeMarked(cache: *ContiguousCache, layer: u32, sequence: u32, token: usize)
 fn expectMarked(cache: *const ContiguousCache, layer: u32, sequence: u32, row_count: u32) !void {
     const rows = try cache.rows(layer, sequence);
     try testing.expectEqual(row_count, rows.row_count);
-    const keys: [*]const f32 = @ptrCast(@alignCast(rows.place.contiguous.keys));
-    const values: [*]const f32 = @ptrCast(@alignCast(rows.place.contiguous.values));
+    const keys: [*]const f32 = @ptrCast(@alignCast(rows.memory.contiguous.keys));
+    const values: [*]const f32 = @ptrCast(@alignCast(rows.memory.contiguous.values));
     const row = cache.shape.kvDim();
     for (0..row_count) |token| for (0..row) |i| {
         try testing.expectEqual(mark(layer, token, i), keys[token * row + i]);
@@ -118,7 +118,7 @@ test "reset empties, touches no byte, and storing works again" {
     try testing.expectEqual(0, try cache.seqLen(0));
     try expectMarked(&cache, 0, 0, 0);
     const rows = try cache.rows(0, 0);
-    try testing.expectEqual(mark(0, 1, 1), @as([*]const f32, @ptrCast(@alignCast(rows.place.contiguous.keys)))[9]);
+    try testing.expectEqual(mark(0, 1, 1), @as([*]const f32, @ptrCast(@alignCast(rows.memory.contiguous.keys)))[9]);
     try storeMarked(&cache, 0, 0, 0);
     try cache.advance();
     try expectMarked(&cache, 0, 0, 1);
@@ -182,7 +182,7 @@ test "a refused append leaves rows, counts and generation as they were, and noth
     try testing.expectError(error.LayerOutOfRange, cache.append(2, 0, row, row));
     try testing.expectError(error.SequenceOutOfRange, cache.append(0, 1, row, row));
 
-    for ([_][*]const u8{ before.place.contiguous.keys, before.place.contiguous.values }) |side| {
+    for ([_][*]const u8{ before.memory.contiguous.keys, before.memory.contiguous.values }) |side| {
         // Rows 1 and 2 were written in vain; row 3 is one that was dropped.
         const elements: [8]f32 = @bitCast(side[0..32].*);
         try testing.expectEqual([_]f32{ 1, 2, 0, 0, 0, 0, 7, 8 }, elements);
@@ -311,8 +311,8 @@ test "head-major and token-major input store the same bytes, whatever the dtypes
         const a = try cache.rows(0, 0);
         const b = try cache.rows(0, 1);
         const bytes = count * to.elementBytes();
-        try testing.expectEqualSlices(u8, a.place.contiguous.keys[0..bytes], b.place.contiguous.keys[0..bytes]);
-        try testing.expectEqualSlices(u8, a.place.contiguous.values[0..bytes], b.place.contiguous.values[0..bytes]);
+        try testing.expectEqualSlices(u8, a.memory.contiguous.keys[0..bytes], b.memory.contiguous.keys[0..bytes]);
+        try testing.expectEqualSlices(u8, a.memory.contiguous.values[0..bytes], b.memory.contiguous.values[0..bytes]);
         // And gather gives them back, rounded as the dtype says.
         var k: [count]f32 = undefined;
         var v: [count]f32 = undefined;
@@ -405,8 +405,8 @@ test "a cache of 8 GiB: rows past 2^32 bytes and past several slabs" {
     try cache.advance();
     for (0..32) |layer| {
         const rows = try cache.rows(@intCast(layer), 0);
-        const keys: [*]const f32 = @ptrCast(@alignCast(rows.place.contiguous.keys));
-        const values: [*]const f32 = @ptrCast(@alignCast(rows.place.contiguous.values));
+        const keys: [*]const f32 = @ptrCast(@alignCast(rows.memory.contiguous.keys));
+        const values: [*]const f32 = @ptrCast(@alignCast(rows.memory.contiguous.values));
         for (0..4096) |i| {
             try testing.expectEqual(mark(layer, 0, i % 100), keys[i]);
             try testing.expectEqual(mark(layer, 0, i % 100), values[i]);
@@ -419,5 +419,5 @@ test "new slabs are zero" {
     var cache: ContiguousCache = try .init(testing.allocator, .{ .layer_count = 2, .kv_head_count = 2, .head_dim = 64, .max_seq_len = 64 });
     defer cache.deinit();
     const rows = try cache.rows(1, 0);
-    try testing.expect(std.mem.allEqual(u8, rows.place.contiguous.keys[0..@intCast(cache.shape.runBytes(.f32))], 0));
+    try testing.expect(std.mem.allEqual(u8, rows.memory.contiguous.keys[0..@intCast(cache.shape.runBytes(.f32))], 0));
 }

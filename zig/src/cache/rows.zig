@@ -6,6 +6,7 @@ const Dtype = @import("../dtype.zig").Dtype;
 const dispatch = @import("../kernels/dispatch.zig");
 const Block = @import("blocks/block.zig").Block;
 const checkApart = @import("overlap.zig").checkApart;
+const Entries = @import("blocks/table.zig").Entries;
 const Format = @import("blocks/pool.zig").Format;
 const Head = @import("tiers/fidelity.zig").Head;
 const shapes = @import("../shape.zig");
@@ -29,9 +30,10 @@ pub const Rows = struct {
     fidelity: []Head = &.{},
     /// The newest rows that retention keeps beside the sinks; null for all.
     newest_tokens: ?u32 = null,
-    place: Place,
+    memory: Memory,
 
-    pub const Place = union(enum) {
+    /// Where the rows lie.
+    pub const Memory = union(enum) {
         contiguous: Contiguous,
         paged: Paged,
     };
@@ -48,16 +50,19 @@ pub const Rows = struct {
     pub const Paged = struct {
         block_size: u32,
         formats: []const *Format,
-        /// Block of each `block_size` positions, -1 where it was evicted.
-        blocks: []const i32,
-        /// Its format, an index of `formats`.
-        block_formats: []const u8,
+        /// A block of each `block_size` positions, in a format of `formats`.
+        entries: Entries,
         /// Within the group.
         layer: u32,
 
         /// The format of the block that has a position.
         pub fn formatAt(paged: Paged, position: u32) *const Format {
-            return paged.formats[paged.block_formats[position / paged.block_size]];
+            return paged.formats[paged.entries.format(position / paged.block_size)];
+        }
+
+        /// The block that has a position.
+        pub fn blockAt(paged: Paged, position: u32) Block {
+            return .of(paged.formatAt(position), paged.entries.block(position / paged.block_size));
         }
     };
 
@@ -73,23 +78,22 @@ pub const Rows = struct {
     pub fn run(rows: *const Rows, kv_head: u32, position: u32, end: u32) Run {
         assert(position < end and end <= rows.row_count);
         assert(end <= rows.sink_end or position >= rows.first);
-        switch (rows.place) {
-            .contiguous => |place| {
-                const shape = place.shape;
+        switch (rows.memory) {
+            .contiguous => |contiguous| {
+                const shape = contiguous.shape;
                 return .{
-                    .keys = place.keys + shape.positionBytes(position, place.dtype_k) + shape.headBytes(kv_head, place.dtype_k),
-                    .values = place.values + shape.positionBytes(position, place.dtype_v) + shape.headBytes(kv_head, place.dtype_v),
+                    .keys = contiguous.keys + shape.positionBytes(position, contiguous.dtype_k) + shape.headBytes(kv_head, contiguous.dtype_k),
+                    .values = contiguous.values + shape.positionBytes(position, contiguous.dtype_v) + shape.headBytes(kv_head, contiguous.dtype_v),
                     .token_count = end - position,
                 };
             },
-            .paged => |place| {
-                const token = position % place.block_size;
-                const format = place.formatAt(position);
-                const bytes = format.pool.bytes(@intCast(place.blocks[position / place.block_size])).ptr;
+            .paged => |paged| {
+                const token = position % paged.block_size;
+                const block = paged.blockAt(position);
                 return .{
-                    .keys = bytes + rowOrPlane(format.shape, place.layer, .keys, kv_head, token),
-                    .values = bytes + rowOrPlane(format.shape, place.layer, .values, kv_head, token),
-                    .token_count = @min(end - position, place.block_size - token),
+                    .keys = block.bytes.ptr + rowOrPlane(block.shape, paged.layer, .keys, kv_head, token),
+                    .values = block.bytes.ptr + rowOrPlane(block.shape, paged.layer, .values, kv_head, token),
+                    .token_count = @min(end - position, paged.block_size - token),
                 };
             },
         }
@@ -97,15 +101,16 @@ pub const Rows = struct {
 
     /// Memory that a call is about to write must not be that of the rows it reads: all of their blocks.
     pub fn checkApartFrom(rows: *const Rows, written: []const u8) error{InvalidConfig}!void {
-        switch (rows.place) {
-            .contiguous => |place| {
-                try checkApart(place.keys[0..@intCast(place.shape.positionBytes(rows.row_count, place.dtype_k))], written);
-                try checkApart(place.values[0..@intCast(place.shape.positionBytes(rows.row_count, place.dtype_v))], written);
+        switch (rows.memory) {
+            .contiguous => |contiguous| {
+                try checkApart(contiguous.keys[0..@intCast(contiguous.shape.positionBytes(rows.row_count, contiguous.dtype_k))], written);
+                try checkApart(contiguous.values[0..@intCast(contiguous.shape.positionBytes(rows.row_count, contiguous.dtype_v))], written);
             },
-            .paged => |place| {
-                const count = std.math.divCeil(u32, rows.row_count, place.block_size) catch unreachable; // not 0
-                for (place.blocks[0..count], place.block_formats[0..count]) |block, format| {
-                    if (block >= 0) try checkApart(place.formats[format].pool.bytes(@intCast(block)), written);
+            .paged => |paged| {
+                const count = std.math.divCeil(u32, rows.row_count, paged.block_size) catch unreachable; // not 0
+                const stored = paged.entries.storedBefore(count);
+                for (paged.entries.blocks[0..stored], paged.entries.formats[0..stored]) |block, format| {
+                    try checkApart(paged.formats[format].pool.bytes(@intCast(block)), written);
                 }
             },
         }
@@ -117,24 +122,24 @@ pub const Rows = struct {
         const adjacent = rows.run(kv_head, position, end);
         const row_bytes = rows.head_dim * @sizeOf(f32);
         const count: u32 = @intCast(@min(adjacent.token_count, destination.len / rows.head_dim));
-        switch (rows.place) {
-            .contiguous => |place| {
-                const dtype = if (side == .keys) place.dtype_k else place.dtype_v;
+        switch (rows.memory) {
+            .contiguous => |contiguous| {
+                const dtype = if (side == .keys) contiguous.dtype_k else contiguous.dtype_v;
                 dispatch.kernels().convert(&.{
                     .destination = @ptrCast(destination.ptr),
                     .destination_dtype = .f32,
                     .destination_stride = row_bytes,
                     .source = if (side == .keys) adjacent.keys else adjacent.values,
                     .source_dtype = dtype,
-                    .source_stride = place.shape.rowBytes(dtype),
+                    .source_stride = contiguous.shape.rowBytes(dtype),
                     .row_count = count,
                     .element_count = rows.head_dim,
                 });
             },
-            .paged => |place| {
-                const block: Block = .of(place.formatAt(position), place.blocks[position / place.block_size]);
-                const token = position % place.block_size;
-                block.read(place.layer, side, kv_head, token, count, @ptrCast(destination.ptr), .f32, row_bytes);
+            .paged => |paged| {
+                const block = paged.blockAt(position);
+                const token = position % paged.block_size;
+                block.read(paged.layer, side, kv_head, token, count, @ptrCast(destination.ptr), .f32, row_bytes);
             },
         }
         return count;
@@ -147,17 +152,17 @@ pub const Rows = struct {
 
     /// How the row at a resident position is stored, and with it those up to `storageEnd`.
     pub fn storage(rows: *const Rows, position: u32) dispatch.Storage {
-        switch (rows.place) {
-            .contiguous => |place| return .{
-                .dtype_k = place.dtype_k,
-                .dtype_v = place.dtype_v,
-                .token_stride_k = place.shape.rowBytes(place.dtype_k),
-                .token_stride_v = place.shape.rowBytes(place.dtype_v),
-                .head_stride_k = @as(u64, place.shape.head_dim) * place.dtype_k.elementBytes(),
-                .head_stride_v = @as(u64, place.shape.head_dim) * place.dtype_v.elementBytes(),
+        switch (rows.memory) {
+            .contiguous => |contiguous| return .{
+                .dtype_k = contiguous.dtype_k,
+                .dtype_v = contiguous.dtype_v,
+                .token_stride_k = contiguous.shape.rowBytes(contiguous.dtype_k),
+                .token_stride_v = contiguous.shape.rowBytes(contiguous.dtype_v),
+                .head_stride_k = @as(u64, contiguous.shape.head_dim) * contiguous.dtype_k.elementBytes(),
+                .head_stride_v = @as(u64, contiguous.shape.head_dim) * contiguous.dtype_v.elementBytes(),
             },
-            .paged => |place| {
-                const shape = place.formatAt(position).shape;
+            .paged => |paged| {
+                const shape = paged.formatAt(position).shape;
                 const tile_first = position - position % dispatch.tile_tokens;
                 return .{
                     .dtype_k = shape.dtype_k,
@@ -166,8 +171,8 @@ pub const Rows = struct {
                     .token_stride_v = if (shape.dtype_v.isFloat()) shape.tokenBytes(.values) else 0,
                     .head_stride_k = shape.planeBytes(.keys),
                     .head_stride_v = shape.planeBytes(.values),
-                    .block_size = place.block_size,
-                    .tile_token = tile_first % place.block_size,
+                    .block_size = paged.block_size,
+                    .tile_token = tile_first % paged.block_size,
                 };
             },
         }
@@ -175,17 +180,17 @@ pub const Rows = struct {
 
     /// The position, at most `end`, up to which rows are stored as the one at `position` is. Evicted ones do not count.
     pub fn storageEnd(rows: *const Rows, position: u32, end: u32) u32 {
-        const place = switch (rows.place) {
+        const paged = switch (rows.memory) {
             .contiguous => return end,
-            .paged => |place| place,
+            .paged => |paged| paged,
         };
-        const format = place.formatAt(position);
-        var entry = position / place.block_size + 1;
-        while (entry * place.block_size < end) : (entry += 1) {
-            if (place.blocks[entry] < 0) continue;
-            if (place.formats[place.block_formats[entry]] != format) return entry * place.block_size;
+        const format = paged.formatAt(position);
+        var entry = position / paged.block_size;
+        while (true) {
+            entry = paged.entries.skipEvicted(entry + 1);
+            if (entry * paged.block_size >= end) return end;
+            if (paged.formats[paged.entries.format(entry)] != format) return entry * paged.block_size;
         }
-        return end;
     }
 
     /// Resident rows, pending ones included.

@@ -2,7 +2,7 @@
 //! all on one budget.
 //!
 //! Blocks of all formats have the same positions, layers and heads; only their bytes differ. Several caches may share the
-//! pools: then they must agree in what `shape` says. A pool lives as long as its owner.
+//! pool: then they must agree in what `shape` says. A pool lives as long as its owner.
 
 const std = @import("std");
 const Allocator = std.mem.Allocator;
@@ -23,7 +23,7 @@ pub const BlockPool = struct {
     slab_allocator: Allocator,
     /// Of the tail, which every cache writes to.
     shape: BlockShape,
-    bytes_max: u64,
+    max_bytes: u64,
     budget: *format_pool.Budget,
     /// False where the budget is also that of other layer groups.
     owns_budget: bool,
@@ -33,78 +33,91 @@ pub const BlockPool = struct {
 
     pub const Error = FormatPool.InitError;
 
-    /// Nothing is mapped yet. `bytes_max` bounds the slabs of all formats, and so does the budget, if one is given, which
-    /// is then shared with others.
-    pub fn init(
+    /// Nothing is mapped yet. `max_bytes` bounds the slabs of all formats; null for what the process may use.
+    pub fn init(gpa: Allocator, slab_allocator: Allocator, shape: BlockShape, max_bytes: ?u64) Error!BlockPool {
+        const bytes = max_bytes orelse cpu.memoryLimit();
+        const budget = try gpa.create(format_pool.Budget);
+        errdefer gpa.destroy(budget);
+        budget.* = .init(bytes);
+        var pool: BlockPool = try .initBudget(gpa, slab_allocator, shape, bytes, budget);
+        pool.owns_budget = true;
+        return pool;
+    }
+
+    /// As `init`, on a budget that others share, which outlives the pool.
+    pub fn initBudget(
         gpa: Allocator,
         slab_allocator: Allocator,
         shape: BlockShape,
-        bytes_max: u64,
-        shared_budget: ?*format_pool.Budget,
+        max_bytes: u64,
+        budget: *format_pool.Budget,
     ) Error!BlockPool {
         try shape.validate();
-        const budget = shared_budget orelse try gpa.create(format_pool.Budget);
-        if (shared_budget == null) budget.* = .init(bytes_max);
-        var pools: BlockPool = .{
+        var pool: BlockPool = .{
             .gpa = gpa,
             .slab_allocator = slab_allocator,
             .shape = shape,
-            .bytes_max = bytes_max,
+            .max_bytes = max_bytes,
             .budget = budget,
-            .owns_budget = shared_budget == null,
+            .owns_budget = false,
         };
-        errdefer pools.deinit();
-        _ = try pools.get(shape.dtype_k, shape.dtype_v);
-        return pools;
+        errdefer pool.deinit();
+        _ = try pool.get(shape.dtype_k, shape.dtype_v);
+        return pool;
     }
 
     /// All blocks must have been released.
-    pub fn deinit(pools: *BlockPool) void {
-        for (pools.formats.items) |format| {
+    pub fn deinit(pool: *BlockPool) void {
+        for (pool.formats.items) |format| {
             format.pool.deinit();
-            pools.gpa.destroy(format);
+            pool.gpa.destroy(format);
         }
-        pools.formats.deinit(pools.gpa);
-        if (pools.owns_budget) pools.gpa.destroy(pools.budget);
-        pools.* = undefined;
+        pool.formats.deinit(pool.gpa);
+        if (pool.owns_budget) pool.gpa.destroy(pool.budget);
+        pool.* = undefined;
     }
 
     /// The blocks of a format.
-    pub fn get(pools: *BlockPool, dtype_k: Dtype, dtype_v: Dtype) Error!*Format {
-        pools.lock.lockUncancelable(cpu.io());
-        defer pools.lock.unlock(cpu.io());
-        if (pools.known(dtype_k, dtype_v)) |format| return format;
-        const shape = pools.shape.as(dtype_k, dtype_v);
+    pub fn get(pool: *BlockPool, dtype_k: Dtype, dtype_v: Dtype) Error!*Format {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        if (pool.known(dtype_k, dtype_v)) |format| return format;
+        const shape = pool.shape.as(dtype_k, dtype_v);
         try shape.validate();
-        try pools.formats.ensureUnusedCapacity(pools.gpa, 1);
-        const format = try pools.gpa.create(Format);
-        errdefer pools.gpa.destroy(format);
+        try pool.formats.ensureUnusedCapacity(pool.gpa, 1);
+        const format = try pool.gpa.create(Format);
+        errdefer pool.gpa.destroy(format);
         format.* = .{
             .shape = shape,
-            .pool = try .initBudget(pools.gpa, pools.slab_allocator, shape.blockBytes(), pools.bytes_max, pools.budget),
+            .pool = try .initBudget(pool.gpa, pool.slab_allocator, shape.blockBytes(), pool.max_bytes, pool.budget),
         };
-        pools.formats.appendAssumeCapacity(format);
+        pool.formats.appendAssumeCapacity(format);
         return format;
     }
 
     /// The blocks of a format, or null where nobody has asked for them yet.
-    pub fn find(pools: *BlockPool, dtype_k: Dtype, dtype_v: Dtype) ?*Format {
-        pools.lock.lockUncancelable(cpu.io());
-        defer pools.lock.unlock(cpu.io());
-        return pools.known(dtype_k, dtype_v);
+    pub fn find(pool: *BlockPool, dtype_k: Dtype, dtype_v: Dtype) ?*Format {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        return pool.known(dtype_k, dtype_v);
+    }
+
+    /// What there is of a format, and what became of the requests for its blocks.
+    pub fn stats(pool: *BlockPool, dtype_k: Dtype, dtype_v: Dtype) Error!format_pool.Stats {
+        return (try pool.get(dtype_k, dtype_v)).pool.stats();
     }
 
     /// Bytes of all slabs.
-    pub fn reservedBytes(pools: *BlockPool) u64 {
-        pools.lock.lockUncancelable(cpu.io());
-        defer pools.lock.unlock(cpu.io());
+    pub fn reservedBytes(pool: *BlockPool) u64 {
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
         var bytes: u64 = 0;
-        for (pools.formats.items) |format| bytes += format.pool.stats().reserved_bytes;
+        for (pool.formats.items) |format| bytes += format.pool.stats().reserved_bytes;
         return bytes;
     }
 
-    fn known(pools: *const BlockPool, dtype_k: Dtype, dtype_v: Dtype) ?*Format {
-        for (pools.formats.items) |format| {
+    fn known(pool: *const BlockPool, dtype_k: Dtype, dtype_v: Dtype) ?*Format {
+        for (pool.formats.items) |format| {
             if (format.shape.dtype_k == dtype_k and format.shape.dtype_v == dtype_v) return format;
         }
         return null;
@@ -123,13 +136,13 @@ test "a pool for each format, under one budget" {
         .dtype_k = .f32,
         .dtype_v = .f32,
     };
-    var pools: BlockPool = try .init(testing.allocator, slab_memory.system, shape, 8 << 20, null);
-    defer pools.deinit();
-    const tail = try pools.get(.f32, .f32);
-    const store = try pools.get(.q4_0, .q4_0);
+    var pool: BlockPool = try .init(testing.allocator, slab_memory.system, shape, 8 << 20);
+    defer pool.deinit();
+    const tail = try pool.get(.f32, .f32);
+    const store = try pool.get(.q4_0, .q4_0);
     try testing.expect(tail != store);
-    try testing.expectEqual(store, pools.find(.q4_0, .q4_0).?);
-    try testing.expectEqual(null, pools.find(.q4_0, .i4));
+    try testing.expectEqual(store, pool.find(.q4_0, .q4_0).?);
+    try testing.expectEqual(null, pool.find(.q4_0, .i4));
     try testing.expectEqual(64 * 512, tail.pool.block_bytes);
     try testing.expectEqual(64 * 72, store.pool.block_bytes);
     // A slab is a sixteenth of the budget: what one format has taken, the other ones cannot.
@@ -140,10 +153,10 @@ test "a pool for each format, under one budget" {
     var last: [1]i32 = undefined;
     try store.pool.take(1, &last);
     defer store.pool.release(&last);
-    const third = try pools.get(.i8, .i8);
+    const third = try pool.get(.i8, .i8);
     var none: [1]i32 = undefined;
     try testing.expectError(error.PoolEmpty, third.pool.take(1, &none));
-    try testing.expectEqual(8 << 20, pools.reservedBytes());
+    try testing.expectEqual(8 << 20, pool.reservedBytes());
 }
 
 test "a quantized format needs whole vectors of codes" {
@@ -155,9 +168,9 @@ test "a quantized format needs whole vectors of codes" {
         .dtype_k = .f16,
         .dtype_v = .f16,
     };
-    var pools: BlockPool = try .init(testing.allocator, slab_memory.system, shape, 1 << 30, null);
-    defer pools.deinit();
-    try testing.expectError(error.InvalidConfig, pools.get(.q8_0, .f16));
-    try testing.expectError(error.InvalidConfig, pools.get(.f16, .i4));
-    _ = try pools.get(.f32, .bf16);
+    var pool: BlockPool = try .init(testing.allocator, slab_memory.system, shape, 1 << 30);
+    defer pool.deinit();
+    try testing.expectError(error.InvalidConfig, pool.get(.q8_0, .f16));
+    try testing.expectError(error.InvalidConfig, pool.get(.f16, .i4));
+    _ = try pool.get(.f32, .bf16);
 }

@@ -1,8 +1,11 @@
 //! A block table: which block holds which positions of a sequence, and in which format.
 //!
-//!     entry      0      1      2      3         positions 0..63, 64..127, ...
-//!     block      4     -1      2      9         -1: all rows of it were let go
-//!     format     2      2      2      0         an index of the group's formats; 0 and 1 are the tail's
+//!     entry      0      1      2      3      4         positions 0..63, 64..127, ...
+//!     block      4      -      -      2      9         entries 1 and 2 are evicted: all rows of theirs were let go
+//!     format     2                    2      0         an index of the group's formats; 0 and 1 are the tail's
+//!
+//! Evicted entries stand side by side, behind those of the sinks, and are counted, not stored: so the table of a sequence
+//! that keeps its newest rows has the same size however long it grows.
 //!
 //! A table holds one reference to each block it names.
 
@@ -23,10 +26,64 @@ pub fn isTail(format: u8) bool {
     return format == tail_format or format == reopened_format;
 }
 
+/// The entries of a table as readers see them.
+pub const Entries = struct {
+    /// The blocks of all entries but the evicted ones, and their formats.
+    blocks: []const i32 = &.{},
+    formats: []const u8 = &.{},
+    /// Evicted are the entries [evicted_first, evicted_first + evicted_count).
+    evicted_first: u32 = 0,
+    evicted_count: u32 = 0,
+
+    pub fn count(entries: Entries) u32 {
+        return @as(u32, @intCast(entries.blocks.len)) + entries.evicted_count;
+    }
+
+    pub fn isEvicted(entries: Entries, entry: u32) bool {
+        return entry -% entries.evicted_first < entries.evicted_count;
+    }
+
+    /// Where an entry that is not evicted stands in `blocks` and `formats`.
+    fn index(entries: Entries, entry: u32) u32 {
+        assert(!entries.isEvicted(entry));
+        return if (entry < entries.evicted_first) entry else entry - entries.evicted_count;
+    }
+
+    /// The block of an entry that is not evicted.
+    pub fn block(entries: Entries, entry: u32) i32 {
+        return entries.blocks[entries.index(entry)];
+    }
+
+    /// The format of the block of an entry that is not evicted.
+    pub fn format(entries: Entries, entry: u32) u8 {
+        return entries.formats[entries.index(entry)];
+    }
+
+    /// The block of an entry; -1 where it is evicted.
+    pub fn blockOrNone(entries: Entries, entry: u32) i32 {
+        return if (entries.isEvicted(entry)) -1 else entries.block(entry);
+    }
+
+    /// Stored entries before an entry.
+    pub fn storedBefore(entries: Entries, entry: u32) u32 {
+        if (entry <= entries.evicted_first) return entry;
+        return @max(entry -| entries.evicted_count, entries.evicted_first);
+    }
+
+    /// The first entry from `entry` on that is not evicted.
+    pub fn skipEvicted(entries: Entries, entry: u32) u32 {
+        return if (entries.isEvicted(entry)) entries.evicted_first + entries.evicted_count else entry;
+    }
+};
+
 pub const BlockTable = struct {
+    /// The block of each stored entry.
     blocks: std.ArrayList(i32) = .empty,
     /// As long as `blocks`.
     formats: std.ArrayList(u8) = .empty,
+    /// Evicted are the entries [evicted_first, evicted_first + evicted_count).
+    evicted_first: u32 = 0,
+    evicted_count: u32 = 0,
     /// Seen are the rows [0, sink_end) and [first, row count).
     sink_end: u32 = 0,
     first: u32 = 0,
@@ -42,65 +99,142 @@ pub const BlockTable = struct {
         table.formats.deinit(gpa);
     }
 
-    pub fn len(table: *const BlockTable) usize {
+    /// Valid until entries are appended or dropped.
+    pub fn entries(table: *const BlockTable) Entries {
         assert(table.blocks.items.len == table.formats.items.len);
-        return table.blocks.items.len;
+        return .{
+            .blocks = table.blocks.items,
+            .formats = table.formats.items,
+            .evicted_first = table.evicted_first,
+            .evicted_count = table.evicted_count,
+        };
     }
 
-    pub fn ensureTotalCapacity(table: *BlockTable, gpa: Allocator, entry_count: usize) error{OutOfMemory}!void {
-        try table.blocks.ensureTotalCapacity(gpa, entry_count);
-        try table.formats.ensureTotalCapacity(gpa, entry_count);
+    /// Entries, evicted ones included.
+    pub fn count(table: *const BlockTable) u32 {
+        return table.entries().count();
     }
 
-    pub fn appendAssumeCapacity(table: *BlockTable, block: i32, format: u8) void {
-        table.blocks.appendAssumeCapacity(block);
-        table.formats.appendAssumeCapacity(format);
+    /// The block of an entry that is not evicted.
+    pub fn block(table: *const BlockTable, entry: u32) i32 {
+        return table.entries().block(entry);
+    }
+
+    /// The format of the block of an entry that is not evicted.
+    pub fn format(table: *const BlockTable, entry: u32) u8 {
+        return table.entries().format(entry);
+    }
+
+    /// Puts another block into an entry. References are the caller's business.
+    pub fn set(table: *BlockTable, entry: u32, new_block: i32, new_format: u8) void {
+        assert(new_block >= 0);
+        const index = table.entries().index(entry);
+        table.blocks.items[index] = new_block;
+        table.formats.items[index] = new_format;
+    }
+
+    /// Makes room for `entry_count` entries, evicted ones included.
+    pub fn ensureTotalCapacity(table: *BlockTable, gpa: Allocator, entry_count: u32) error{OutOfMemory}!void {
+        const stored = entry_count -| table.evicted_count;
+        try table.blocks.ensureTotalCapacity(gpa, stored);
+        try table.formats.ensureTotalCapacity(gpa, stored);
+    }
+
+    pub fn appendAssumeCapacity(table: *BlockTable, new_block: i32, new_format: u8) void {
+        assert(new_block >= 0);
+        table.blocks.appendAssumeCapacity(new_block);
+        table.formats.appendAssumeCapacity(new_format);
     }
 
     /// A table of its own with the first entries, without references to their blocks yet.
-    pub fn copy(table: *const BlockTable, gpa: Allocator, entry_count: usize) error{OutOfMemory}!BlockTable {
+    pub fn copy(table: *const BlockTable, gpa: Allocator, entry_count: u32) error{OutOfMemory}!BlockTable {
+        const stored = table.entries().storedBefore(entry_count);
         var other: BlockTable = .{
             .sink_end = table.sink_end,
             .first = table.first,
             .oldest = table.oldest,
             .tail_first = table.tail_first,
         };
+        other.keepEvicted(table.evicted_first, table.evicted_count, entry_count);
         errdefer other.deinit(gpa);
-        try other.blocks.appendSlice(gpa, table.blocks.items[0..entry_count]);
-        try other.formats.appendSlice(gpa, table.formats.items[0..entry_count]);
+        try other.blocks.appendSlice(gpa, table.blocks.items[0..stored]);
+        try other.formats.appendSlice(gpa, table.formats.items[0..stored]);
         return other;
+    }
+
+    /// Of evicted entries those before `entry_count` stay.
+    fn keepEvicted(table: *BlockTable, evicted_first: u32, evicted_count: u32, entry_count: u32) void {
+        const stays = entry_count > evicted_first;
+        assert(!stays or evicted_count <= entry_count - evicted_first); // no table ends among them
+        table.evicted_first = if (stays) evicted_first else 0;
+        table.evicted_count = if (stays) evicted_count else 0;
     }
 
     /// One more reference to the blocks of all entries.
     pub fn retain(table: *const BlockTable, formats: []const *Format) void {
-        var stretches = table.stretchesOf(0, table.len());
+        var stretches = table.stretchesOf(0, table.blocks.items.len);
         while (stretches.next()) |stretch| formats[stretch.format].pool.retain(stretch.blocks);
     }
 
-    /// Gives the references of some entries back; the entries are the caller's to overwrite.
-    pub fn release(table: *const BlockTable, formats: []const *Format, from: usize, to: usize) void {
+    /// Gives references back: those of stored entries.
+    fn release(table: *const BlockTable, formats: []const *Format, from: usize, to: usize) void {
         var stretches = table.stretchesOf(from, to);
         while (stretches.next()) |stretch| formats[stretch.format].pool.release(stretch.blocks);
     }
 
-    /// Releases all entries from `entry_count` on.
-    pub fn shrink(table: *BlockTable, formats: []const *Format, entry_count: usize) void {
-        if (entry_count >= table.len()) return;
-        table.release(formats, entry_count, table.len());
-        table.blocks.items.len = entry_count;
-        table.formats.items.len = entry_count;
+    /// Drops all entries from `entry_count` on, with their references.
+    pub fn shrink(table: *BlockTable, formats: []const *Format, entry_count: u32) void {
+        const stored = table.entries().storedBefore(entry_count);
+        if (entry_count >= table.count()) return;
+        table.release(formats, stored, table.blocks.items.len);
+        table.dropStored(table.blocks.items.len - stored);
+        table.keepEvicted(table.evicted_first, table.evicted_count, entry_count);
+    }
+
+    /// Drops the newest entries, whose references are the caller's now.
+    pub fn dropNewest(table: *BlockTable, entry_count: u32) void {
+        table.dropStored(entry_count);
+    }
+
+    fn dropStored(table: *BlockTable, stored_count: usize) void {
+        table.blocks.items.len -= stored_count;
+        table.formats.items.len -= stored_count;
     }
 
     /// Is any row of an entry seen?
-    pub fn isSeen(table: *const BlockTable, entry: usize, block_size: u32) bool {
-        const position = entry * block_size;
+    pub fn isSeen(table: *const BlockTable, entry: u32, block_size: u32) bool {
+        const position = @as(u64, entry) * block_size;
         return position < table.sink_end or position + block_size > table.first;
     }
 
-    /// Releases some entries, whose rows are all let go.
-    pub fn evict(table: *BlockTable, formats: []const *Format, from: usize, to: usize) void {
-        table.release(formats, from, to);
-        @memset(table.blocks.items[from..to], -1);
+    /// Releases the entries [from, to), whose rows are all let go. They follow those that were evicted before.
+    pub fn evict(table: *BlockTable, gpa: Allocator, formats: []const *Format, from: u32, to: u32) void {
+        assert(from < to and to <= table.count());
+        if (table.evicted_count == 0) table.evicted_first = from;
+        assert(from == table.evicted_first + table.evicted_count);
+        const gone = to - from;
+        const at = table.evicted_first;
+        table.release(formats, at, at + gone);
+        closeGap(i32, &table.blocks, gpa, at, gone);
+        closeGap(u8, &table.formats, gpa, at, gone);
+        table.evicted_count += gone;
+    }
+
+    /// Takes elements out, and gives memory back where much more is held than used.
+    fn closeGap(comptime T: type, list: *std.ArrayList(T), gpa: Allocator, at: u32, gone: u32) void {
+        const items = list.items;
+        std.mem.copyForwards(T, items[at .. items.len - gone], items[at + gone ..]);
+        const len = items.len - gone;
+        const capacity = @max(2 * len, 64);
+        if (list.capacity >= 2 * capacity) {
+            list.items.len = capacity;
+            list.shrinkAndFree(gpa, capacity);
+        }
+        list.items.len = len;
+    }
+
+    pub fn metadataBytes(table: *const BlockTable) u64 {
+        return @sizeOf(BlockTable) + table.blocks.capacity * @sizeOf(i32) + table.formats.capacity;
     }
 
     const Stretch = struct { format: u8, blocks: []const i32 };
@@ -120,13 +254,15 @@ pub const BlockTable = struct {
         }
     };
 
+    /// Stretches of the stored entries [from, to).
     fn stretchesOf(table: *const BlockTable, from: usize, to: usize) Stretches {
         return .{ .table = table, .at = from, .end = to };
     }
 };
 
+const testing = std.testing;
+
 test "stretches: neighbours of one format together, all entries once" {
-    const testing = std.testing;
     var table: BlockTable = .{};
     defer table.deinit(testing.allocator);
     try table.ensureTotalCapacity(testing.allocator, 6);
@@ -145,5 +281,49 @@ test "stretches: neighbours of one format together, all entries once" {
     try testing.expectEqual(null, stretches.next());
     var copy = try table.copy(testing.allocator, 2);
     defer copy.deinit(testing.allocator);
-    try testing.expectEqual(2, copy.len());
+    try testing.expectEqual(2, copy.count());
+}
+
+test "entries keep their numbers when others before them are evicted" {
+    const gpa = testing.allocator;
+    const none: []const *Format = &.{};
+    var table: BlockTable = .{};
+    defer table.deinit(gpa);
+    // A table without references: its blocks are nobody's, so entries are evicted by hand here.
+    try table.ensureTotalCapacity(gpa, 9);
+    for (0..9) |i| table.appendAssumeCapacity(@intCast(10 + i), tail_format);
+    const evict = struct {
+        fn evict(of: *BlockTable, from: u32, to: u32) void {
+            if (of.evicted_count == 0) of.evicted_first = from;
+            BlockTable.closeGap(i32, &of.blocks, gpa, of.evicted_first, to - from);
+            BlockTable.closeGap(u8, &of.formats, gpa, of.evicted_first, to - from);
+            of.evicted_count += to - from;
+        }
+    }.evict;
+    evict(&table, 2, 4);
+    evict(&table, 4, 5);
+    const entries = table.entries();
+    try testing.expectEqual(9, table.count());
+    for ([_]i32{ 10, 11, -1, -1, -1, 15, 16, 17, 18 }, 0..) |expected, entry| {
+        try testing.expectEqual(expected, entries.blockOrNone(@intCast(entry)));
+    }
+    for ([_]u32{ 0, 1, 2, 2, 2, 2, 3, 4, 5, 6 }, 0..) |expected, entry| {
+        try testing.expectEqual(expected, entries.storedBefore(@intCast(entry)));
+    }
+    try testing.expectEqual(1, entries.skipEvicted(1));
+    for (2..6) |entry| try testing.expectEqual(5, entries.skipEvicted(@intCast(entry)));
+
+    var whole = try table.copy(gpa, 6);
+    defer whole.deinit(gpa);
+    try testing.expectEqual(6, whole.count());
+    try testing.expectEqual(15, whole.block(5));
+    var sinks = try table.copy(gpa, 2);
+    defer sinks.deinit(gpa);
+    try testing.expectEqual(2, sinks.count());
+    table.shrink(none, 9);
+    table.dropNewest(3);
+    try testing.expectEqual(6, table.count());
+    table.set(5, 20, reopened_format);
+    try testing.expectEqual(20, table.block(5));
+    try testing.expectEqual(reopened_format, table.format(5));
 }

@@ -95,9 +95,9 @@ fn fillRandom(seed: u64, elements: []f32) void {
 fn extend(cache: *PagedCache, sequence: *Sequence, token_count: u32) !void {
     const rows = try testing.allocator.alloc(f32, token_count * row_elements);
     defer testing.allocator.free(rows);
-    fillRandom(sequence.seq_len, rows);
+    fillRandom(sequence.seqLen(), rows);
     for (0..layer_count) |layer| try cache.append(@intCast(layer), &.{sequence}, &.{token_count}, .fromF32(rows), .fromF32(rows));
-    try cache.commit(sequence, token_count);
+    try sequence.commit(token_count);
 }
 
 /// Sequences, and how many rows of layer 0 each gets in one call.
@@ -128,7 +128,7 @@ const Scene = struct {
             .reopened, .reopened_shared => {
                 try extend(cache, first, 192);
                 if (path == .reopened_shared) _ = try cache.fork(first);
-                try cache.truncate(first, 100);
+                try first.truncate(100);
                 scene.add(first, 3);
             },
             .batch => {
@@ -168,8 +168,8 @@ fn stateOf(cache: *PagedCache) ![]u8 {
     const gpa = testing.allocator;
     var text: std.ArrayList(u8) = .empty;
     errdefer text.deinit(gpa);
-    try text.print(gpa, "budget {d}, evictions {d}\n", .{ cache.budget.left.load(.monotonic), cache.evictions });
-    for (cache.groups) |*group| {
+    try text.print(gpa, "budget {d}, evictions {d}\n", .{ cache.budget.left.load(.monotonic), cache.state.evictions });
+    for (cache.state.groups) |*group| {
         for (group.formats.items, 0..) |format, index| {
             if (index == block_table.reopened_format) continue;
             const pool = &format.pool;
@@ -183,11 +183,12 @@ fn stateOf(cache: *PagedCache) ![]u8 {
         try text.print(gpa, "twins {d}\n", .{group.twins.count()});
     }
     for (cache.sequences.items) |sequence| {
-        try text.print(gpa, "sequence {d} {any} {any} {any}\n", .{
-            sequence.seq_len, sequence.pending, sequence.generations, sequence.replaced,
+        try text.print(gpa, "sequence {d} {any} {any}\n", .{
+            sequence.seqLen(), sequence.state.pending, sequence.state.generations,
         });
-        for (sequence.tables) |table| {
+        for (sequence.state.tables) |table| {
             try text.print(gpa, "blocks {any}\nformats {any}\n", .{ table.blocks.items, table.formats.items });
+            try text.print(gpa, "evicted {d} {d}\n", .{ table.evicted_first, table.evicted_count });
             try text.print(gpa, "rows {d} {d} {d}\n", .{ table.sink_end, table.first, table.tail_first });
         }
         for (0..layer_count) |layer| try text.print(gpa, "layer {x}\n", .{try rowsHash(sequence, @intCast(layer))});
@@ -214,8 +215,7 @@ const Gathered = struct {
         const count = rows.residentCount() * rows.kv_head_count * rows.head_dim;
         const elements = try testing.allocator.alloc(f32, 2 * count);
         errdefer testing.allocator.free(elements);
-        _ = try sequence.cache.gather(
-            sequence,
+        _ = try sequence.gather(
             layer,
             .{ .bytes = @ptrCast(elements.ptr), .element_count = count },
             .{ .bytes = @ptrCast(elements.ptr + count), .element_count = count },
@@ -237,10 +237,10 @@ fn expectState(expected: []const u8, cache: *PagedCache) !void {
 /// Nothing that is not finite may stand behind the rows of a block.
 fn expectFiniteBlocks(cache: *PagedCache) !void {
     if (memcheck) return; // there bytes that nobody wrote are no zeros, and must not be looked at
-    for (cache.sequences.items) |sequence| for (sequence.tables, cache.groups) |table, group| {
+    for (cache.sequences.items) |sequence| for (sequence.state.tables, cache.state.groups) |table, group| {
         for (table.blocks.items, table.formats.items) |block, format| {
-            if (block < 0 or !block_table.isTail(format)) continue;
-            const elements = std.mem.bytesAsSlice(f32, group.pool().bytes(@intCast(block)));
+            if (!block_table.isTail(format)) continue;
+            const elements = std.mem.bytesAsSlice(f32, group.tailPool().bytes(@intCast(block)));
             for (elements) |element| try testing.expect(std.math.isFinite(element));
         }
     };
@@ -355,9 +355,9 @@ fn smallScene(cache: *PagedCache, variant: u32) !Scene {
     var rows: [18 * 8]f32 = undefined;
     fillRandom(variant, &rows);
     for (0..2) |layer| try cache.append(@intCast(layer), &.{first}, &.{18}, .fromF32(&rows), .fromF32(&rows));
-    try cache.commit(first, 18);
+    try first.commit(18);
     const second = if (variant % 2 == 0) try cache.fork(first) else first;
-    try cache.truncate(first, ([_]u32{ 18, 17, 13, 6, 2 })[variant % 5]);
+    try first.truncate(([_]u32{ 18, 17, 13, 6, 2 })[variant % 5]);
     scene.add(first, 1 + variant % 7);
     if (second != first) scene.add(second, 1 + variant % 3);
     return scene;
@@ -367,11 +367,11 @@ fn smallScene(cache: *PagedCache, variant: u32) !Scene {
 /// rows in `buffer`.
 fn rowsInside(scene: Scene, random: std.Random, buffer: []u8) ?[2]Input {
     const sequence = scene.sequences[0];
-    const formats = sequence.cache.groups[0].formats.items;
-    const table = &sequence.tables[0];
-    const last = table.len() - 1;
-    const entry = if (random.boolean()) last else random.uintAtMost(usize, last);
-    const memory = formats[table.formats.items[entry]].pool.bytes(@intCast(table.blocks.items[entry]));
+    const formats = sequence.cache.state.groups[0].formats.items;
+    const table = &sequence.state.tables[0];
+    const last = table.count() - 1;
+    const entry = if (random.boolean()) last else random.uintAtMost(u32, last);
+    const memory = formats[table.format(entry)].pool.bytes(@intCast(table.block(entry)));
     const dtype = random.enumValue(enum { f32, f16, bf16 });
     const inside: Input = .{
         .bytes = undefined,
@@ -398,7 +398,7 @@ test "rows that lie in the cache's own memory are those that were there as the c
         var caches: [2]PagedCache = .{ try small(dtype), try small(dtype) };
         defer for (&caches) |*cache| cache.deinit();
         // Memory that stays mapped: a block that is given back is not gone, but poisoned.
-        for (&caches) |*cache| for (cache.groups[0].formats.items) |format| try format.pool.prewarm(1);
+        for (&caches) |*cache| for (cache.state.groups[0].formats.items) |format| try format.pool.prewarm(1);
         for (0..420) |variant| {
             var scenes: [2]Scene = undefined;
             for (&scenes, &caches) |*scene, *cache| scene.* = try smallScene(cache, @intCast(variant));
@@ -435,17 +435,17 @@ test "rows in a stored block that goes with the call are read before its memory 
         fillRandom(3, &rows);
         const given: Input = .fromF32(rows[0 .. row_count * 32]);
         try cache.append(0, &.{sequence}, &.{row_count}, given, given);
-        try cache.commit(sequence, row_count);
+        try sequence.commit(row_count);
         const before: Gathered = try .of(sequence, 0);
         defer before.deinit();
         const cut = row_count - 24;
-        try cache.truncate(sequence, cut);
+        try sequence.truncate(cut);
         // The only block of its format: once it is given back, its slab is unmapped.
         const run = (try sequence.rows(0)).run(0, cut - 1, cut);
         const k: Input = .{ .bytes = run.keys + 64, .element_count = 24 * 32, .dtype = .bf16 };
         const v: Input = .{ .bytes = run.values + 64, .element_count = 24 * 32, .dtype = .bf16 };
         try cache.append(0, &.{sequence}, &.{24}, k, v);
-        try cache.commit(sequence, 24);
+        try sequence.commit(24);
         const after: Gathered = try .of(sequence, 0);
         defer after.deinit();
         try testing.expectEqualSlices(f32, before.elements, after.elements);

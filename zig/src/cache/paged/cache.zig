@@ -16,44 +16,45 @@
 //! Several sequences take part in one `append`, all of them or none. Pending rows belong to their sequence alone.
 //!
 //! Retention and windows hide rows at a commit, and let those go that lie `rewind_tokens` further back. Positions never
-//! change by that: a row keeps its place for ever, and blocks whose rows are all let go leave the table as -1.
+//! change by that: a row keeps its position for ever, and blocks whose rows are all let go leave the table.
 //!
 //! Not thread safe but for the pools: a caller that shares a cache holds a lock.
 
 const std = @import("std");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
-const format_pool = @import("../blocks/format_pool.zig");
-const FormatPool = format_pool.FormatPool;
+const appends = @import("append.zig");
 const BlockPool = @import("../blocks/pool.zig").BlockPool;
-const Block = @import("../blocks/block.zig").Block;
 const block_table = @import("../blocks/table.zig");
 const BlockTable = block_table.BlockTable;
-const tail_format = block_table.tail_format;
-const dispatch = @import("../../kernels/dispatch.zig");
+const Budget = format_pool.Budget;
+const commits = @import("commit.zig");
+const cpu = @import("../../device/cpu.zig");
 const Dtype = @import("../../dtype.zig").Dtype;
-const Head = @import("../tiers/fidelity.zig").Head;
-const layer_group = @import("layer_group.zig");
-const Migration = @import("../tiers/migration.zig").Migration;
-const paged_append = @import("append.zig");
-const paged_stats = @import("stats.zig");
-pub const Stats = paged_stats.Stats;
-pub const Layer = layer_group.Layer;
-pub const Store = layer_group.Store;
+const format_pool = @import("../blocks/format_pool.zig");
 const Group = layer_group.Group;
-const Place = layer_group.Place;
-pub const Retention = @import("../tiers/retention.zig").Retention;
-const checkApart = @import("../overlap.zig").checkApart;
+const Head = @import("../tiers/fidelity.zig").Head;
 const input_types = @import("../input.zig");
 const Input = input_types.Input;
+const layer_group = @import("layer_group.zig");
 const Output = input_types.Output;
+const policies = @import("../tiers/policy.zig");
 const Rows = @import("../rows.zig").Rows;
 const shapes = @import("../../shape.zig");
 const BlockShape = shapes.BlockShape;
 const slab_memory = @import("../../device/slab.zig");
-const tiers = @import("../tiers/policy.zig");
-pub const Policy = tiers.Policy;
-pub const Tier = tiers.Tier;
+const state = @import("state.zig");
+const CacheState = state.CacheState;
+const SequenceState = state.SequenceState;
+const sums = @import("stats.zig");
+
+pub const Layer = layer_group.Layer;
+pub const Policy = policies.Policy;
+pub const PoolStats = format_pool.Stats;
+pub const Retention = @import("../tiers/retention.zig").Retention;
+pub const Stats = sums.Stats;
+pub const Store = layer_group.Store;
+pub const Tier = policies.Tier;
 
 pub const Options = struct {
     layers: []const Layer,
@@ -70,47 +71,28 @@ pub const Options = struct {
     /// Rows that stay beyond those that retention and the windows of layers keep, unseen: a sequence may be rewound by as
     /// many as if it had never been longer. At most `max_seq_len_max`; null for block_size.
     rewind_tokens: ?u32 = null,
-    /// Bound of all slabs; unused with `pools`.
-    max_bytes: u64 = std.math.maxInt(u64),
+    /// Most bytes of all slabs; null for what the process may use. Belongs to a cache without `pool`.
+    max_bytes: ?u64 = null,
     /// Blocks of another owner, for a cache of one layer group whose tail has their shape. Outlives the cache.
-    pools: ?*BlockPool = null,
+    pool: ?*BlockPool = null,
 };
 
-/// Names the owner of a block's bytes; 0 is nobody, the largest is the pool's own.
+/// Names who wrote a block; 0 is nobody, the largest is the pool's own.
 var writer_count: std.atomic.Value(u32) = .init(0);
 
 pub const PagedCache = struct {
-    gpa: Allocator,
-    max_seq_len: u32,
-    dtype_k: Dtype,
-    dtype_v: Dtype,
-    block_size: u32,
-    policy: Policy,
-    retention: Retention,
-    rewind_tokens: u32,
-    writer: u32,
-    groups: []Group,
-    places: []Place,
+    state: CacheState,
+    /// One for each layer group; none with a pool of another owner.
     owned_pools: []BlockPool,
-    budget: *format_pool.Budget,
+    budget: *Budget,
     sequences: std.ArrayList(*Sequence) = .empty,
-    /// Rows that went out of sight.
-    evictions: u64 = 0,
 
     pub const InitError = error{ InvalidConfig, OutOfMemory, BlockTooLarge };
-    pub const AppendError = error{
-        LayerOutOfRange,
-        InvalidConfig,
-        InvalidSize,
-        CacheFull,
-        NotFinite,
-        PoolEmpty,
-        OutOfMemory,
-    };
-    pub const CommitError = error{ CommitMismatch, InvalidSize };
-    pub const TruncateError = error{PositionOutOfRange};
+    pub const AppendError = appends.Error;
+    pub const CommitError = commits.CommitError;
+    pub const TruncateError = commits.TruncateError;
     pub const ReorderError = error{ InvalidConfig, CommitMismatch, OutOfMemory };
-    pub const GatherError = error{ LayerOutOfRange, InvalidSize, InvalidConfig };
+    pub const GatherError = SequenceState.GatherError;
 
     /// Nothing is mapped before the first row.
     pub fn init(gpa: Allocator, options: Options) InitError!PagedCache {
@@ -121,14 +103,15 @@ pub const PagedCache = struct {
         if (options.layers.len == 0 or options.max_seq_len == 0) return error.InvalidConfig;
         if (options.max_seq_len > shapes.max_seq_len_max) return error.InvalidConfig;
         if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
+        if (options.pool != null and options.max_bytes != null) return error.InvalidConfig;
         try options.retention.validate();
         for (options.layers) |layer| try shapes.checkQueryHeads(layer.q_head_count, layer.kv_head_count);
         const rewind_tokens = options.rewind_tokens orelse options.block_size;
         if (rewind_tokens > shapes.max_seq_len_max) return error.InvalidConfig;
 
-        const places = try gpa.alloc(Place, options.layers.len);
-        errdefer gpa.free(places);
-        const groups = try layer_group.groupLayers(gpa, options.layers, places, .{
+        const layers = try gpa.alloc(layer_group.GroupedLayer, options.layers.len);
+        errdefer gpa.free(layers);
+        const groups = try layer_group.groupLayers(gpa, options.layers, layers, .{
             .layer_count = 0,
             .kv_head_count = 0,
             .head_dim = 0,
@@ -144,24 +127,25 @@ pub const PagedCache = struct {
         try options.policy.validate(options.block_size, options.retention);
         if (options.policy.max_logit_error != null and !options.measures_fidelity) return error.InvalidConfig;
 
-        const budget = try gpa.create(format_pool.Budget);
+        const max_bytes = options.max_bytes orelse cpu.memoryLimit();
+        const budget = try gpa.create(Budget);
         errdefer gpa.destroy(budget);
-        budget.* = .init(options.max_bytes);
-        const owned_pools = try gpa.alloc(BlockPool, if (options.pools == null) groups.len else 0);
+        budget.* = .init(max_bytes);
+        const owned_pools = try gpa.alloc(BlockPool, if (options.pool == null) groups.len else 0);
         errdefer gpa.free(owned_pools);
-        if (options.pools) |pools| {
-            if (groups.len != 1 or !std.meta.eql(pools.shape, groups[0].shape)) return error.InvalidConfig;
-            groups[0].pools = pools;
+        if (options.pool) |pool| {
+            if (groups.len != 1 or !std.meta.eql(pool.shape, groups[0].shape)) return error.InvalidConfig;
+            groups[0].pool = pool;
         }
-        for (owned_pools, 0..) |*pools, i| {
+        for (owned_pools, 0..) |*pool, i| {
             errdefer for (owned_pools[0..i]) |*made| made.deinit();
-            pools.* = try .init(gpa, slab_allocator, groups[i].shape, options.max_bytes, budget);
-            groups[i].pools = pools;
+            pool.* = try .initBudget(gpa, slab_allocator, groups[i].shape, max_bytes, budget);
+            groups[i].pool = pool;
         }
-        errdefer for (owned_pools) |*pools| pools.deinit();
+        errdefer for (owned_pools) |*pool| pool.deinit();
         for (groups) |*group| {
-            assert(try group.formatIndex(gpa, options.dtype_k, options.dtype_v) == tail_format);
-            try group.formats.append(gpa, group.formats.items[tail_format]);
+            assert(try group.formatIndex(gpa, options.dtype_k, options.dtype_v) == block_table.tail_format);
+            try group.formats.append(gpa, group.formats.items[block_table.tail_format]);
             assert(group.formats.items.len == block_table.reopened_format + 1);
             group.store_format = try storeFormat(gpa, group, options.policy);
             if (group.store_format) |index| group.store_mask = Group.formatBit(index);
@@ -169,22 +153,37 @@ pub const PagedCache = struct {
             group.fidelity = try gpa.alloc(Head, group.shape.layer_count * group.shape.kv_head_count);
             @memset(group.fidelity, .{});
         }
-        const writer = writer_count.fetchAdd(1, .monotonic) % (std.math.maxInt(u32) - 1) + 1;
         return .{
-            .gpa = gpa,
-            .max_seq_len = options.max_seq_len,
-            .dtype_k = options.dtype_k,
-            .dtype_v = options.dtype_v,
-            .block_size = options.block_size,
-            .policy = options.policy,
-            .retention = options.retention,
-            .rewind_tokens = rewind_tokens,
-            .writer = writer,
-            .groups = groups,
-            .places = places,
+            .state = .{
+                .gpa = gpa,
+                .max_seq_len = options.max_seq_len,
+                .dtype_k = options.dtype_k,
+                .dtype_v = options.dtype_v,
+                .block_size = options.block_size,
+                .policy = options.policy,
+                .retention = options.retention,
+                .rewind_tokens = rewind_tokens,
+                .writer = writer_count.fetchAdd(1, .monotonic) % (std.math.maxInt(u32) - 1) + 1,
+                .groups = groups,
+                .layers = layers,
+            },
             .owned_pools = owned_pools,
             .budget = budget,
         };
+    }
+
+    /// Frees all sequences too.
+    pub fn deinit(self: *PagedCache) void {
+        const gpa = self.state.gpa;
+        while (self.sequences.items.len != 0) self.freeSequence(self.sequences.items[self.sequences.items.len - 1]);
+        self.sequences.deinit(gpa);
+        for (self.owned_pools) |*pool| pool.deinit();
+        gpa.free(self.owned_pools);
+        gpa.destroy(self.budget);
+        for (self.state.groups) |*group| group.deinit(gpa);
+        gpa.free(self.state.groups);
+        gpa.free(self.state.layers);
+        self.* = undefined;
     }
 
     fn storeFormat(gpa: Allocator, group: *Group, policy: Policy) BlockPool.Error!?u8 {
@@ -195,71 +194,44 @@ pub const PagedCache = struct {
     /// From the next commit on, what becomes of old rows: blocks of the tail that are older than the new one migrate, and
     /// blocks that have migrated keep their format.
     pub fn updatePolicy(self: *PagedCache, policy: Policy) InitError!void {
-        try policy.validate(self.block_size, self.retention);
-        if (policy.max_logit_error != null and self.groups[0].fidelity.len == 0) return error.InvalidConfig;
+        const cache = &self.state;
+        try policy.validate(cache.block_size, cache.retention);
+        if (policy.max_logit_error != null and cache.groups[0].fidelity.len == 0) return error.InvalidConfig;
         // The pools first: this is all that can fail, and a pool that nobody uses yet changes nothing.
-        for (self.groups) |*group| _ = try storeFormat(self.gpa, group, policy);
-        for (self.groups) |*group| {
-            group.store_format = storeFormat(self.gpa, group, policy) catch unreachable; // just made
+        for (cache.groups) |*group| _ = try storeFormat(cache.gpa, group, policy);
+        for (cache.groups) |*group| {
+            group.store_format = storeFormat(cache.gpa, group, policy) catch unreachable; // just made
             group.store_mask = if (group.store_format) |index| Group.formatBit(index) else 0;
             group.twins.clearRetainingCapacity(); // what they became is not what they would become now
         }
-        self.policy = policy;
-        for (self.sequences.items) |sequence| for (sequence.tables) |*table| {
+        cache.policy = policy;
+        for (self.sequences.items) |sequence| for (sequence.state.tables) |*table| {
             table.tail_first = 0;
         };
     }
 
     /// What migration did to each KV head of a layer, [kv_head]; empty unless the cache was made to measure it.
     pub fn fidelity(self: *const PagedCache, layer_index: u32) error{LayerOutOfRange}![]const Head {
-        if (layer_index >= self.places.len) return error.LayerOutOfRange;
-        const place = self.places[layer_index];
-        return self.groups[place.group].heads(place.index);
-    }
-
-    /// Frees all sequences too.
-    pub fn deinit(self: *PagedCache) void {
-        while (self.sequences.items.len != 0) self.freeSequence(self.sequences.items[self.sequences.items.len - 1]);
-        self.sequences.deinit(self.gpa);
-        for (self.owned_pools) |*pools| pools.deinit();
-        self.gpa.free(self.owned_pools);
-        self.gpa.destroy(self.budget);
-        for (self.groups) |*group| group.deinit(self.gpa);
-        self.gpa.free(self.groups);
-        self.gpa.free(self.places);
-        self.* = undefined;
+        const layer = try self.state.layer(layer_index);
+        return self.state.groups[layer.group].heads(layer.index);
     }
 
     pub fn layerCount(self: *const PagedCache) u32 {
-        return @intCast(self.places.len);
+        return @intCast(self.state.layers.len);
     }
 
     /// The shape of a layer's blocks in the tail.
     pub fn layerShape(self: *const PagedCache, layer_index: u32) error{LayerOutOfRange}!BlockShape {
-        if (layer_index >= self.places.len) return error.LayerOutOfRange;
-        return self.groups[self.places[layer_index].group].shape;
+        return self.state.layerShape(layer_index);
     }
 
-    /// An empty sequence, owned by the cache.
+    /// An empty sequence, owned by the cache, which must stay where it is from now on.
     pub fn createSequence(self: *PagedCache) error{OutOfMemory}!*Sequence {
-        try self.sequences.ensureUnusedCapacity(self.gpa, 1);
-        const sequence = try self.gpa.create(Sequence);
-        errdefer self.gpa.destroy(sequence);
-        const tables = try self.gpa.alloc(BlockTable, self.groups.len);
-        errdefer self.gpa.free(tables);
-        const pending = try self.gpa.alloc(u32, self.places.len);
-        errdefer self.gpa.free(pending);
-        const generations = try self.gpa.alloc(u32, self.places.len);
-        for (tables) |*table| table.* = .{};
-        @memset(pending, 0);
-        @memset(generations, 0);
-        sequence.* = .{
-            .cache = self,
-            .index = self.sequences.items.len,
-            .tables = tables,
-            .pending = pending,
-            .generations = generations,
-        };
+        const gpa = self.state.gpa;
+        try self.sequences.ensureUnusedCapacity(gpa, 1);
+        const sequence = try gpa.create(Sequence);
+        errdefer gpa.destroy(sequence);
+        sequence.* = .{ .cache = self, .index = self.sequences.items.len, .state = try .init(&self.state) };
         self.sequences.appendAssumeCapacity(sequence);
         return sequence;
     }
@@ -267,35 +239,42 @@ pub const PagedCache = struct {
     /// Gives all references of a sequence back.
     pub fn freeSequence(self: *PagedCache, sequence: *Sequence) void {
         assert(sequence.cache == self);
-        for (sequence.tables, self.groups) |*table, group| {
-            table.shrink(group.formats.items, 0);
-            table.deinit(self.gpa);
-        }
-        self.gpa.free(sequence.tables);
-        self.gpa.free(sequence.pending);
-        self.gpa.free(sequence.generations);
+        sequence.state.deinit();
         assert(self.sequences.swapRemove(sequence.index) == sequence);
         if (sequence.index < self.sequences.items.len) self.sequences.items[sequence.index].index = sequence.index;
-        self.gpa.destroy(sequence);
+        self.state.gpa.destroy(sequence);
     }
 
     /// Empties the cache: frees all sequences but those in `kept`, which stay and have no rows any more. No block is used
     /// then.
-    pub fn reset(self: *PagedCache, kept: []const *Sequence) void {
-        for (kept) |sequence| {
+    pub fn reset(self: *PagedCache, kept: []const *Sequence) error{OutOfMemory}!void {
+        var set = try self.setOf(kept);
+        defer set.deinit(self.state.gpa);
+        self.resetAllBut(set);
+    }
+
+    /// Sequences of a cache, by their index.
+    pub const Set = std.DynamicBitSetUnmanaged;
+
+    /// A set that has these sequences until one of the cache is freed; the caller's to free, with the allocator of the cache.
+    pub fn setOf(self: *const PagedCache, sequences: []const *Sequence) error{OutOfMemory}!Set {
+        var set: Set = try .initEmpty(self.state.gpa, self.sequences.items.len);
+        for (sequences) |sequence| {
             assert(sequence.cache == self);
-            sequence.marked = true;
+            set.set(sequence.index);
         }
+        return set;
+    }
+
+    /// Empties the cache as `reset` does. Cannot fail.
+    pub fn resetAllBut(self: *PagedCache, kept: Set) void {
         var index = self.sequences.items.len;
         while (index > 0) {
             index -= 1; // what takes the place of a freed one was looked at before
             const sequence = self.sequences.items[index];
-            if (!sequence.marked) {
-                self.freeSequence(sequence);
-                continue;
-            }
-            sequence.marked = false;
-            self.truncate(sequence, 0) catch unreachable; // no position is before the first
+            if (kept.isSet(index)) {
+                sequence.truncate(0) catch unreachable; // no position is before the first
+            } else self.freeSequence(sequence);
         }
     }
 
@@ -304,11 +283,11 @@ pub const PagedCache = struct {
         assert(parent.cache == self);
         const child = try self.createSequence();
         errdefer self.freeSequence(child);
-        for (child.tables, parent.tables, self.groups) |*table, from, group| {
-            table.* = try from.copy(self.gpa, group.shape.blockCount(parent.seq_len));
+        for (child.state.tables, parent.state.tables, self.state.groups) |*table, *from, *group| {
+            table.* = try from.copy(self.state.gpa, group.shape.blockCount(parent.seqLen()));
             table.retain(group.formats.items);
         }
-        child.seq_len = parent.seq_len;
+        child.state.seq_len = parent.seqLen();
         return child;
     }
 
@@ -322,201 +301,89 @@ pub const PagedCache = struct {
         k: Input,
         v: Input,
     ) AppendError!void {
-        return paged_append.append(self, layer_index, sequences, token_counts, k, v);
+        if (layer_index >= self.state.layers.len) return error.LayerOutOfRange;
+        if (sequences.len != token_counts.len) return error.InvalidSize;
+        try self.checkDistinct(sequences);
+        var few: [few_max]appends.Portion = undefined;
+        const many = try self.state.gpa.alloc(appends.Portion, if (sequences.len > few.len) sequences.len else 0);
+        defer self.state.gpa.free(many);
+        const portions = if (sequences.len > few.len) many else few[0..sequences.len];
+        for (portions, sequences, token_counts) |*portion, sequence, count| {
+            portion.* = .{ .sequence = &sequence.state, .token_count = count };
+        }
+        return appends.append(&self.state, layer_index, portions, k, v);
     }
 
-    /// Makes `token_count` pending rows of a sequence count. Every layer must have exactly that many.
-    pub fn commit(self: *PagedCache, sequence: *Sequence, token_count: u32) CommitError!void {
-        assert(sequence.cache == self);
-        if (token_count == 0) return;
-        for (sequence.pending) |rows| if (rows != token_count) return error.CommitMismatch;
-        @memset(sequence.pending, 0);
-        sequence.seq_len += token_count;
-        assert(sequence.seq_len <= self.max_seq_len);
-        self.evict(sequence);
-        self.migrate(sequence);
-    }
+    /// Sequences of a call that need no memory beside the stack.
+    const few_max = 8;
 
-    /// Lets blocks leave the tail.
-    fn migrate(self: *PagedCache, sequence: *Sequence) void {
-        for (sequence.tables, self.groups, 0..) |*table, *group, group_index| {
-            const migration: Migration = .{
-                .gpa = self.gpa,
-                .group = group,
-                .table = table,
-                .policy = self.policy,
-                .seq_len = sequence.seq_len,
-                .writer = self.writer,
+    fn checkDistinct(self: *const PagedCache, sequences: []const *Sequence) error{ InvalidConfig, OutOfMemory }!void {
+        if (sequences.len <= few_max) {
+            for (sequences, 0..) |sequence, i| for (sequences[0..i]) |other| {
+                if (sequence == other) return error.InvalidConfig;
             };
-            if (migration.run() != 0) sequence.ageViews(@intCast(group_index));
+            return;
         }
-    }
-
-    /// Commits only the pending rows whose index is in `kept`, ascending: the accepted path of a tree of drafted tokens.
-    /// The others are dropped, and the kept ones move up next to the committed rows.
-    pub fn commitKept(self: *PagedCache, sequence: *Sequence, kept: []align(1) const u32) CommitError!void {
-        assert(sequence.cache == self);
-        const pending = sequence.pending[0];
-        for (sequence.pending) |rows| if (rows != pending) return error.CommitMismatch;
-        for (kept, 0..) |index, i| {
-            if (index >= pending or (i != 0 and index <= kept[i - 1])) return error.InvalidSize;
-        }
-        // Nobody else sees what lies behind the committed rows, not even in a block that was shared in the middle of a step.
-        for (kept, 0..) |index, i| {
-            if (index != i) self.moveRow(sequence, sequence.seq_len + index, sequence.seq_len + @as(u32, @intCast(i)));
-        }
-        @memset(sequence.pending, 0);
-        sequence.seq_len += @intCast(kept.len);
-        self.dropBlocks(sequence);
-        for (sequence.generations) |*generation| generation.* +%= 1;
-        self.evict(sequence);
-        self.migrate(sequence);
-    }
-
-    fn moveRow(self: *PagedCache, sequence: *const Sequence, from: u32, to: u32) void {
-        for (self.places) |place| {
-            const format = self.groups[place.group].formats.items[tail_format];
-            const blocks = sequence.tables[place.group].blocks.items;
-            const source: Block = .of(format, blocks[from / self.block_size]);
-            const target: Block = .of(format, blocks[to / self.block_size]);
-            source.moveRow(from % self.block_size, target, to % self.block_size, place.index);
-        }
-    }
-
-    /// Rewinds a sequence to `seq_len` rows and drops its pending ones: every layer shows what it shows of a sequence that
-    /// was never longer. Refused where rows of that were let go, see `Sequence.rewindableTo`. No K/V byte is copied.
-    pub fn truncate(self: *PagedCache, sequence: *Sequence, seq_len: u32) TruncateError!void {
-        assert(sequence.cache == self);
-        if (seq_len > sequence.seq_len) return error.PositionOutOfRange;
-        for (sequence.tables, self.groups) |*table, group| {
-            // Of a sequence that ends among its sinks, nothing else is seen.
-            if (seq_len < self.rewindableTo(table, group) and seq_len > table.sink_end) return error.PositionOutOfRange;
-        }
-        @memset(sequence.pending, 0);
-        sequence.seq_len = seq_len;
-        self.dropBlocks(sequence);
-        for (sequence.tables, self.groups) |*table, group| {
-            if (seq_len < table.oldest) table.oldest = 0; // what was let go lies behind the end now
-            const kept = self.retention.kept(group.window_tokens, seq_len);
-            // Blocks that nobody saw may yet have to migrate.
-            if (kept.first < table.first) table.tail_first = @min(table.tail_first, kept.first / self.block_size * self.block_size);
-            table.sink_end = kept.sink_end;
-            table.first = kept.first;
-            // The block that is kept in part is of the tail once more rows are written to it, whatever it was.
-            table.tail_first = @min(table.tail_first, seq_len / self.block_size * self.block_size);
-        }
-        for (sequence.generations) |*generation| generation.* +%= 1;
-    }
-
-    /// The length from which on a table has all rows that are seen at a length.
-    fn rewindableTo(self: *const PagedCache, table: *const BlockTable, group: Group) u32 {
-        if (table.oldest == 0) return 0;
-        return table.oldest + self.retention.newestTokensOf(group.window_tokens).?; // nothing else lets rows go
-    }
-
-    /// Gives back the blocks behind the last committed row.
-    fn dropBlocks(self: *PagedCache, sequence: *Sequence) void {
-        for (sequence.tables, self.groups) |*table, group| {
-            table.shrink(group.formats.items, group.shape.blockCount(sequence.seq_len));
-        }
-    }
-
-    /// Hides what retention and the layers' windows no longer want, and lets go what is too far back to be rewound to.
-    fn evict(self: *PagedCache, sequence: *Sequence) void {
-        for (sequence.tables, self.groups, 0..) |*table, group, group_index| {
-            const kept = self.retention.kept(group.window_tokens, sequence.seq_len);
-            if (kept.first <= table.first) continue;
-            self.evictions += kept.first - @max(table.first, kept.sink_end);
-            // Blocks none of whose rows is wanted: after the last sink's and before the first wanted row's; those before
-            // the row that was the first are none already.
-            const sink_entries = group.shape.blockCount(kept.sink_end);
-            if (@max(sink_entries, table.first / self.block_size) < kept.first / self.block_size) {
-                sequence.ageViews(@intCast(group_index));
-            }
-            table.sink_end = kept.sink_end;
-            table.first = kept.first;
-            const oldest = self.retention.oldest(group.window_tokens, sequence.seq_len, self.rewind_tokens);
-            if (oldest <= table.oldest) continue;
-            const from = @max(sink_entries, table.oldest / self.block_size);
-            const to = oldest / self.block_size;
-            table.oldest = oldest;
-            if (from < to) table.evict(group.formats.items, from, to);
-        }
+        var set = try self.setOf(sequences);
+        defer set.deinit(self.state.gpa);
+        if (set.count() != sequences.len) return error.InvalidConfig;
     }
 
     /// beams[i] becomes what beams[parents[i]] was. Tables and reference counts only; rows pending anywhere refuse.
     pub fn reorder(self: *PagedCache, beams: []const *Sequence, parents: []align(1) const u32) ReorderError!void {
+        const gpa = self.state.gpa;
+        const groups = self.state.groups;
         if (beams.len != parents.len) return error.InvalidConfig;
-        try paged_append.checkDistinct(beams);
+        try self.checkDistinct(beams);
         for (beams) |beam| {
             assert(beam.cache == self);
-            for (beam.pending) |rows| if (rows != 0) return error.CommitMismatch;
+            if (beam.state.hasPending()) return error.CommitMismatch;
         }
         for (parents) |parent| if (parent >= beams.len) return error.InvalidConfig;
 
         // The new tables first: this is all that can fail.
-        const tables = try self.gpa.alloc(BlockTable, beams.len * self.groups.len);
-        defer self.gpa.free(tables);
+        const tables = try gpa.alloc(BlockTable, beams.len * groups.len);
+        defer gpa.free(tables);
         var made: usize = 0;
-        errdefer for (tables[0..made]) |*table| table.deinit(self.gpa);
-        const seq_lens = try self.gpa.alloc(u32, beams.len);
-        defer self.gpa.free(seq_lens);
+        errdefer for (tables[0..made]) |*table| table.deinit(gpa);
+        const seq_lens = try gpa.alloc(u32, beams.len);
+        defer gpa.free(seq_lens);
         for (parents, seq_lens) |parent, *seq_len| {
-            seq_len.* = beams[parent].seq_len;
-            for (beams[parent].tables) |from| {
-                tables[made] = try from.copy(self.gpa, from.len());
+            seq_len.* = beams[parent].seqLen();
+            for (beams[parent].state.tables) |*from| {
+                tables[made] = try from.copy(gpa, from.count());
                 made += 1;
             }
         }
-        for (tables, 0..) |table, i| table.retain(self.groups[i % self.groups.len].formats.items);
+        for (tables, 0..) |*table, i| table.retain(groups[i % groups.len].formats.items);
         for (beams, seq_lens, 0..) |beam, seq_len, i| {
-            for (beam.tables, self.groups, 0..) |*table, group, group_index| {
+            for (beam.state.tables, groups, 0..) |*table, *group, group_index| {
                 table.shrink(group.formats.items, 0);
-                table.deinit(self.gpa);
-                table.* = tables[i * self.groups.len + group_index];
+                table.deinit(gpa);
+                table.* = tables[i * groups.len + group_index];
             }
-            beam.seq_len = seq_len;
-            for (beam.generations) |*generation| generation.* +%= 1;
+            beam.state.seq_len = seq_len;
+            beam.state.ageAllViews();
         }
-    }
-
-    /// Copies the resident rows of a layer, [row][kv_head][head_dim], and returns their count. The copies share no memory,
-    /// with one another or with the rows.
-    pub fn gather(self: *const PagedCache, sequence: *const Sequence, layer_index: u32, k: Output, v: Output) GatherError!u32 {
-        const rows = try sequence.rows(layer_index);
-        const shape = self.groups[self.places[layer_index].group].shape;
-        const resident = rows.residentCount();
-        const element_count = shapes.rowElements(shape, resident) orelse return error.InvalidSize;
-        if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
-        const outputs = [_]Output{ k, v };
-        try checkApart(k.written(element_count), v.written(element_count));
-        for (outputs) |output| try rows.checkApartFrom(output.written(element_count));
-        var row: u64 = 0;
-        var position: u32 = 0;
-        while (position < rows.row_count) {
-            const end = rows.residentEnd(position) orelse {
-                position = rows.first;
-                continue;
-            };
-            const place = rows.place.paged;
-            const block: Block = .of(place.formatAt(position), place.blocks[position / self.block_size]);
-            const token = position % self.block_size;
-            const count = @min(end - position, self.block_size - token);
-            for ([_]shapes.Side{ .keys, .values }, outputs) |side, output| for (0..shape.kv_head_count) |head| {
-                const kv_head: u32 = @intCast(head);
-                const element_bytes = output.dtype.elementBytes();
-                const destination = output.bytes + shapes.tokenMajorOffset(shape, kv_head, row) * element_bytes;
-                block.read(place.layer, side, kv_head, token, count, destination, output.dtype, shape.kvDim() * element_bytes);
-            };
-            row += count;
-            position += count;
-        }
-        assert(row == resident);
-        return resident;
     }
 
     pub fn stats(self: *const PagedCache) error{OutOfMemory}!Stats {
-        return paged_stats.collect(self);
+        var sum: sums.Sum = .{ .cache = &self.state };
+        defer sum.deinit();
+        for (self.sequences.items) |sequence| try sum.addSequence(&sequence.state);
+        sum.stats.metadata_bytes += self.sequences.capacity * @sizeOf(*Sequence) + self.sequences.items.len * @sizeOf(Sequence);
+        return sum.finish();
+    }
+
+    /// The blocks of a layer group in one format.
+    pub fn poolStats(
+        self: *const PagedCache,
+        group_index: u32,
+        dtype_k: Dtype,
+        dtype_v: Dtype,
+    ) (BlockPool.Error || error{LayerOutOfRange})!PoolStats {
+        if (group_index >= self.state.groups.len) return error.LayerOutOfRange;
+        return self.state.groups[group_index].pool.stats(dtype_k, dtype_v);
     }
 };
 
@@ -525,102 +392,100 @@ pub const Sequence = struct {
     cache: *PagedCache,
     /// Its number among the sequences of the cache, which changes when another one is freed.
     index: usize,
-    /// [group]
-    tables: []BlockTable,
+    state: SequenceState,
+
     /// Committed tokens.
-    seq_len: u32 = 0,
-    /// Rows appended and not committed, [layer].
-    pending: []u32,
-    /// Counts what makes a view of a layer stale, [layer]; wraps.
-    generations: []u32,
-    /// In a set that is being checked for doubles.
-    marked: bool = false,
-    /// The block in which its next row lands, while an append puts another one in its place.
-    replaced: ?paged_append.Replaced = null,
-    /// Blocks that an append under way has put into the table of the layer's group.
-    entries_added: u32 = 0,
-
-    /// Appends n >= 0 rows of one layer and returns the position of the first.
-    pub fn append(self: *Sequence, layer_index: u32, k: Input, v: Input) PagedCache.AppendError!u32 {
-        const shape = try self.cache.layerShape(layer_index);
-        const token_count = shapes.rowCount(shape, k.element_count) orelse return error.InvalidSize;
-        const start = self.rowCount(layer_index);
-        if (k.element_count != v.element_count) return error.InvalidSize;
-        if (token_count > self.cache.max_seq_len - start) return error.CacheFull;
-        try self.cache.append(layer_index, &.{self}, &.{@intCast(token_count)}, k, v);
-        return start;
-    }
-
-    /// The smallest length such that a truncate to it, and to all from it up to `seq_len`, leaves every layer with all rows
-    /// it shows at that length; those before it were let go. A truncate to no more rows than the sinks is legal, too.
-    pub fn rewindableTo(self: *const Sequence) u32 {
-        var length: u32 = 0;
-        for (self.tables, self.cache.groups) |*table, group| length = @max(length, self.cache.rewindableTo(table, group));
-        return length;
+    pub fn seqLen(self: *const Sequence) u32 {
+        return self.state.seq_len;
     }
 
     /// Committed and pending rows of a layer.
     pub fn rowCount(self: *const Sequence, layer_index: u32) u32 {
-        return self.seq_len + self.pending[layer_index];
+        return self.state.rowCount(layer_index);
     }
 
-    /// Makes views of the layers of a group stale: blocks of theirs are others now.
-    pub fn ageViews(self: *Sequence, group_index: u32) void {
-        for (self.cache.places, self.generations) |place, *generation_now| {
-            if (place.group == group_index) generation_now.* +%= 1;
-        }
+    /// Appends n >= 0 rows of one layer and returns the position of the first.
+    pub fn append(self: *Sequence, layer_index: u32, k: Input, v: Input) PagedCache.AppendError!u32 {
+        const cache = &self.cache.state;
+        const shape = try cache.layerShape(layer_index);
+        const token_count = shapes.rowCount(shape, k.element_count) orelse return error.InvalidSize;
+        const start = self.rowCount(layer_index);
+        if (k.element_count != v.element_count) return error.InvalidSize;
+        if (token_count > cache.max_seq_len - start) return error.CacheFull;
+        var portions = [_]appends.Portion{.{ .sequence = &self.state, .token_count = @intCast(token_count) }};
+        try appends.append(cache, layer_index, &portions, k, v);
+        return start;
+    }
+
+    /// Makes `token_count` pending rows count. Every layer must have exactly that many.
+    pub fn commit(self: *Sequence, token_count: u32) PagedCache.CommitError!void {
+        return commits.commit(&self.state, token_count);
+    }
+
+    /// Commits only the pending rows whose index is in `kept`, ascending: the accepted path of a tree of drafted tokens.
+    /// The others are dropped, and the kept ones move up next to the committed rows.
+    pub fn commitKept(self: *Sequence, kept: []align(1) const u32) PagedCache.CommitError!void {
+        return commits.commitKept(&self.state, kept);
+    }
+
+    /// Rewinds to `seq_len` rows and drops the pending ones: every layer shows what it shows of a sequence that was never
+    /// longer. Refused where rows of that were let go, see `rewindableTo`. No K/V byte is copied.
+    pub fn truncate(self: *Sequence, seq_len: u32) PagedCache.TruncateError!void {
+        return commits.truncate(&self.state, seq_len);
+    }
+
+    /// The smallest length such that a truncate to it, and to all from it up to `seqLen`, leaves every layer with all rows
+    /// it shows at that length; those before it were let go. A truncate to no more rows than the sinks is legal, too.
+    pub fn rewindableTo(self: *const Sequence) u32 {
+        return commits.rewindableTo(&self.state);
     }
 
     /// The rows of a layer as a reader sees them now.
     pub fn rows(self: *const Sequence, layer_index: u32) error{LayerOutOfRange}!Rows {
-        if (layer_index >= self.pending.len) return error.LayerOutOfRange;
-        const place = self.cache.places[layer_index];
-        const group = self.cache.groups[place.group];
-        const table = &self.tables[place.group];
-        return .{
-            .kv_head_count = group.shape.kv_head_count,
-            .head_dim = group.shape.head_dim,
-            .q_head_count = place.q_head_count,
-            .row_count = self.rowCount(layer_index),
-            .sink_end = table.sink_end,
-            .first = table.first,
-            .window_tokens = group.window_tokens,
-            .fidelity = group.heads(place.index),
-            .newest_tokens = self.cache.retention.newestTokens(),
-            .place = .{ .paged = .{
-                .block_size = self.cache.block_size,
-                .formats = group.formats.items,
-                .blocks = table.blocks.items,
-                .block_formats = table.formats.items,
-                .layer = place.index,
-            } },
-        };
+        return self.state.rows(layer_index);
     }
 
-    /// The blocks of a layer in order, those that hold its rows; -1 where all of a block's were let go. One whose rows are
-    /// there to be rewound to, and not seen, is named: `seenBlock` is what readers are told.
-    pub fn blockTable(self: *const Sequence, layer_index: u32) error{LayerOutOfRange}![]const i32 {
-        const shape = try self.cache.layerShape(layer_index);
-        return self.tables[self.cache.places[layer_index].group].blocks.items[0..shape.blockCount(self.rowCount(layer_index))];
+    /// Copies the resident rows of a layer, [row][kv_head][head_dim], and returns their count. The copies share no memory,
+    /// with one another or with the rows.
+    pub fn gather(self: *const Sequence, layer_index: u32, k: Output, v: Output) PagedCache.GatherError!u32 {
+        return self.state.gather(layer_index, k, v);
     }
+
+    /// The blocks of a layer in order, those that hold its rows. A block whose rows are there to be rewound to, and not
+    /// seen, is named: `seenBlock` is what readers are told.
+    pub fn blockTable(self: *const Sequence, layer_index: u32) error{LayerOutOfRange}!Blocks {
+        const layer = try self.cache.state.layer(layer_index);
+        const count = self.cache.state.groups[layer.group].shape.blockCount(self.rowCount(layer_index));
+        return .{ .entries = self.state.tables[layer.group].entries(), .len = count };
+    }
+
+    /// Blocks by their number in a sequence.
+    pub const Blocks = struct {
+        entries: block_table.Entries,
+        len: u32,
+
+        /// The block of an entry; -1 where all of its rows were let go.
+        pub fn at(blocks: Blocks, entry: usize) i32 {
+            assert(entry < blocks.len);
+            return blocks.entries.blockOrNone(@intCast(entry));
+        }
+    };
 
     /// The block of an entry of `blockTable`; -1 where none of its rows is seen.
     pub fn seenBlock(self: *const Sequence, layer_index: u32, entry: usize) i32 {
-        const table = &self.tables[self.cache.places[layer_index].group];
-        return if (table.isSeen(entry, self.cache.block_size)) table.blocks.items[entry] else -1;
+        const table = &self.state.tables[self.cache.state.layers[layer_index].group];
+        return if (table.isSeen(@intCast(entry), self.cache.state.block_size)) table.block(@intCast(entry)) else -1;
     }
 
-    /// The tier of the block that has a resident position of a layer.
-    pub fn tier(self: *const Sequence, layer_index: u32, position: u32) tiers.Tier {
-        const group_index = self.cache.places[layer_index].group;
-        const format = self.tables[group_index].formats.items[position / self.cache.block_size];
-        return tiers.tierOf(&self.cache.groups[group_index], format);
+    /// The tier of the block that has a position of a layer; the tail where its rows were let go.
+    pub fn tier(self: *const Sequence, layer_index: u32, position: u32) Tier {
+        return self.state.tier(layer_index, position);
     }
 
     /// A number that changes whenever a view of this layer goes stale.
     pub fn generation(self: *const Sequence, layer_index: u32) error{LayerOutOfRange}!u32 {
-        if (layer_index >= self.generations.len) return error.LayerOutOfRange;
-        return self.generations[layer_index];
+        if (layer_index >= self.state.generations.len) return error.LayerOutOfRange;
+        return self.state.generations[layer_index];
     }
 };
 

@@ -25,7 +25,7 @@ fn simple(comptime layer: paged.Layer, block_size: u32) paged.Options {
 
 /// Appends rows to every layer, [row][kv_head][head_dim] filled with `value(position)`, and commits them.
 fn step(cache: *PagedCache, sequence: *Sequence, row_count: u32, value: *const fn (position: u32) f32) !void {
-    const start = sequence.seq_len;
+    const start = sequence.seqLen();
     for (0..cache.layerCount()) |layer| {
         const shape = try cache.layerShape(@intCast(layer));
         const rows = try testing.allocator.alloc(f32, row_count * shape.kvDim());
@@ -33,7 +33,7 @@ fn step(cache: *PagedCache, sequence: *Sequence, row_count: u32, value: *const f
         for (rows, 0..) |*element, i| element.* = value(start + @as(u32, @intCast(i / shape.kvDim())));
         try cache.append(@intCast(layer), &.{sequence}, &.{row_count}, input(rows), input(rows));
     }
-    try cache.commit(sequence, row_count);
+    try sequence.commit(row_count);
 }
 
 fn ascending(position: u32) f32 {
@@ -45,8 +45,7 @@ fn gathered(cache: *PagedCache, sequence: *Sequence, buffer: []f32) ![]f32 {
     const kv_dim = (try cache.layerShape(0)).kvDim();
     var k: [8192]f32 = undefined;
     var v: [8192]f32 = undefined;
-    const count = try cache.gather(
-        sequence,
+    const count = try sequence.gather(
         0,
         .{ .bytes = @ptrCast(&k), .element_count = k.len },
         .{ .bytes = @ptrCast(&v), .element_count = v.len },
@@ -68,14 +67,14 @@ test "one token takes one block; five in blocks of two take three" {
     defer cache.deinit();
     const sequence = try cache.createSequence();
     try step(&cache, sequence, 1, ascending);
-    try testing.expectEqual(1, sequence.seq_len);
-    try testing.expectEqual(1, cache.groups[0].pool().stats().used_blocks);
+    try testing.expectEqual(1, sequence.seqLen());
+    try testing.expectEqual(1, cache.state.groups[0].tailPool().stats().used_blocks);
 
     var small: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 2, .head_dim = 4 }, 2));
     defer small.deinit();
     const five = try small.createSequence();
     for (0..5) |_| try step(&small, five, 1, ascending);
-    try testing.expectEqual(3, small.groups[0].pool().stats().used_blocks);
+    try testing.expectEqual(3, small.state.groups[0].tailPool().stats().used_blocks);
     try expectRows(&small, five, &.{ 0, 1, 2, 3, 4 });
 }
 
@@ -87,19 +86,19 @@ test "a prewarmed pool: three rounds of append and free take the same block" {
         .block_size = 16,
         .dtype_k = .f32,
         .dtype_v = .f32,
-    }, 1 << 30, null);
+    }, 1 << 30);
     defer pools.deinit();
     const pool = &(try pools.get(.f32, .f32)).pool;
     try pool.prewarm(4);
     var options = simple(.{ .kv_head_count = 2, .head_dim = 4 }, 16);
-    options.pools = &pools;
+    options.pool = &pools;
     var cache: PagedCache = try .init(testing.allocator, options);
     defer cache.deinit();
     var table: [3]i32 = undefined;
     for (&table) |*block| {
         const sequence = try cache.createSequence();
         try step(&cache, sequence, 1, ascending);
-        block.* = (try sequence.blockTable(0))[0];
+        block.* = (try sequence.blockTable(0)).at(0);
         cache.freeSequence(sequence);
     }
     const stats = pool.stats();
@@ -133,10 +132,10 @@ test "a step over block borders: pending rows, then a commit of exactly those" {
     try testing.expectEqual(3, (try sequence.rows(1)).row_count);
     try testing.expectEqual(2, (try sequence.blockTable(0)).len);
     try testing.expectEqual(1, (try sequence.blockTable(1)).len);
-    try testing.expectError(error.CommitMismatch, cache.commit(sequence, 5));
+    try testing.expectError(error.CommitMismatch, sequence.commit(5));
     try cache.append(1, &.{sequence}, &.{5}, five, five);
-    try testing.expectError(error.CommitMismatch, cache.commit(sequence, 4));
-    try cache.commit(sequence, 5);
+    try testing.expectError(error.CommitMismatch, sequence.commit(4));
+    try sequence.commit(5);
     try expectRows(&cache, sequence, &.{ 0, 1, 2, 3, 4, 5, 6, 7 });
 }
 
@@ -145,15 +144,15 @@ test "truncate frees whole blocks, refuses to go forward, and is the way to aban
     defer cache.deinit();
     const sequence = try cache.createSequence();
     try step(&cache, sequence, 9, ascending);
-    try testing.expectEqual(3, cache.groups[0].pool().stats().used_blocks);
-    try cache.truncate(sequence, 5);
-    try testing.expectEqual(2, cache.groups[0].pool().stats().used_blocks);
-    try testing.expectError(error.PositionOutOfRange, cache.truncate(sequence, 6));
+    try testing.expectEqual(3, cache.state.groups[0].tailPool().stats().used_blocks);
+    try sequence.truncate(5);
+    try testing.expectEqual(2, cache.state.groups[0].tailPool().stats().used_blocks);
+    try testing.expectError(error.PositionOutOfRange, sequence.truncate(6));
     const row = input(&.{ 9, 9, 9, 9 });
     try cache.append(0, &.{sequence}, &.{4}, row, row);
-    try testing.expectEqual(3, cache.groups[0].pool().stats().used_blocks);
-    try cache.truncate(sequence, 5);
-    try testing.expectEqual(2, cache.groups[0].pool().stats().used_blocks);
+    try testing.expectEqual(3, cache.state.groups[0].tailPool().stats().used_blocks);
+    try sequence.truncate(5);
+    try testing.expectEqual(2, cache.state.groups[0].tailPool().stats().used_blocks);
     try step(&cache, sequence, 1, ascending);
     try expectRows(&cache, sequence, &.{ 0, 1, 2, 3, 4, 5 });
 }
@@ -161,7 +160,7 @@ test "truncate frees whole blocks, refuses to go forward, and is the way to aban
 test "a fork shares every block; an append copies the shared partial block and no other" {
     var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 4));
     defer cache.deinit();
-    const pool = cache.groups[0].pool();
+    const pool = cache.state.groups[0].tailPool();
     const parent = try cache.createSequence();
     try step(&cache, parent, 6, ascending);
     const child = try cache.fork(parent);
@@ -174,8 +173,8 @@ test "a fork shares every block; an append copies the shared partial block and n
     try testing.expectEqual(3, pool.stats().used_blocks);
     try expectRows(&cache, parent, &.{ 0, 1, 2, 3, 4, 5 });
     try expectRows(&cache, child, &.{ 0, 1, 2, 3, 4, 5, 100 });
-    try testing.expectEqual(2, pool.refCount(@intCast((try parent.blockTable(0))[0])));
-    try testing.expectEqual(1, pool.refCount(@intCast((try parent.blockTable(0))[1])));
+    try testing.expectEqual(2, pool.refCount(@intCast((try parent.blockTable(0)).at(0))));
+    try testing.expectEqual(1, pool.refCount(@intCast((try parent.blockTable(0)).at(1))));
     // The parent is alone in its last block now and appends in place.
     try step(&cache, parent, 1, ascending);
     try testing.expectEqual(3, pool.stats().used_blocks);
@@ -214,7 +213,7 @@ test "a fork in the middle of a step has the committed rows only" {
     try expectRows(&cache, child, &.{ 0, 1 });
     try expectRows(&cache, parent, &.{ 0, 1, 50 });
     try step(&cache, child, 1, ascending);
-    try cache.commit(parent, 1);
+    try parent.commit(1);
     try expectRows(&cache, parent, &.{ 0, 1, 50 });
     try expectRows(&cache, child, &.{ 0, 1, 2 });
 }
@@ -230,7 +229,7 @@ test "reorder: beam i becomes what beam parents[i] was" {
         const row = input(&.{@floatFromInt(10 * i)});
         try cache.append(0, &.{beam}, &.{1}, row, row);
         try testing.expectError(error.CommitMismatch, cache.reorder(&beams, &.{ 0, 1, 2, 3 }));
-        try cache.commit(beam, 1);
+        try beam.commit(1);
     }
     try testing.expectError(error.InvalidConfig, cache.reorder(&beams, &.{ 0, 1, 2, 4 }));
     try testing.expectError(error.InvalidConfig, cache.reorder(&beams, &.{ 0, 1 }));
@@ -266,7 +265,7 @@ test "retention of the newest rows is exact, its sinks stay, and blocks are boun
         const newest = std.math.divCeil(u32, case.window - case.sink + block_size, block_size) catch unreachable;
         for (0..case.tokens) |_| {
             try step(&cache, sequence, 1, ascending);
-            try testing.expect(cache.groups[0].pool().stats().used_blocks <= bound + newest + 1);
+            try testing.expect(cache.state.groups[0].tailPool().stats().used_blocks <= bound + newest + 1);
         }
         var expected: std.ArrayList(f32) = .empty;
         defer expected.deinit(testing.allocator);
@@ -287,8 +286,8 @@ test "retention of the newest rows is exact, its sinks stay, and blocks are boun
         const target = sequence.rewindableTo();
         const is_let_go = case.window + block_size < case.tokens;
         try testing.expectEqual(if (is_let_go) case.tokens - block_size else 0, target);
-        if (target > case.sink + 1) try testing.expectError(error.PositionOutOfRange, cache.truncate(sequence, target - 1));
-        try cache.truncate(sequence, target);
+        if (target > case.sink + 1) try testing.expectError(error.PositionOutOfRange, sequence.truncate(target - 1));
+        try sequence.truncate(target);
         const resident = (try sequence.rows(0)).residentCount();
         try testing.expectEqual(@min(target, case.window), resident);
         try checkInvariants(&cache);
@@ -309,12 +308,12 @@ test "layers of another shape or window have their own blocks, and a window free
         .dtype_v = .f32,
     });
     defer cache.deinit();
-    try testing.expectEqual(3, cache.groups.len);
+    try testing.expectEqual(3, cache.state.groups.len);
     const sequence = try cache.createSequence();
     for (0..20) |_| try step(&cache, sequence, 1, ascending);
-    try testing.expectEqual(10, cache.groups[0].pool().stats().used_blocks);
-    try testing.expect(cache.groups[1].pool().stats().used_blocks <= 4);
-    try testing.expectEqual(10, cache.groups[2].pool().stats().used_blocks);
+    try testing.expectEqual(10, cache.state.groups[0].tailPool().stats().used_blocks);
+    try testing.expect(cache.state.groups[1].tailPool().stats().used_blocks <= 4);
+    try testing.expectEqual(10, cache.state.groups[2].tailPool().stats().used_blocks);
     // The windowed layer attends its window: mean of 14..19.
     var output: [8]f32 = undefined;
     const q: [8]f32 = @splat(0);
@@ -366,12 +365,12 @@ test "a batch of ragged sequences is appended whole or not at all" {
     options.max_bytes = 5 * 64;
     var cache: PagedCache = try .init(testing.allocator, options);
     defer cache.deinit();
-    const pool = cache.groups[0].pool();
+    const pool = cache.state.groups[0].tailPool();
     var sequences: [3]*Sequence = undefined;
     for (&sequences) |*sequence| sequence.* = try cache.createSequence();
     const rows = input(&.{ 0, 1, 2, 0, 0, 1 });
     try cache.append(0, &sequences, &.{ 3, 1, 2 }, rows, rows);
-    for (sequences, [_]u32{ 3, 1, 2 }) |sequence, count| try cache.commit(sequence, count);
+    for (sequences, [_]u32{ 3, 1, 2 }) |sequence, count| try sequence.commit(count);
     try testing.expectEqual(4, pool.stats().used_blocks);
     // Two more blocks are wanted, one is left: nothing happens to any of them.
     const before = pool.stats();
@@ -391,7 +390,7 @@ test "a batch of ragged sequences is appended whole or not at all" {
     try expectRows(&cache, sequences[0], &.{ 0, 1, 2, 3 });
     try expectRows(&cache, sequences[1], &.{ 0, 1 });
     // A copy-on-write that finds no block changes nothing either.
-    try cache.truncate(sequences[0], 3);
+    try sequences[0].truncate(3);
     const child = try cache.fork(sequences[0]);
     const fill = input(&.{ 2, 3 });
     try cache.append(0, sequences[2..], &.{2}, fill, fill);
@@ -406,7 +405,7 @@ test "rows that are refused while they are written leave no trace" {
     const nan = std.math.nan(f32);
     var cache: PagedCache = try .init(testing.allocator, simple(.{ .kv_head_count = 1, .head_dim = 1 }, 2));
     defer cache.deinit();
-    const pool = cache.groups[0].pool();
+    const pool = cache.state.groups[0].tailPool();
     var sequences: [2]*Sequence = undefined;
     for (&sequences) |*sequence| {
         sequence.* = try cache.createSequence();
@@ -424,9 +423,9 @@ test "rows that are refused while they are written leave no trace" {
         try testing.expectEqual(serial_before, pool.serial(next_block));
         for (sequences) |sequence| {
             try expectRows(&cache, sequence, &.{0});
-            try testing.expectEqual(1, sequence.tables[0].len());
+            try testing.expectEqual(1, sequence.state.tables[0].count());
             // Nothing that is not finite may stand behind the rows of a block.
-            const block: Block = .of(cache.groups[0].formats.items[0], sequence.tables[0].blocks.items[0]);
+            const block: Block = .of(cache.state.groups[0].formats.items[0], sequence.state.tables[0].blocks.items[0]);
             for ([_]shapes.Side{ .keys, .values }) |side| {
                 const bytes = block.row(0, side, 0, 1)[0..@intCast(block.shape.tokenBytes(side))];
                 try testing.expect(std.mem.allEqual(u8, bytes, 0));
@@ -442,7 +441,7 @@ test "rows that are refused while they are written leave no trace" {
     defer fresh.deinit();
     const sequence = try fresh.createSequence();
     try testing.expectError(error.NotFinite, fresh.append(0, &.{sequence}, &.{1}, input(&.{1}), input(&.{nan})));
-    try testing.expectEqual(0, fresh.groups[0].pool().stats().allocations);
+    try testing.expectEqual(0, fresh.state.groups[0].tailPool().stats().allocations);
 }
 
 test "sequences that share a block append in one batch: all but the last of them copy it" {
@@ -451,7 +450,7 @@ test "sequences that share a block append in one batch: all but the last of them
     options.max_bytes = 4 * 64;
     var cache: PagedCache = try .init(testing.allocator, options);
     defer cache.deinit();
-    const pool = cache.groups[0].pool();
+    const pool = cache.state.groups[0].tailPool();
     var sequences: [4]*Sequence = undefined;
     sequences[0] = try cache.createSequence();
     try step(&cache, sequences[0], 2, ascending);
@@ -464,14 +463,14 @@ test "sequences that share a block append in one batch: all but the last of them
     for (sequences[0..3], 10..) |sequence, value| try expectRows(&cache, sequence, &.{ 0, 1, @floatFromInt(value) });
     // All of them: three copies, and the last one keeps the block. A refused batch gives no reference away.
     for (sequences[1..]) |child| cache.freeSequence(child);
-    try cache.truncate(sequences[0], 2);
+    try sequences[0].truncate(2);
     for (sequences[1..]) |*child| child.* = try cache.fork(sequences[0]);
     const other = try cache.createSequence();
     try step(&cache, other, 1, ascending);
     const before = pool.stats();
     try testing.expectError(error.PoolEmpty, cache.append(0, &sequences, &.{ 1, 1, 1, 1 }, rows, rows));
     try testing.expectEqual(before.used_blocks, pool.stats().used_blocks);
-    try testing.expectEqual(4, pool.refCount(@intCast(sequences[0].tables[0].blocks.items[0])));
+    try testing.expectEqual(4, pool.refCount(@intCast(sequences[0].state.tables[0].blocks.items[0])));
     try checkInvariants(&cache);
     cache.freeSequence(other);
     try cache.append(0, &sequences, &.{ 1, 1, 1, 1 }, rows, rows);
@@ -523,12 +522,12 @@ test "equal bits: contiguous and every block size, fresh and forked, one by one 
                 defer cache.deinit();
                 const whole = try cache.createSequence();
                 try cache.append(0, &.{whole}, &.{tokens}, input(&k), input(&v));
-                try cache.commit(whole, tokens);
+                try whole.commit(tokens);
                 const parent = try cache.createSequence();
                 const row = heads * dim;
                 for (0..tokens / 2) |token| {
                     try cache.append(0, &.{parent}, &.{1}, input(k[token * row ..][0..row]), input(v[token * row ..][0..row]));
-                    try cache.commit(parent, 1);
+                    try parent.commit(1);
                 }
                 const child = try cache.fork(parent);
                 const rest = tokens / 2 * row;
@@ -553,7 +552,7 @@ test "poisoned holes change nothing" {
     const q: [6]f32 = @splat(0.1);
     var before: [6]f32 = undefined;
     try attention.attend(try sequence.rows(0), &q, .{}, &before, &.{});
-    const bytes = cache.groups[0].pool().bytes(@intCast((try sequence.blockTable(0))[0]));
+    const bytes = cache.state.groups[0].tailPool().bytes(@intCast((try sequence.blockTable(0)).at(0)));
     const elements: []f32 = @ptrCast(bytes[0 .. 2 * 24 * 4]);
     // With 3 of 4 rows the holes are elements 9..11 and 21..23 of each side.
     for ([_]usize{ 9, 21, 24 + 9, 24 + 21 }) |at| @memset(elements[at..][0..3], std.math.nan(f32));
@@ -571,7 +570,7 @@ test "a tree of drafted tokens: each node sees the rows before the tree, its anc
     var k: [75 * dim]f32 = undefined;
     for (&k) |*element| element.* = prng.random().floatNorm(f32);
     try cache.append(0, &.{sequence}, &.{70}, input(k[0 .. 70 * dim]), input(k[0 .. 70 * dim]));
-    try cache.commit(sequence, 70);
+    try sequence.commit(70);
     // Two roots; 2 and 3 follow 0, 4 follows 3.
     const parents = [_]i32{ -1, -1, 0, 0, 3 };
     try cache.append(0, &.{sequence}, &.{5}, input(k[70 * dim ..]), input(k[70 * dim ..]));
@@ -602,10 +601,10 @@ test "a tree of drafted tokens: each node sees the rows before the tree, its anc
         for (alone, output[node * dim ..][0..dim]) |expected, got| try testing.expectApproxEqAbs(expected, got, 1e-5);
     }
     // Accept the path 0, 3, 4: those rows move up and are committed, the others are gone.
-    try testing.expectError(error.InvalidSize, cache.commitKept(sequence, &.{ 3, 0 }));
-    try testing.expectError(error.InvalidSize, cache.commitKept(sequence, &.{5}));
-    try cache.commitKept(sequence, &.{ 0, 3, 4 });
-    try testing.expectEqual(73, sequence.seq_len);
+    try testing.expectError(error.InvalidSize, sequence.commitKept(&.{ 3, 0 }));
+    try testing.expectError(error.InvalidSize, sequence.commitKept(&.{5}));
+    try sequence.commitKept(&.{ 0, 3, 4 });
+    try testing.expectEqual(73, sequence.seqLen());
     var buffer: [100]f32 = undefined;
     const rows = try gathered(&cache, sequence, &buffer);
     try testing.expectEqual(73, rows.len);
@@ -625,20 +624,19 @@ test "a tree of drafted tokens: each node sees the rows before the tree, its anc
 
 /// References are table entries, used and free blocks are all blocks, and no block is in use twice by one table.
 fn checkInvariants(cache: *PagedCache) !void {
-    for (cache.groups, 0..) |group, group_index| {
-        const stats = group.pool().stats();
+    for (cache.state.groups, 0..) |group, group_index| {
+        const stats = group.tailPool().stats();
         try testing.expectEqual(stats.total_blocks, stats.used_blocks + stats.free_blocks);
         var counts: std.AutoHashMapUnmanaged(i32, u32) = .empty;
         defer counts.deinit(testing.allocator);
-        for (cache.sequences.items) |sequence| for (sequence.tables[group_index].blocks.items) |block| {
-            if (block < 0) continue;
+        for (cache.sequences.items) |sequence| for (sequence.state.tables[group_index].blocks.items) |block| {
             const entry = try counts.getOrPutValue(testing.allocator, block, 0);
             entry.value_ptr.* += 1;
         };
         try testing.expectEqual(stats.used_blocks, counts.count());
         var entries = counts.iterator();
         while (entries.next()) |entry| {
-            try testing.expectEqual(entry.value_ptr.*, group.pool().refCount(@intCast(entry.key_ptr.*)));
+            try testing.expectEqual(entry.value_ptr.*, group.tailPool().refCount(@intCast(entry.key_ptr.*)));
         }
     }
 }
@@ -696,7 +694,7 @@ test "a random walk over appends, commits, forks, truncates, reorders and frees"
             3 => { // truncate
                 const committed: u32 = @intCast(model.rows.items.len - model.pending);
                 const length = random.uintAtMost(u32, committed);
-                try cache.truncate(model.sequence, length);
+                try model.sequence.truncate(length);
                 model.rows.items.len = length;
                 model.pending = 0;
             },
@@ -725,7 +723,7 @@ test "a random walk over appends, commits, forks, truncates, reorders and frees"
                 }
             },
             5, 6 => { // commit
-                try cache.commit(model.sequence, model.pending);
+                try model.sequence.commit(model.pending);
                 model.pending = 0;
             },
             else => { // append to both layers, or to none when the pool is empty
@@ -781,7 +779,7 @@ fn life(gpa: std.mem.Allocator) !void {
         try checkInvariants(&cache);
         return err;
     };
-    try cache.commit(parent, 70);
+    try parent.commit(70);
     const child = cache.fork(parent) catch |err| {
         try testing.expectEqual(1, cache.sequences.items.len);
         try checkInvariants(&cache);
@@ -804,9 +802,9 @@ test "a fork of 128 K tokens copies a table, and forks and frees leave the pool 
     defer testing.allocator.free(rows);
     @memset(rows, 1);
     try cache.append(0, &.{parent}, &.{1 << 17}, input(rows), input(rows));
-    try cache.commit(parent, 1 << 17);
-    const before = cache.groups[0].pool().stats();
+    try parent.commit(1 << 17);
+    const before = cache.state.groups[0].tailPool().stats();
     try testing.expectEqual(2048, before.used_blocks);
     for (0..100) |_| cache.freeSequence(try cache.fork(parent));
-    try testing.expectEqual(before, cache.groups[0].pool().stats());
+    try testing.expectEqual(before, cache.state.groups[0].tailPool().stats());
 }

@@ -47,7 +47,7 @@ pub const Group = struct {
     shape: BlockShape,
     window_tokens: ?u32,
     store: ?Store,
-    pools: *BlockPool = undefined,
+    pool: *BlockPool = undefined,
     /// Every format its blocks have or had, the tail's first, and second once more for reopened blocks. Indices are what
     /// block tables hold.
     formats: std.ArrayList(*Format) = .empty,
@@ -72,8 +72,8 @@ pub const Group = struct {
         return group.fidelity[layer * group.shape.kv_head_count ..][0..group.shape.kv_head_count];
     }
 
-    /// The pool of the tail.
-    pub fn pool(group: *const Group) *FormatPool {
+    /// The blocks of the tail.
+    pub fn tailPool(group: *const Group) *FormatPool {
         return &group.formats.items[0].pool;
     }
 
@@ -100,7 +100,7 @@ pub const Group = struct {
 
     /// The index of a format, which becomes one of the group's if it is not yet.
     pub fn formatIndex(group: *Group, gpa: Allocator, dtype_k: Dtype, dtype_v: Dtype) BlockPool.Error!u8 {
-        const wanted = try group.pools.get(dtype_k, dtype_v);
+        const wanted = try group.pool.get(dtype_k, dtype_v);
         for (group.formats.items, 0..) |format, i| if (format == wanted) return @intCast(i);
         try group.formats.append(gpa, wanted); // 8 formats of keys and 8 of values: 65 at most
         return @intCast(group.formats.items.len - 1);
@@ -108,16 +108,16 @@ pub const Group = struct {
 };
 
 /// Where a layer stands: its group, and its number in it.
-pub const Place = struct { group: u32, index: u32, q_head_count: ?u32 };
+pub const GroupedLayer = struct { group: u32, index: u32, q_head_count: ?u32 };
 
 /// Sorts layers into groups. `empty` is the shape without layers, KV heads and head_dim.
-pub fn groupLayers(gpa: Allocator, layers: []const Layer, places: []Place, empty: BlockShape) error{OutOfMemory}![]Group {
-    std.debug.assert(layers.len == places.len and empty.layer_count == 0);
+pub fn groupLayers(gpa: Allocator, layers: []const Layer, grouped: []GroupedLayer, empty: BlockShape) error{OutOfMemory}![]Group {
+    std.debug.assert(layers.len == grouped.len and empty.layer_count == 0);
     var groups: std.ArrayList(Group) = .empty;
     errdefer groups.deinit(gpa);
     var known: std.AutoHashMapUnmanaged(Kind, u32) = .empty;
     defer known.deinit(gpa);
-    for (layers, places) |layer, *place| {
+    for (layers, grouped) |layer, *one| {
         const entry = try known.getOrPut(gpa, .of(layer));
         if (!entry.found_existing) {
             entry.value_ptr.* = @intCast(groups.items.len);
@@ -128,7 +128,7 @@ pub fn groupLayers(gpa: Allocator, layers: []const Layer, places: []Place, empty
         }
         const index = entry.value_ptr.*;
         const shape = &groups.items[index].shape;
-        place.* = .{ .group = index, .index = shape.layer_count, .q_head_count = layer.q_head_count };
+        one.* = .{ .group = index, .index = shape.layer_count, .q_head_count = layer.q_head_count };
         shape.layer_count += 1;
     }
     return groups.toOwnedSlice(gpa);
@@ -163,8 +163,8 @@ test groupLayers {
         .{ .kv_head_count = 2, .head_dim = 32, .window_tokens = 16 },
         .{ .kv_head_count = 2, .head_dim = 32, .window_tokens = 17 },
     };
-    var places: [layers.len]Place = undefined;
-    const groups = try groupLayers(testing.allocator, &layers, &places, .{
+    var grouped: [layers.len]GroupedLayer = undefined;
+    const groups = try groupLayers(testing.allocator, &layers, &grouped, .{
         .layer_count = 0,
         .kv_head_count = 0,
         .head_dim = 0,
@@ -174,9 +174,9 @@ test groupLayers {
     });
     defer testing.allocator.free(groups);
     try testing.expectEqual(5, groups.len);
-    for ([_]u32{ 0, 1, 2, 0, 3, 2, 4 }, [_]u32{ 0, 0, 0, 1, 0, 1, 0 }, places) |group, index, place| {
-        try testing.expectEqual(group, place.group);
-        try testing.expectEqual(index, place.index);
+    for ([_]u32{ 0, 1, 2, 0, 3, 2, 4 }, [_]u32{ 0, 0, 0, 1, 0, 1, 0 }, grouped) |group, index, one| {
+        try testing.expectEqual(group, one.group);
+        try testing.expectEqual(index, one.index);
     }
     for ([_]u32{ 2, 1, 2, 1, 1 }, groups) |layer_count, group| {
         try testing.expectEqual(layer_count, group.shape.layer_count);

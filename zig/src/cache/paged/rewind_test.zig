@@ -34,9 +34,9 @@ fn append(cache: *PagedCache, sequence: *Sequence, value: f32) !void {
 
 /// Commits rows, each with its position as its value, up to a length.
 fn grow(cache: *PagedCache, sequence: *Sequence, seq_len: u32) !void {
-    while (sequence.seq_len < seq_len) {
-        try append(cache, sequence, @floatFromInt(sequence.seq_len));
-        try cache.commit(sequence, 1);
+    while (sequence.seqLen() < seq_len) {
+        try append(cache, sequence, @floatFromInt(sequence.seqLen()));
+        try sequence.commit(1);
     }
 }
 
@@ -48,7 +48,7 @@ fn mean(sequence: *const Sequence, layer: u32) !f32 {
 }
 
 fn usedBlocks(cache: *const PagedCache, group: usize) u64 {
-    return cache.groups[group].pool().stats().used_blocks;
+    return cache.state.groups[group].tailPool().stats().used_blocks;
 }
 
 test "a window after a truncate has all of its rows, or the truncate is refused" {
@@ -61,16 +61,16 @@ test "a window after a truncate has all of its rows, or the truncate is refused"
         try grow(&cache, sequence, 100);
         try testing.expectEqual(@as(u32, if (rewind_tokens == null) 96 else 95), sequence.rewindableTo());
         if (rewind_tokens == null) {
-            try testing.expectError(error.PositionOutOfRange, cache.truncate(sequence, 95));
-            try testing.expectEqual(100, sequence.seq_len);
+            try testing.expectError(error.PositionOutOfRange, sequence.truncate(95));
+            try testing.expectEqual(100, sequence.seqLen());
             try testing.expectEqual(91.5, try mean(sequence, 0)); // 84 to 99
             continue;
         }
-        try testing.expectError(error.PositionOutOfRange, cache.truncate(sequence, 94));
-        try cache.truncate(sequence, 95);
+        try testing.expectError(error.PositionOutOfRange, sequence.truncate(94));
+        try sequence.truncate(95);
         try append(&cache, sequence, 95);
         try testing.expectEqual(87.5, try mean(sequence, 0)); // 80 to 95
-        try cache.commit(sequence, 1);
+        try sequence.commit(1);
         try testing.expectEqual(87.5, try mean(sequence, 0));
     }
 }
@@ -102,21 +102,21 @@ test "every rewind within rewind_tokens shows what a sequence shows that was nev
             const child = try cache.fork(parent);
             defer cache.freeSequence(child);
             try testing.expectEqual(target, child.rewindableTo());
-            if (target > 25) try testing.expectError(error.PositionOutOfRange, cache.truncate(child, target - 1));
+            if (target > 25) try testing.expectError(error.PositionOutOfRange, child.truncate(target - 1));
             try grow(&cache, fresh, target);
-            try cache.truncate(child, target);
+            try child.truncate(target);
             try testing.expectEqual(target, child.rewindableTo());
             for (0..2) |layer| try expectAlike(try fresh.rows(@intCast(layer)), try child.rows(@intCast(layer)));
             try append(&cache, child, -1);
             try append(&cache, fresh, -1);
             for (0..2) |layer| try expectAlike(try fresh.rows(@intCast(layer)), try child.rows(@intCast(layer)));
-            try cache.truncate(fresh, target);
+            try fresh.truncate(target);
             // Back among the sinks is as good as new; between them and the rows that are left is nothing to show.
             if (sink_tokens != 0) {
-                try testing.expectError(error.PositionOutOfRange, cache.truncate(child, sink_tokens + 1));
-                try cache.truncate(child, sink_tokens);
+                try testing.expectError(error.PositionOutOfRange, child.truncate(sink_tokens + 1));
+                try child.truncate(sink_tokens);
                 try testing.expectEqual(sink_tokens, (try child.rows(0)).residentCount());
-            } else try cache.truncate(child, 0);
+            } else try child.truncate(0);
             try testing.expectEqual(0, child.rewindableTo());
             try grow(&cache, child, 25);
             try testing.expectEqual(25 -| rewind_tokens, child.rewindableTo());
@@ -151,8 +151,8 @@ test "kept rows differ by layer group: a rewind must hold in each" {
     try testing.expectEqual(0, sequence.rewindableTo());
     try grow(&cache, sequence, 8);
     try testing.expectEqual(4, sequence.rewindableTo()); // 8 - 3 - 4 = 1: row 0 was let go
-    try cache.truncate(sequence, 4);
-    try testing.expectError(error.PositionOutOfRange, cache.truncate(sequence, 3));
+    try sequence.truncate(4);
+    try testing.expectError(error.PositionOutOfRange, sequence.truncate(3));
     try testing.expectEqual(2, try mean(sequence, 1));
     try testing.expectEqual(1.5, try mean(sequence, 0));
     try testing.expectEqual(1.5, try mean(sequence, 2));
@@ -161,7 +161,7 @@ test "kept rows differ by layer group: a rewind must hold in each" {
     try testing.expectEqual(4, sequence.rewindableTo());
     try grow(&cache, sequence, 9);
     try testing.expectEqual(5, sequence.rewindableTo());
-    try cache.truncate(sequence, 0);
+    try sequence.truncate(0);
     try testing.expectEqual(0, sequence.rewindableTo());
 }
 
@@ -176,7 +176,7 @@ test "memory is constant, and what nobody sees is counted in blocks alone" {
         for (1..2000) |length| {
             try grow(&cache, sequence, @intCast(length));
             try testing.expect(usedBlocks(&cache, 0) <= bound);
-            if (length % 100 == 99) try cache.truncate(sequence, sequence.rewindableTo());
+            if (length % 100 == 99) try sequence.truncate(sequence.rewindableTo());
         }
         const stats = try cache.stats();
         try testing.expectEqual(16, stats.tail_token_count);
@@ -200,15 +200,15 @@ test "accepted drafts and beams keep what there is to go back to" {
     const beams = [_]*Sequence{ try cache.createSequence(), try cache.createSequence() };
     try grow(&cache, beams[0], 20);
     for (0..4) |i| try append(&cache, beams[0], @floatFromInt(100 + i));
-    try cache.commitKept(beams[0], &.{ 0, 2 });
-    try testing.expectEqual(22, beams[0].seq_len);
+    try beams[0].commitKept(&.{ 0, 2 });
+    try testing.expectEqual(22, beams[0].seqLen());
     try testing.expectEqual(19, beams[0].rewindableTo());
     try testing.expectApproxEqRel(@as(f32, 16 + 17 + 18 + 19 + 100 + 102) / 6.0, try mean(beams[0], 0), 1e-6);
     try cache.reorder(&beams, &.{ 0, 0 });
     for (beams) |beam| {
         try testing.expectEqual(19, beam.rewindableTo());
-        try testing.expectError(error.PositionOutOfRange, cache.truncate(beam, 18));
-        try cache.truncate(beam, 19);
+        try testing.expectError(error.PositionOutOfRange, beam.truncate(18));
+        try beam.truncate(19);
         try testing.expectApproxEqRel(15.5, try mean(beam, 0), 1e-6); // 13 to 18
     }
 }
@@ -230,7 +230,9 @@ test "a block that came back into sight migrates as others do, and none that nob
     // Blocks 0 to 2 were out of sight when they were due.
     for ([_]u32{ 0, 64, 128, 192 }) |position| try testing.expectEqual(.tail, sequence.tier(0, position));
     try testing.expectEqual(0, (try cache.stats()).store_token_count);
-    try cache.truncate(sequence, 129); // sees 65 to 128
+    const store = try cache.poolStats(0, .i8, .i8);
+    try testing.expectEqual(0, store.hits + store.misses);
+    try sequence.truncate(129); // sees 65 to 128
     try cache.updatePolicy(.{ .kind = .tiered, .store = .{ .dtype_k = .i8, .dtype_v = .i8 } });
     try grow(&cache, sequence, 130);
     try testing.expectEqual(.tail, sequence.tier(0, 0));
@@ -238,7 +240,7 @@ test "a block that came back into sight migrates as others do, and none that nob
     try grow(&cache, sequence, 200);
     try testing.expectEqual(.store, sequence.tier(0, 128));
     // Back into the middle of a block that migrated meanwhile: its rows are there, and it is of the tail again.
-    try cache.truncate(sequence, 150);
+    try sequence.truncate(150);
     try testing.expectEqual(64, (try sequence.rows(0)).residentCount());
     try grow(&cache, sequence, 151);
     try testing.expectEqual(.tail, sequence.tier(0, 150));
@@ -287,7 +289,7 @@ test "queries whose rows were let go are refused; before the commit they see wha
         var q: [200]f32 = @splat(1);
         try attention.attend(try flat.rows(0, 0), &q, .{ .query_count = 200, .window_tokens = 16 }, &truth, &.{});
         try testing.expectEqual(truth, output);
-        try cache.commit(sequence, 200);
+        try sequence.commit(200);
         try expectRefused(sequence, 0, .{ .query_count = 200 });
         try expectRefused(sequence, 0, .{ .query_count = 2 });
         try attend(sequence, 0, .{}, output[0..1]);
@@ -349,4 +351,68 @@ test "what retention hides stays masked, and is missed only by queries it would 
         try attend(sequence, 0, .{ .query_count = 4 }, output[0..4]);
         try expectRefused(sequence, 0, .{ .query_count = 5 });
     }
+}
+
+/// Bytes of the tables of a sequence.
+fn tableBytes(sequence: *const Sequence) u64 {
+    var bytes: u64 = 0;
+    for (sequence.state.tables) |*table| bytes += table.metadataBytes();
+    return bytes;
+}
+
+test "tables keep their size over a million rows, and those of forks are as small" {
+    var cache: PagedCache = try .init(testing.allocator, .{
+        .layers = &.{ line, .{ .kv_head_count = 1, .head_dim = 1, .window_tokens = 1000 } },
+        .block_size = 16,
+        .max_seq_len = 1 << 20,
+        .dtype_k = .f32,
+        .dtype_v = .f32,
+        .retention = .{ .tokens = 2000, .sink_tokens = 40 },
+        .policy = .{ .kind = .tiered, .sink_tokens = 20 },
+    });
+    defer cache.deinit();
+    const sequence = try cache.createSequence();
+    var rows: [1000]f32 = undefined;
+    var metadata_bytes: u64 = 0;
+    const steps = 1000;
+    for (0..steps) |step| {
+        @memset(&rows, @floatFromInt(step));
+        for (0..2) |layer| _ = try sequence.append(@intCast(layer), .fromF32(&rows), .fromF32(&rows));
+        try sequence.commit(rows.len);
+        if (step == 9) metadata_bytes = (try cache.stats()).metadata_bytes;
+    }
+    try testing.expectEqual(metadata_bytes, (try cache.stats()).metadata_bytes);
+    const seq_len = steps * rows.len;
+    for (0..2) |layer| {
+        const blocks = try sequence.blockTable(@intCast(layer));
+        try testing.expectEqual(seq_len / 16, blocks.len);
+        const newest: u32 = if (layer == 0) 1960 else 1000;
+        for (0..blocks.len) |entry| {
+            const is_sink = entry < 3;
+            const is_there = is_sink or (entry + 1) * 16 > seq_len - newest - 16; // rows to rewind to stay
+            try testing.expectEqual(is_there, blocks.at(entry) >= 0);
+            const is_seen = is_sink or (entry + 1) * 16 > seq_len - newest;
+            try testing.expectEqual(is_seen, sequence.seenBlock(@intCast(layer), entry) >= 0);
+        }
+    }
+    const child = try cache.fork(sequence);
+    try testing.expect(tableBytes(child) <= tableBytes(sequence));
+    try testing.expectEqual(40 + 1960, (try child.rows(0)).residentCount());
+    try child.truncate(child.rewindableTo());
+    try testing.expectEqual(40 + 1000, (try child.rows(1)).residentCount());
+
+    // One long prompt: its table is as small once most of it was let go.
+    const prompt = try testing.allocator.alloc(f32, 500_000);
+    defer testing.allocator.free(prompt);
+    @memset(prompt, 1);
+    const other = try cache.createSequence();
+    for (0..2) |layer| _ = try other.append(@intCast(layer), .fromF32(prompt), .fromF32(prompt));
+    try testing.expect(tableBytes(other) > 4 * tableBytes(sequence));
+    try other.commit(500_000);
+    try testing.expect(tableBytes(other) <= 2 * tableBytes(sequence));
+    try other.truncate(40); // among its sinks
+    try testing.expectEqual(40, (try other.rows(0)).residentCount());
+    try testing.expectEqual(3, (try other.blockTable(0)).len);
+    _ = try other.append(0, .fromF32(&rows), .fromF32(&rows));
+    try testing.expectEqual(1040, (try other.rows(0)).residentCount());
 }

@@ -55,7 +55,8 @@ pub const Migration = struct {
         // Where blocks are measured, how one is stored depends on what was seen of those before it.
         const at_once: usize = if (self.group.fidelity.len == 0) batch_max else 1;
         var moves: [batch_max]Move = undefined;
-        var entry = @max(self.table.tail_first / block_size, self.group.shape.blockCount(self.policy.sink_tokens));
+        const oldest = @max(self.table.tail_first / block_size, self.group.shape.blockCount(self.policy.sink_tokens));
+        var entry = self.table.entries().skipEvicted(oldest);
         var moved: u32 = 0;
         while (true) {
             var count: usize = 0;
@@ -92,7 +93,7 @@ pub const Migration = struct {
     /// Blocks that were turned back into floats stay. Those that nobody sees are about to go: they are left as they are.
     fn mayLeave(self: Migration, entry: u32) bool {
         if (!self.table.isSeen(entry, self.group.shape.block_size)) return false;
-        return self.table.blocks.items[entry] >= 0 and self.table.formats.items[entry] == tail_format;
+        return self.table.format(entry) == tail_format;
     }
 
     const Outcome = enum { moved, unfit, no_room };
@@ -101,7 +102,7 @@ pub const Migration = struct {
 
     fn take(self: Migration, entry: u32, store: u8) Taken {
         const group = self.group;
-        const old = self.table.blocks.items[entry];
+        const old = self.table.block(entry);
         if (findTwin(group, old)) |twin| {
             group.formats.items[twin.format].pool.retain(&.{twin.block});
             return .{ .taken = .{ .entry = entry, .new = twin, .is_new = false } };
@@ -118,7 +119,7 @@ pub const Migration = struct {
     /// The rows of a block before and after.
     fn blocksOf(self: Migration, move: Move) struct { Block, Block } {
         const formats = self.group.formats.items;
-        return .{ .of(formats[tail_format], self.table.blocks.items[move.entry]), .of(formats[move.new.format], move.new.block) };
+        return .{ .of(formats[tail_format], self.table.block(move.entry)), .of(formats[move.new.format], move.new.block) };
     }
 
     const Planes = struct {
@@ -153,14 +154,13 @@ pub const Migration = struct {
     /// Puts a new block in the place of the old one, unless it stays in the tail after all.
     fn swap(self: Migration, move: *Move) Outcome {
         const group = self.group;
-        const tail = group.pool();
-        const old = self.table.blocks.items[move.entry];
+        const tail = group.tailPool();
+        const old = self.table.block(move.entry);
         if (move.is_new and group.fidelity.len != 0) {
             const outcome = self.measureAndWiden(move);
             if (outcome != .moved) return outcome;
         }
-        self.table.blocks.items[move.entry] = move.new.block;
-        self.table.formats.items[move.entry] = move.new.format;
+        self.table.set(move.entry, move.new.block, move.new.format);
         group.store_mask |= Group.formatBit(move.new.format);
         if (tail.refCount(@intCast(old)) > 1) {
             // Only a chance to share is lost where there is no memory for this.
@@ -238,7 +238,7 @@ fn fits(from: Block, shape: BlockShape) bool {
 
 fn findTwin(group: *Group, old: i32) ?Twin {
     const twin = group.twins.get(old) orelse return null;
-    const tail = group.pool();
+    const tail = group.tailPool();
     const pool = &group.formats.items[twin.format].pool;
     if (tail.serial(@intCast(old)) != twin.tail_serial) return null;
     return if (pool.isAlive(@intCast(twin.block), twin.serial)) twin else null;

@@ -29,19 +29,18 @@ fn extend(cache: *PagedCache, sequence: *Sequence, token_count: u32) !void {
     const rows = try testing.allocator.alloc(f32, token_count * row_elements);
     defer testing.allocator.free(rows);
     for (rows, 0..) |*value, i| {
-        value.* = element(sequence.seq_len + @as(u32, @intCast(i / row_elements)), i % row_elements);
+        value.* = element(sequence.seqLen() + @as(u32, @intCast(i / row_elements)), i % row_elements);
     }
     try cache.append(0, &.{sequence}, &.{token_count}, .fromF32(rows), .fromF32(rows));
-    try cache.commit(sequence, token_count);
+    try sequence.commit(token_count);
 }
 
 /// The largest error of a key or a value.
-fn errorOf(cache: *PagedCache, sequence: *Sequence) !f32 {
-    const count = sequence.seq_len * row_elements;
+fn errorOf(sequence: *Sequence) !f32 {
+    const count = sequence.seqLen() * row_elements;
     const rows = try testing.allocator.alloc(f32, 2 * count);
     defer testing.allocator.free(rows);
-    _ = try cache.gather(
-        sequence,
+    _ = try sequence.gather(
         0,
         .{ .bytes = @ptrCast(rows.ptr), .element_count = count },
         .{ .bytes = @ptrCast(rows.ptr + count), .element_count = count },
@@ -62,14 +61,14 @@ test "an answer that is cut and written again, again and again, has the errors o
         const sequence = try cache.createSequence();
         try extend(&cache, sequence, 182);
         try extend(&cache, sequence, 150);
-        const first = try errorOf(&cache, sequence);
+        const first = try errorOf(sequence);
         for (0..51) |turn| {
             const cut = if (varies) 70 + @as(u32, @intCast(turn * 37 % 190)) else 182;
-            try cache.truncate(sequence, cut);
+            try sequence.truncate(cut);
             try extend(&cache, sequence, 332 - cut);
         }
         // What was opened again is f16 of what was rounded once.
-        try testing.expect(try errorOf(&cache, sequence) <= first + 0x1p-11);
+        try testing.expect(try errorOf(sequence) <= first + 0x1p-11);
     };
 }
 
@@ -79,7 +78,7 @@ test "a reopened block is of the tail, on top of it, and forks, beams and polici
     const sequence = try cache.createSequence();
     try extend(&cache, sequence, 256);
     const other = try cache.fork(sequence);
-    try cache.truncate(sequence, 100);
+    try sequence.truncate(100);
     try testing.expectEqual(.store, sequence.tier(0, 64));
     try extend(&cache, sequence, 220);
     const tiers_now = [_]paged.Tier{ .store, .tail, .store, .store, .tail };
@@ -96,12 +95,12 @@ test "a reopened block is of the tail, on top of it, and forks, beams and polici
         try testing.expectEqual(.store, each.tier(0, 256));
     }
     // Shared and cut into: the copy is as it was.
-    try cache.truncate(child, 80);
+    try child.truncate(80);
     try extend(&cache, child, 200);
     try testing.expectEqual(.tail, child.tier(0, 64));
     try testing.expectEqual(.store, child.tier(0, 128));
     // Cut before it: what comes then is new.
-    try cache.truncate(child, 64);
+    try child.truncate(64);
     try extend(&cache, child, 200);
     try testing.expectEqual(.store, child.tier(0, 64));
 }
@@ -112,12 +111,12 @@ test "a tail in f16 holds what a store in bf16 rounded past it" {
     const sequence = try cache.createSequence();
     const rows: [128 * row_elements]f32 = @splat(-65504);
     try cache.append(0, &.{sequence}, &.{128}, .fromF32(&rows), .fromF32(&rows));
-    try cache.commit(sequence, 128);
-    try cache.truncate(sequence, 10);
+    try sequence.commit(128);
+    try sequence.truncate(10);
     try cache.append(0, &.{sequence}, &.{1}, .fromF32(rows[0..row_elements]), .fromF32(rows[0..row_elements]));
     var k: [11 * row_elements]f32 = undefined;
     var v: [11 * row_elements]f32 = undefined;
-    _ = try cache.gather(sequence, 0, .{ .bytes = @ptrCast(&k), .element_count = k.len }, .{ .bytes = @ptrCast(&v), .element_count = v.len });
+    _ = try sequence.gather(0, .{ .bytes = @ptrCast(&k), .element_count = k.len }, .{ .bytes = @ptrCast(&v), .element_count = v.len });
     for (k ++ v) |value| try testing.expectEqual(-65504, value);
     var output: [row_elements]f32 = undefined;
     const q: [row_elements]f32 = @splat(1e-3);

@@ -39,7 +39,7 @@ fn element(position: u32, i: usize) f32 {
 }
 
 fn append(cache: *PagedCache, sequence: *Sequence, count: u32) !void {
-    const start = sequence.seq_len;
+    const start = sequence.seqLen();
     for (0..cache.layerCount()) |layer| {
         const kv_dim = (try cache.layerShape(@intCast(layer))).kvDim();
         const rows = try testing.allocator.alloc(f32, count * kv_dim);
@@ -51,7 +51,7 @@ fn append(cache: *PagedCache, sequence: *Sequence, count: u32) !void {
 
 fn step(cache: *PagedCache, sequence: *Sequence, count: u32) !void {
     try append(cache, sequence, count);
-    try cache.commit(sequence, count);
+    try sequence.commit(count);
 }
 
 /// All rows of layer 0 that are there; the caller frees both.
@@ -64,8 +64,7 @@ const Gathered = struct {
         const count = rows.residentCount() * rows.kv_head_count * rows.head_dim;
         const k = try testing.allocator.alloc(f32, count);
         const v = try testing.allocator.alloc(f32, count);
-        const resident = try sequence.cache.gather(
-            sequence,
+        const resident = try sequence.gather(
             0,
             .{ .bytes = @ptrCast(k.ptr), .element_count = k.len },
             .{ .bytes = @ptrCast(v.ptr), .element_count = v.len },
@@ -99,11 +98,11 @@ test "a filled tail has tail_tokens to tail_tokens + block_size - 1 rows" {
         var cache: PagedCache = try .init(testing.allocator, tiered(64, q4));
         defer cache.deinit();
         const sequence = try cache.createSequence();
-        while (sequence.seq_len + at_once <= 256) {
+        while (sequence.seqLen() + at_once <= 256) {
             try step(&cache, sequence, at_once);
             const stats = try cache.stats();
-            try testing.expectEqual(sequence.seq_len, stats.tokenCount());
-            if (sequence.seq_len >= 64) {
+            try testing.expectEqual(sequence.seqLen(), stats.tokenCount());
+            if (sequence.seqLen() >= 64) {
                 try testing.expect(stats.tail_token_count >= 64 and stats.tail_token_count < 128);
             }
             try testing.expectEqual(0, stats.store_token_count % 64);
@@ -151,11 +150,11 @@ test "an allocation that fails in the middle of anything leaves every row readab
         const parent = cache.createSequence() catch continue;
         step(&cache, parent, 130) catch |err| {
             try testing.expectEqual(error.OutOfMemory, err);
-            try testing.expectEqual(0, parent.seq_len);
+            try testing.expectEqual(0, parent.seqLen());
             continue;
         };
         // The commit stands, whether or not blocks could migrate.
-        try testing.expectEqual(130, parent.seq_len);
+        try testing.expectEqual(130, parent.seqLen());
         try expectRows(parent, 130, 128);
         const child = cache.fork(parent) catch continue;
         if (step(&cache, child, 70)) {
@@ -177,9 +176,9 @@ test "truncate into a quantized block: the next append turns its kept rows back 
     const other = try cache.fork(sequence);
     const before: Gathered = try .of(sequence);
     defer before.deinit();
-    const shared = (try sequence.blockTable(0))[1];
+    const shared = (try sequence.blockTable(0)).at(1);
 
-    try cache.truncate(sequence, 100);
+    try sequence.truncate(100);
     try testing.expectEqual(.store, sequence.tier(0, 99)); // not a byte was touched
     try append(&cache, sequence, 3);
     try testing.expectEqual(.store, sequence.tier(0, 63));
@@ -188,18 +187,18 @@ test "truncate into a quantized block: the next append turns its kept rows back 
     defer after.deinit();
     try testing.expectEqualSlices(f32, before.k[0 .. 100 * row_elements], after.k[0 .. 100 * row_elements]);
     try testing.expectEqual(element(100, 0), after.k[100 * row_elements]);
-    try cache.commit(sequence, 3);
+    try sequence.commit(3);
     try testing.expectEqual(39, (try cache.stats()).tail_token_count);
 
     // The fork still has what it had.
-    try testing.expectEqual(shared, (try other.blockTable(0))[1]);
+    try testing.expectEqual(shared, (try other.blockTable(0)).at(1));
     const others: Gathered = try .of(other);
     defer others.deinit();
     try testing.expectEqualSlices(f32, before.k, others.k);
     try testing.expectEqualSlices(f32, before.v, others.v);
 
     // To a border: nothing is opened, the next rows go to a new block.
-    try cache.truncate(other, 128);
+    try other.truncate(128);
     try step(&cache, other, 1);
     try testing.expectEqual(.store, other.tier(0, 127));
     try testing.expectEqual(.tail, other.tier(0, 128));
@@ -212,19 +211,19 @@ test "forks share what migrated before them, and what one of them lets migrate a
     try step(&cache, first, 256); // 2 blocks of 64 in the store, 2 in the tail
     const second = try cache.fork(first);
     const third = try cache.fork(first);
-    try testing.expectEqualSlices(i32, try first.blockTable(0), try second.blockTable(0));
+    try testing.expectEqualDeep(try first.blockTable(0), try second.blockTable(0));
     for ([_]*Sequence{ first, second, third }) |sequence| try step(&cache, sequence, 128);
     for (0..4) |entry| {
         try testing.expectEqual(.store, first.tier(0, @intCast(entry * 64)));
-        const block = (try first.blockTable(0))[entry];
-        try testing.expectEqual(block, (try second.blockTable(0))[entry]);
-        try testing.expectEqual(block, (try third.blockTable(0))[entry]);
+        const block = (try first.blockTable(0)).at(entry);
+        try testing.expectEqual(block, (try second.blockTable(0)).at(entry));
+        try testing.expectEqual(block, (try third.blockTable(0)).at(entry));
     }
-    const format = cache.groups[0].pools.find(.q4_0, .q4_0).?;
+    const format = cache.state.groups[0].pool.find(.q4_0, .q4_0).?;
     try testing.expectEqual(4, format.pool.stats().used_blocks);
-    try testing.expectEqual(3, format.pool.refCount(@intCast((try first.blockTable(0))[3])));
+    try testing.expectEqual(3, format.pool.refCount(@intCast((try first.blockTable(0)).at(3))));
     // Their blocks behind the fork are their own.
-    try testing.expectEqual(6, cache.groups[0].pool().stats().used_blocks);
+    try testing.expectEqual(6, cache.state.groups[0].tailPool().stats().used_blocks);
     cache.freeSequence(first);
     cache.freeSequence(third);
     try expectRows(second, 384, 256);
@@ -256,8 +255,8 @@ const Twins = struct {
         return stranger;
     }
 
-    fn expectZeros(twins: *Twins, stranger: *Sequence) !void {
-        try twins.cache.commit(stranger, 192);
+    fn expectZeros(stranger: *Sequence) !void {
+        try stranger.commit(192);
         try testing.expectEqual(.store, stranger.tier(0, 64));
         const rows: Gathered = try .of(stranger);
         defer rows.deinit();
@@ -272,7 +271,7 @@ const Twins = struct {
     }
 
     fn blockOf(sequence: *const Sequence, entry: usize) !i32 {
-        return (try sequence.blockTable(0))[entry];
+        return (try sequence.blockTable(0)).at(entry);
     }
 };
 
@@ -280,7 +279,7 @@ test "a twin that nobody has any more is not taken" {
     var twins: Twins = undefined;
     try twins.init();
     defer twins.cache.deinit();
-    const format = twins.cache.groups[0].pools.find(.q4_0, .q4_0).?;
+    const format = twins.cache.state.groups[0].pool.find(.q4_0, .q4_0).?;
     twins.cache.freeSequence(twins.first);
     try testing.expectEqual(0, format.pool.stats().used_blocks);
     try twins.migrateFork();
@@ -295,7 +294,7 @@ test "a twin whose block is another sequence's now is not taken" {
     const block = try Twins.blockOf(twins.first, 0);
     twins.cache.freeSequence(twins.first);
     const stranger = try twins.addStranger();
-    try twins.expectZeros(stranger);
+    try Twins.expectZeros(stranger);
     try testing.expectEqual(block, try Twins.blockOf(stranger, 0));
     try twins.migrateFork();
     try testing.expect(try Twins.blockOf(twins.fork, 0) != block);
@@ -313,7 +312,7 @@ test "a float block that was given back and taken again has no twin" {
     twins.cache.freeSequence(other);
     const stranger = try twins.addStranger();
     try testing.expectEqual(block, try Twins.blockOf(stranger, 1));
-    try twins.expectZeros(stranger);
+    try Twins.expectZeros(stranger);
     try testing.expect(try Twins.blockOf(stranger, 1) != try Twins.blockOf(twins.first, 0));
     try expectRows(twins.first, 128, 64);
 }
@@ -323,8 +322,8 @@ test "updatePolicy: acts at the next commit, and what is quantized keeps its for
     defer cache.deinit();
     const sequence = try cache.createSequence();
     try step(&cache, sequence, 192);
-    const old = (try sequence.blockTable(0))[0];
-    const format = cache.groups[0].pools.find(.q4_0, .q4_0).?;
+    const old = (try sequence.blockTable(0)).at(0);
+    const format = cache.state.groups[0].pool.find(.q4_0, .q4_0).?;
     const bytes = try testing.allocator.dupe(u8, format.pool.bytes(@intCast(old)));
     defer testing.allocator.free(bytes);
 
@@ -337,7 +336,7 @@ test "updatePolicy: acts at the next commit, and what is quantized keeps its for
     const stats = try cache.stats();
     try testing.expectEqual(128, stats.warm_token_count);
     try testing.expectEqual(256, stats.store_token_count);
-    try testing.expectEqual(old, (try sequence.blockTable(0))[0]);
+    try testing.expectEqual(old, (try sequence.blockTable(0)).at(0));
     try testing.expectEqualSlices(u8, bytes, format.pool.bytes(@intCast(old)));
 
     // Tail-only: nothing more leaves, nothing comes back.
@@ -353,7 +352,7 @@ test "updatePolicy: acts at the next commit, and what is quantized keeps its for
     try testing.expectEqual(557 - 448, (try cache.stats()).tail_token_count);
 
     try testing.expectError(error.InvalidConfig, cache.updatePolicy(.{ .kind = .tiered, .store = q4, .tail_tokens = 1 }));
-    try testing.expectEqual(64, cache.policy.tail_tokens);
+    try testing.expectEqual(64, cache.state.policy.tail_tokens);
 }
 
 test "precision sinks: whole blocks that never leave the tail, on top of it" {
@@ -377,9 +376,9 @@ test "retention over a store: exactly the rows asked for, whole blocks freed, pa
     var cache: PagedCache = try .init(testing.allocator, options);
     defer cache.deinit();
     const sequence = try cache.createSequence();
-    while (sequence.seq_len < 700) {
+    while (sequence.seqLen() < 700) {
         try step(&cache, sequence, 1);
-        try testing.expectEqual(@min(200, sequence.seq_len), (try cache.stats()).tokenCount());
+        try testing.expectEqual(@min(200, sequence.seqLen()), (try cache.stats()).tokenCount());
     }
     const kept: Gathered = try .of(sequence);
     defer kept.deinit();
@@ -435,7 +434,7 @@ test "rows of an earlier policy that the store cannot hold stay in the tail" {
     var rows: [64 * row_elements]f32 = @splat(1);
     rows[77] = 1e6;
     try cache.append(0, &.{sequence}, &.{64}, .fromF32(&rows), .fromF32(&rows));
-    try cache.commit(sequence, 64);
+    try sequence.commit(64);
     try cache.updatePolicy(.{ .kind = .tiered, .store = q4 });
     try step(&cache, sequence, 64);
     try testing.expectEqual(.store, sequence.tier(0, 0));
@@ -541,7 +540,7 @@ test "attention over tail and store: every K format with every V format, on ever
             try step(&cache, sequence, 400);
             for (1..6) |query_count| try expectAttention(sequence, @intCast(query_count), 1e-3);
             // A query that sees a part of a quantized block.
-            try cache.truncate(sequence, 100);
+            try sequence.truncate(100);
             try expectAttention(sequence, 3, 1e-3);
         };
     }
@@ -568,8 +567,8 @@ test "store-only keeps no more floats than the rows of a block" {
     for (0..300) |_| {
         try step(&cache, sequence, 1);
         const stats = try cache.stats();
-        try testing.expectEqual(sequence.seq_len % 64, stats.tail_token_count);
-        try testing.expect(cache.groups[0].pool().stats().used_blocks <= 1);
+        try testing.expectEqual(sequence.seqLen() % 64, stats.tail_token_count);
+        try testing.expect(cache.state.groups[0].tailPool().stats().used_blocks <= 1);
     }
 }
 
@@ -581,10 +580,10 @@ test "two caches on one set of pools, each with its own store" {
         .block_size = 64,
         .dtype_k = .f32,
         .dtype_v = .f32,
-    }, 64 << 20, null);
+    }, 64 << 20);
     defer pools.deinit();
     var options = tiered(0, q4);
-    options.pools = &pools;
+    options.pool = &pools;
     var a: PagedCache = try .init(testing.allocator, options);
     defer a.deinit();
     options.policy.store = q8;
@@ -632,7 +631,7 @@ test "fidelity: what is reported is what was done, and no score is off by more t
         defer gpa.free(rows);
         outliers(prng.random(), rows, dim);
         try cache.append(0, &.{sequence}, &.{tokens}, .fromF32(rows), .fromF32(rows));
-        try cache.commit(sequence, tokens);
+        try sequence.commit(tokens);
 
         const stored: Gathered = try .of(sequence);
         defer stored.deinit();
@@ -670,7 +669,7 @@ test "fidelity: what is reported is what was done, and no score is off by more t
                 var lse: [1]f32 = undefined;
                 const other = try cache.fork(sequence);
                 defer cache.freeSequence(other);
-                try cache.truncate(other, @intCast(t + 1));
+                try other.truncate(@intCast(t + 1));
                 try attention.attend(try other.rows(0), &q, .{ .softmax_scale = 1, .window_tokens = 1 }, &output, &lse);
                 // f32 arithmetic on top: 2^-20 of the sum of the magnitudes is far more than it makes.
                 const slack = 1e-6 * 40 * @as(f64, @floatFromInt(i + 1)) * dim;
@@ -692,7 +691,7 @@ test "attend: what is recorded is the norm of the queries, whatever takes their 
     const rows: [64]f32 = @splat(0.001);
     _ = try sequence.append(0, .fromF32(rows[0..32]), .fromF32(rows[0..32]));
     _ = try sequence.append(1, .fromF32(&rows), .fromF32(&rows));
-    try cache.commit(sequence, 1);
+    try sequence.commit(1);
     var q: [64]f32 = @splat(0);
     q[3] = 1000;
     q[32 + 5] = -20;
@@ -731,7 +730,7 @@ test "max_logit_error: keys that 4 bits would harm take 8, and at last floats" {
         defer cache.deinit();
         const sequence = try cache.createSequence();
         try cache.append(0, &.{sequence}, &.{64}, .fromF32(rows), .fromF32(rows));
-        try cache.commit(sequence, 64);
+        try sequence.commit(64);
         const storage = (try sequence.rows(0)).storage(0);
         try testing.expectEqual(case.expected, storage.dtype_k);
         try testing.expectEqual(.q4_0, storage.dtype_v);
@@ -739,7 +738,7 @@ test "max_logit_error: keys that 4 bits would harm take 8, and at last floats" {
         try testing.expectEqual(64, (try cache.stats()).store_token_count);
         // What was tried on the way was given back.
         var used: u32 = 0;
-        for (cache.groups[0].distinctFormats()) |format| used += format.pool.stats().used_blocks;
+        for (cache.state.groups[0].distinctFormats()) |format| used += format.pool.stats().used_blocks;
         try testing.expectEqual(1, used);
     }
     var options = tiered(0, q4);
@@ -770,12 +769,14 @@ test "migration by several threads stores the same bytes" {
         defer cache.deinit();
         const sequence = try cache.createSequence();
         for (0..8) |i| try cache.append(@intCast(i), &.{sequence}, &.{tokens}, .fromF32(rows), .fromF32(rows));
-        try cache.commit(sequence, tokens);
+        try sequence.commit(tokens);
         try testing.expectEqual(tokens, (try cache.stats()).store_token_count);
-        const format = cache.groups[0].pools.find(.i4, .q8_0).?;
+        const format = cache.state.groups[0].pool.find(.i4, .q8_0).?;
         var bytes: std.ArrayList(u8) = .empty;
         defer bytes.deinit(gpa);
-        for (try sequence.blockTable(0)) |block| {
+        const blocks = try sequence.blockTable(0);
+        for (0..blocks.len) |entry| {
+            const block = blocks.at(entry);
             try bytes.appendSlice(gpa, format.pool.bytes(@intCast(block))[0..@intCast(format.shape.blockBytes())]);
         }
         if (expected) |first| {
@@ -795,12 +796,12 @@ test "a block that did not fit the store is judged again when a part of it was r
     try step(&cache, sequence, 65);
     const huge: [63 * row_elements]f32 = @splat(1e6);
     try cache.append(0, &.{sequence}, &.{63}, .fromF32(&huge), .fromF32(&huge));
-    try cache.commit(sequence, 63);
+    try sequence.commit(63);
     try cache.updatePolicy(.{ .kind = .tiered, .store = q4 });
     try step(&cache, sequence, 1);
     try testing.expectEqual(.store, sequence.tier(0, 0));
     try testing.expectEqual(.tail, sequence.tier(0, 64));
-    try cache.truncate(sequence, 65);
+    try sequence.truncate(65);
     try step(&cache, sequence, 63);
     try testing.expectEqual(.store, sequence.tier(0, 64));
 }
