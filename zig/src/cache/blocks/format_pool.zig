@@ -1,4 +1,5 @@
-//! The block pool: equal blocks of memory, each with a reference count, shared by the sequences of one or more caches.
+//! The blocks of one format: equal pieces of memory, each with a reference count, shared by the sequences of one or more
+//! caches.
 //!
 //!     slab 0 | block 0 | block 1 | ... |      slab 1 | block n | ... |      a slab is at most 1 GiB
 //!
@@ -26,13 +27,13 @@ const SlabTable = @import("slab_table.zig").SlabTable;
 /// Slabs are about this large where blocks are large, so that memory comes and goes in steps that are worth a call.
 const slab_bytes_target = 64 << 20;
 
-/// And no smaller than this where blocks are small, so that their number stays small too.
+/// Slabs are no smaller than this where blocks are small, so that their number stays small too.
 const slab_bytes_min = 4 << 20;
 
-/// Between the two they have this many blocks.
+/// Slabs of neither size have this many blocks.
 const slab_blocks_target = 32;
 
-/// Nor larger than this part of a budget that several pools share.
+/// Slabs are no larger than this part of a budget that several pools share.
 const slab_share = 16;
 
 const block_alignment = 64;
@@ -94,9 +95,9 @@ pub const FormatPool = struct {
     slabs: SlabTable,
     /// Block table entries that name a block, [block].
     ref_counts: std.ArrayList(u32) = .empty,
-    /// Who wrote a block last, [block]; 0 for nobody.
+    /// The cache that wrote a block last, [block]; 0 for nobody.
     writers: std.ArrayList(u32) = .empty,
-    /// How often a block was taken, [block]; wraps.
+    /// Times that a block was taken, [block]; wraps.
     serials: std.ArrayList(u32) = .empty,
     /// Free blocks of mapped slabs, the last given back on top. Has room for every block.
     free: std.ArrayList(u32) = .empty,
@@ -117,7 +118,7 @@ pub const FormatPool = struct {
         return initBudget(gpa, slab_allocator, block_bytes, bytes_max, null);
     }
 
-    /// As `init`, with a budget that other pools draw on too.
+    /// A pool on a budget that other pools draw on too; else as `init`.
     pub fn initBudget(
         gpa: Allocator,
         slab_allocator: Allocator,
@@ -164,6 +165,7 @@ pub const FormatPool = struct {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         if (block_count > pool.block_count_max) return error.PoolEmpty;
+        defer pool.verify();
         _ = try pool.growTo(block_count -| pool.used_count);
         pool.prewarmed = @max(pool.prewarmed, block_count);
     }
@@ -178,6 +180,7 @@ pub const FormatPool = struct {
         if (blocks.len == 0) return .{};
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
+        defer pool.verify();
         if (!pool.canHave(blocks.len)) return error.PoolEmpty;
         var taken: Taken = .{
             .hits = @min(pool.free.items.len, blocks.len),
@@ -191,7 +194,7 @@ pub const FormatPool = struct {
         return taken;
     }
 
-    /// How it was before blocks were taken.
+    /// The numbers of a pool before blocks were taken.
     pub const Taken = struct {
         /// Blocks mapped for them.
         mapped: usize = 0,
@@ -200,11 +203,12 @@ pub const FormatPool = struct {
         tables_before: TableSize = .{},
     };
 
-    /// As if the blocks had not been taken, by the numbers of the pool too. They come in the order they were taken in.
+    /// Undoes a take, as if it had never been, by the numbers of the pool too. The blocks come in the order they were taken in.
     pub fn untake(pool: *FormatPool, blocks: []const i32, taken: Taken) void {
         if (blocks.len == 0) return;
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
+        defer pool.verify();
         // Others may have taken blocks meanwhile.
         const used_before = pool.used_count - @as(u32, @intCast(blocks.len));
         if (pool.peak_count == pool.used_count) pool.peak_count = @max(taken.peak_before, used_before);
@@ -250,6 +254,7 @@ pub const FormatPool = struct {
     pub fn retain(pool: *FormatPool, blocks: []const i32) void {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
+        defer pool.verify();
         for (blocks) |block| {
             if (block < 0) continue;
             assert(pool.ref_counts.items[@intCast(block)] > 0);
@@ -261,6 +266,7 @@ pub const FormatPool = struct {
     pub fn release(pool: *FormatPool, blocks: []const i32) void {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
+        defer pool.verify();
         // From the back, so that what is taken next comes in the order it had.
         var i = blocks.len;
         while (i > 0) {
@@ -303,7 +309,7 @@ pub const FormatPool = struct {
         return pool.ref_counts.items[block];
     }
 
-    /// Changes whenever a block gets a new owner.
+    /// A number that changes whenever a block gets a new owner.
     pub fn serial(pool: *FormatPool, block: u32) u32 {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
@@ -347,6 +353,41 @@ pub const FormatPool = struct {
             .reserved_bytes = reserved,
             .metadata_bytes = words * @sizeOf(u32) + pool.slabs.metadataBytes(),
         };
+    }
+
+    /// Blocks of a pool whose lists `verify` reads; of a larger one it compares the sums.
+    const verified_blocks_max = 1024;
+
+    /// Checks in Debug that the pool is sound: used + free = total, no block is free twice or free and used, and slabs count
+    /// their free blocks. Asked after each change, with the lock.
+    fn verify(pool: *const FormatPool) void {
+        if (builtin.mode != .Debug) return;
+        var mapped_count: u64 = 0;
+        var free_count: u64 = 0;
+        for (0..pool.slabs.end) |index| if (pool.slabs.at(@intCast(index)) != null) {
+            mapped_count += pool.slabBlocks(@intCast(index));
+            free_count += pool.slabs.freeCount(@intCast(index)).*;
+        };
+        assert(mapped_count == pool.used_count + free_count);
+        assert(free_count == pool.free.items.len);
+        assert(pool.peak_count >= pool.used_count);
+        assert(pool.allocations - pool.drops == mapped_count);
+        assert(pool.free.capacity >= pool.ref_counts.items.len);
+        if (pool.ref_counts.items.len > verified_blocks_max) return;
+        var is_free: std.StaticBitSet(verified_blocks_max) = .initEmpty();
+        for (pool.free.items) |block| {
+            assert(!is_free.isSet(block));
+            assert(pool.ref_counts.items[block] == 0);
+            assert(pool.slabs.at(block / pool.blocks_per_slab) != null);
+            is_free.set(block);
+        }
+        var used_count: u32 = 0;
+        for (pool.ref_counts.items, 0..) |references, block| {
+            if (references == 0) continue;
+            assert(pool.slabs.at(@as(u32, @intCast(block)) / pool.blocks_per_slab) != null);
+            used_count += 1;
+        }
+        assert(used_count == pool.used_count);
     }
 
     /// Could there be so many free blocks, as far as slabs and budget go? Asked first, so that a request that is refused has
@@ -419,12 +460,12 @@ pub const FormatPool = struct {
         for (pool.tables()) |table| table.appendNTimesAssumeCapacity(0, block_count - known);
     }
 
-    /// Those with a word for each block.
+    /// The tables with a word for each block.
     fn tables(pool: *FormatPool) [3]*std.ArrayList(u32) {
         return .{ &pool.ref_counts, &pool.writers, &pool.serials };
     }
 
-    /// Of the tables of blocks, which are all alike.
+    /// The size of the tables of blocks, which are all alike.
     const TableSize = struct { len: usize = 0, capacity: usize = 0 };
 
     fn tableSize(pool: *const FormatPool) TableSize {
