@@ -17,12 +17,18 @@ pub const Status = enum(i32) {
     block_too_large = -10,
     commit_mismatch = -11,
     stale_handle = -12,
+    /// Given by the TypeScript side alone.
     stale_view = -13,
     unsupported = -14,
+    /// Given by nothing yet.
     bad_snapshot = -15,
+    /// Given by nothing yet.
     snapshot_mismatch = -16,
+    /// Given by nothing yet.
     no_device = -17,
+    /// Given by the TypeScript side alone.
     needs_permission = -18,
+    /// Given by nothing yet.
     aborted = -19,
 
     pub fn result(status: Status) i32 {
