@@ -6,7 +6,7 @@ const assert = std.debug.assert;
 const Dtype = @import("../dtype.zig").Dtype;
 const shapes = @import("../shape.zig");
 
-/// How the rows of an input stand in memory.
+/// The order in which the rows of an input stand in memory.
 pub const Layout = enum(u32) {
     /// [token][kv_head][head_dim]
     token_major = 0,
@@ -14,7 +14,7 @@ pub const Layout = enum(u32) {
     head_major = 1,
 };
 
-/// Rows of one side as a caller hands them over; unaligned.
+/// Keys or values as a caller hands them over; unaligned.
 pub const Input = struct {
     bytes: [*]const u8,
     element_count: u64,
@@ -25,7 +25,8 @@ pub const Input = struct {
         return .{ .bytes = @ptrCast(elements.ptr), .element_count = elements.len };
     }
 
-    /// The row of one head of one token, [head_dim]; `token_count` are the tokens of the whole input.
+    /// The row of one head of one token, [head_dim]; `token_count` are the tokens of the whole input. `shape` is a Shape or a
+    /// BlockShape, here and below: their heads are read, which both have.
     pub fn headRow(input: Input, shape: anytype, token_count: u64, kv_head: u32, token: u64) [*]const u8 {
         const element = switch (input.layout) {
             .token_major => shapes.tokenMajorOffset(shape, kv_head, token),
@@ -53,7 +54,7 @@ pub const Input = struct {
     }
 };
 
-/// The two sides of an append, as they are when the call begins.
+/// The keys and values of an append, as they are when the call begins.
 ///
 /// A caller's rows may lie where the call writes, in an array over the cache's own memory: those are read from a copy.
 pub const Inputs = struct {
@@ -65,7 +66,7 @@ pub const Inputs = struct {
         for (inputs.copies) |copy| gpa.free(copy);
     }
 
-    /// To be called for all memory that will be written, before any of it is.
+    /// Copies an input that lies in memory that will be written. Called for all of it, before any is.
     pub fn leave(inputs: *Inputs, gpa: Allocator, written: []const u8) error{OutOfMemory}!void {
         for ([_]*Input{ &inputs.k, &inputs.v }, &inputs.copies) |input, *copy| {
             if (!input.overlaps(written)) continue;

@@ -1,4 +1,4 @@
-//! Rows as a reader sees them in place, whatever layout they lie in.
+//! Rows where they lie, as a reader sees them, whatever layout that is.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -26,13 +26,13 @@ pub const Rows = struct {
     first: u32 = 0,
     /// The newest rows a query may see, by the layer's own window; null for all.
     window_tokens: ?u32 = null,
-    /// What queries are measured for, [kv_head]; empty where nobody asked.
+    /// The heads that queries are measured for, [kv_head]; empty where nobody asked.
     fidelity: []Head = &.{},
     /// The newest rows that retention keeps beside the sinks; null for all.
     newest_tokens: ?u32 = null,
     memory: Memory,
 
-    /// Where the rows lie.
+    /// The memory in which the rows lie.
     pub const Memory = union(enum) {
         contiguous: Contiguous,
         paged: Paged,
@@ -150,7 +150,7 @@ pub const Rows = struct {
         return shape.planeOffset(layer, side, kv_head);
     }
 
-    /// How the row at a resident position is stored, and with it those up to `storageEnd`.
+    /// The storage of the row at a resident position, and with it of those up to `storageEnd`.
     pub fn storage(rows: *const Rows, position: u32) dispatch.Storage {
         switch (rows.memory) {
             .contiguous => |contiguous| return .{

@@ -1,6 +1,6 @@
 //! Rows in blocks: writing, copying and reading them in whatever format a block has.
 //!
-//! Which block, and whether it may be written, is the business of its cache.
+//! The choice of a block, and whether it may be written, is the business of its cache.
 
 const std = @import("std");
 const assert = std.debug.assert;

@@ -30,7 +30,7 @@ const slab_bytes_target = 64 << 20;
 /// Slabs are no smaller than this where blocks are small, so that their number stays small too.
 const slab_bytes_min = 4 << 20;
 
-/// Slabs of neither size have this many blocks.
+/// Slabs between the two sizes have this many blocks.
 const slab_blocks_target = 32;
 
 /// Slabs are no larger than this part of a budget that several pools share.
@@ -148,7 +148,7 @@ pub const FormatPool = struct {
         };
     }
 
-    /// All blocks must have been released.
+    /// Frees a pool whose blocks were all released.
     pub fn deinit(pool: *FormatPool) void {
         assert(pool.used_count == 0);
         for (0..pool.slabs.end) |i| if (pool.slabs.at(@intCast(i))) |slab| slab_memory.free(pool.slab_allocator, slab);
@@ -297,7 +297,7 @@ pub const FormatPool = struct {
         pool.slabs.freeCount(block / pool.blocks_per_slab).* += 1;
     }
 
-    /// Are all blocks of a mapped slab free?
+    /// All blocks of a mapped slab are free.
     fn isFree(pool: *const FormatPool, slab_index: u32) bool {
         return pool.slabs.freeCount(slab_index).* == pool.slabBlocks(slab_index);
     }
@@ -316,7 +316,7 @@ pub const FormatPool = struct {
         return pool.serials.items[block];
     }
 
-    /// Is a block still the one that had this serial, and in use?
+    /// A block is still the one that had this serial, and in use.
     pub fn isAlive(pool: *FormatPool, block: u32, expected_serial: u32) bool {
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
@@ -390,8 +390,8 @@ pub const FormatPool = struct {
         assert(used_count == pool.used_count);
     }
 
-    /// Could there be so many free blocks, as far as slabs and budget go? Asked first, so that a request that is refused has
-    /// mapped nothing.
+    /// So many blocks can be free, as far as slabs and budget go. Asked first, so that a request that is refused has mapped
+    /// nothing.
     fn canHave(pool: *const FormatPool, block_count: usize) bool {
         var free_count = pool.free.items.len;
         var bytes_left = if (pool.budget) |budget| budget.left.load(.monotonic) else std.math.maxInt(u64);

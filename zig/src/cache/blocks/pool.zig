@@ -1,5 +1,5 @@
-//! The blocks of one layer group, in every format they come in: a pool for each format, made when it is first asked for,
-//! all on one budget.
+//! The block pool of a layer group: its blocks in every format they come in, all on one budget. The blocks of a format are
+//! made when they are first asked for.
 //!
 //! Blocks of all formats have the same positions, layers and heads; only their bytes differ. Several caches may share the
 //! pool: then they must agree in what `shape` says. A pool lives as long as its owner.
@@ -21,14 +21,14 @@ pub const Format = struct {
 pub const BlockPool = struct {
     gpa: Allocator,
     slab_allocator: Allocator,
-    /// Of the tail, which every cache writes to.
+    /// The shape of a block of the tail, which every cache writes to.
     shape: BlockShape,
     max_bytes: u64,
     budget: *format_pool.Budget,
-    /// False where the budget is also that of other layer groups.
+    /// False where other layer groups are on the budget too.
     owns_budget: bool,
     lock: std.Io.Mutex = .init,
-    /// The tail's is the first.
+    /// The formats there are blocks of; the tail's is the first.
     formats: std.ArrayList(*Format) = .empty,
 
     pub const Error = FormatPool.InitError;
@@ -44,7 +44,7 @@ pub const BlockPool = struct {
         return pool;
     }
 
-    /// As `init`, on a budget that others share, which outlives the pool.
+    /// A pool on a budget that others share, which outlives it; else as `init`.
     pub fn initBudget(
         gpa: Allocator,
         slab_allocator: Allocator,
@@ -66,7 +66,7 @@ pub const BlockPool = struct {
         return pool;
     }
 
-    /// All blocks must have been released.
+    /// Frees a pool whose blocks were all released.
     pub fn deinit(pool: *BlockPool) void {
         for (pool.formats.items) |format| {
             format.pool.deinit();
@@ -102,7 +102,7 @@ pub const BlockPool = struct {
         return pool.known(dtype_k, dtype_v);
     }
 
-    /// What there is of a format, and what became of the requests for its blocks.
+    /// The blocks of a format in numbers, and what became of the requests for them.
     pub fn stats(pool: *BlockPool, dtype_k: Dtype, dtype_v: Dtype) Error!format_pool.Stats {
         return (try pool.get(dtype_k, dtype_v)).pool.stats();
     }

@@ -1,4 +1,4 @@
-//! Which slabs of a block pool are mapped, by number, and how many of their blocks are free.
+//! The slabs of a pool that are mapped, by number, and how many of their blocks are free.
 //!
 //!     chunk 0 | slab 0 | ... | slab 63 |      chunk 1 | null      of a pool that is small so far
 //!

@@ -17,11 +17,11 @@ const Format = @import("pool.zig").Format;
 /// The index of the tail's format in every list of formats.
 pub const tail_format = 0;
 
-/// The tail's once more, for a block that was turned back into floats: it never migrates again, so no row of it is rounded
-/// a second time.
+/// The tail's format once more, for a block that was turned back into floats: it never migrates again, so no row of it is
+/// rounded a second time.
 pub const reopened_format = 1;
 
-/// Is a block of this format in the tail?
+/// A block of this format is in the tail.
 pub fn isTail(format: u8) bool {
     return format == tail_format or format == reopened_format;
 }
@@ -43,7 +43,7 @@ pub const Entries = struct {
         return entry -% entries.evicted_first < entries.evicted_count;
     }
 
-    /// Where an entry that is not evicted stands in `blocks` and `formats`.
+    /// The index in `blocks` and `formats` of an entry that is not evicted.
     fn index(entries: Entries, entry: u32) u32 {
         assert(!entries.isEvicted(entry));
         return if (entry < entries.evicted_first) entry else entry - entries.evicted_count;
@@ -79,7 +79,7 @@ pub const Entries = struct {
 pub const BlockTable = struct {
     /// The block of each stored entry.
     blocks: std.ArrayList(i32) = .empty,
-    /// As long as `blocks`.
+    /// The format of each of these blocks.
     formats: std.ArrayList(u8) = .empty,
     /// Evicted are the entries [evicted_first, evicted_first + evicted_count).
     evicted_first: u32 = 0,
@@ -93,13 +93,13 @@ pub const BlockTable = struct {
     /// A multiple of the block size. Blocks before it have migrated, or never will.
     tail_first: u32 = 0,
 
-    /// The references must have been given back.
+    /// Frees a table whose references were given back.
     pub fn deinit(table: *BlockTable, gpa: Allocator) void {
         table.blocks.deinit(gpa);
         table.formats.deinit(gpa);
     }
 
-    /// Valid until entries are appended or dropped.
+    /// The entries for a reader, until some are appended or dropped.
     pub fn entries(table: *const BlockTable) Entries {
         assert(table.blocks.items.len == table.formats.items.len);
         return .{
@@ -162,7 +162,7 @@ pub const BlockTable = struct {
         return other;
     }
 
-    /// Of evicted entries those before `entry_count` stay.
+    /// Keeps the evicted entries that stand before `entry_count`.
     fn keepEvicted(table: *BlockTable, evicted_first: u32, evicted_count: u32, entry_count: u32) void {
         const stays = entry_count > evicted_first;
         assert(!stays or evicted_count <= entry_count - evicted_first); // no table ends among them
@@ -170,7 +170,7 @@ pub const BlockTable = struct {
         table.evicted_count = if (stays) evicted_count else 0;
     }
 
-    /// One more reference to the blocks of all entries.
+    /// Adds a reference to the blocks of all entries.
     pub fn retain(table: *const BlockTable, formats: []const *Format) void {
         var stretches = table.stretchesOf(0, table.blocks.items.len);
         while (stretches.next()) |stretch| formats[stretch.format].pool.retain(stretch.blocks);
@@ -201,7 +201,7 @@ pub const BlockTable = struct {
         table.formats.items.len -= stored_count;
     }
 
-    /// Is any row of an entry seen?
+    /// Some row of an entry is seen.
     pub fn isSeen(table: *const BlockTable, entry: u32, block_size: u32) bool {
         const position = @as(u64, entry) * block_size;
         return position < table.sink_end or position + block_size > table.first;

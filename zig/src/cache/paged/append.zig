@@ -40,12 +40,12 @@ pub const Error = error{
     OutOfMemory,
 };
 
-/// What one sequence gets of an append, and what was done for it so far.
+/// One sequence's part in an append, and what was done for it so far.
 pub const Portion = struct {
     sequence: *SequenceState,
     /// Rows of the call.
     token_count: u32,
-    /// Which of the call's rows is the first.
+    /// The first of its rows, among those of the call.
     token_first: u64 = 0,
     /// Blocks put into the table of the layer's group.
     entries_added: u32 = 0,
@@ -57,7 +57,7 @@ pub const Portion = struct {
 const Replaced = struct {
     block: i32,
     format: u8,
-    /// Of its table.
+    /// What its table had in `tail_first`.
     tail_first: u32,
 
     fn isShared(replaced: Replaced) bool {
@@ -244,7 +244,7 @@ const Call = struct {
         own.tail_first = old.tail_first;
     }
 
-    /// Where rows lie in a block that will be written, they are read from a copy.
+    /// Reads rows that lie in a block that will be written from a copy.
     fn leaveBlocks(call: Call, inputs: *Inputs) error{OutOfMemory}!void {
         for (call.portions) |*portion| {
             if (portion.token_count == 0) continue;

@@ -60,7 +60,7 @@ pub const Options = struct {
     layers: []const Layer,
     block_size: u32 = 64,
     max_seq_len: u32,
-    /// Of the tail, to which all rows are written: float formats.
+    /// The formats of the tail, to which all rows are written: floats.
     dtype_k: Dtype = .f16,
     dtype_v: Dtype = .f16,
     policy: Policy = .{},
@@ -94,7 +94,7 @@ pub const PagedCache = struct {
     pub const ReorderError = error{ InvalidConfig, CommitMismatch, OutOfMemory };
     pub const GatherError = SequenceState.GatherError;
 
-    /// Nothing is mapped before the first row.
+    /// A cache without sequences. Nothing is mapped before the first row.
     pub fn init(gpa: Allocator, options: Options) InitError!PagedCache {
         return initSlabs(gpa, slab_memory.system, options);
     }
@@ -172,7 +172,7 @@ pub const PagedCache = struct {
         };
     }
 
-    /// Frees all sequences too.
+    /// Frees the cache, and all sequences too.
     pub fn deinit(self: *PagedCache) void {
         const gpa = self.state.gpa;
         while (self.sequences.items.len != 0) self.freeSequence(self.sequences.items[self.sequences.items.len - 1]);
@@ -191,8 +191,8 @@ pub const PagedCache = struct {
         return try group.formatIndex(gpa, store.dtype_k, store.dtype_v);
     }
 
-    /// From the next commit on, what becomes of old rows: blocks of the tail that are older than the new one migrate, and
-    /// blocks that have migrated keep their format.
+    /// Changes what becomes of old rows, from the next commit on: blocks of the tail that are older than the new one migrate,
+    /// and blocks that have migrated keep their format.
     pub fn updatePolicy(self: *PagedCache, policy: Policy) InitError!void {
         const cache = &self.state;
         try policy.validate(cache.block_size, cache.retention);
@@ -210,7 +210,7 @@ pub const PagedCache = struct {
         };
     }
 
-    /// What migration did to each KV head of a layer, [kv_head]; empty unless the cache was made to measure it.
+    /// The fidelity of each KV head of a layer, [kv_head]; empty unless the cache was made to measure it.
     pub fn fidelity(self: *const PagedCache, layer_index: u32) error{LayerOutOfRange}![]const Head {
         const layer = try self.state.layer(layer_index);
         return self.state.groups[layer.group].heads(layer.index);

@@ -145,6 +145,6 @@ fn migrate(sequence: *SequenceState) void {
             .seq_len = sequence.seq_len,
             .writer = cache.writer,
         };
-        if (migration.run() != 0) sequence.ageViews(@intCast(group_index));
+        if (migration.moveDue() != 0) sequence.ageViews(@intCast(group_index));
     }
 }

@@ -2,6 +2,7 @@
 //! shape, one set of pools and, in each sequence, one block table. Most models have one group.
 
 const std = @import("std");
+const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
 const block_pool = @import("../blocks/pool.zig");
 const block_table = @import("../blocks/table.zig");
@@ -19,7 +20,7 @@ pub const Store = struct {
     dtype_v: Dtype,
 };
 
-/// What a layer holds.
+/// A layer, and what it holds.
 pub const Layer = struct {
     kv_head_count: u32,
     head_dim: u32,
@@ -32,7 +33,7 @@ pub const Layer = struct {
     store: ?Store = null,
 };
 
-/// What a shared block of the tail became when one of its sequences let it migrate: valid while both blocks are what they
+/// The block that a shared one of the tail became when one of its sequences let it migrate. Valid while both are what they
 /// were then.
 pub const Twin = struct {
     tail_serial: u32,
@@ -43,13 +44,13 @@ pub const Twin = struct {
 
 /// Layers of one shape.
 pub const Group = struct {
-    /// Of the tail.
+    /// The shape of its blocks in the tail.
     shape: BlockShape,
     window_tokens: ?u32,
     store: ?Store,
     pool: *BlockPool = undefined,
-    /// Every format its blocks have or had, the tail's first, and second once more for reopened blocks. Indices are what
-    /// block tables hold.
+    /// Every format its blocks have or had, by the index that block tables hold: the tail's first, and once more for reopened
+    /// blocks.
     formats: std.ArrayList(*Format) = .empty,
     /// The format of blocks that leave the tail; null where none does.
     store_format: ?u8 = null,
@@ -57,7 +58,7 @@ pub const Group = struct {
     store_mask: u128 = 0,
     /// [layer in the group][kv_head], or empty where nobody asked.
     fidelity: []Head = &.{},
-    /// What blocks of the tail that are shared became, by block.
+    /// The twins of shared blocks of the tail, by block.
     twins: std.AutoHashMapUnmanaged(i32, Twin) = .empty,
 
     pub fn deinit(group: *Group, gpa: Allocator) void {
@@ -66,8 +67,9 @@ pub const Group = struct {
         gpa.free(group.fidelity);
     }
 
-    /// What migration did to each head of a layer, [kv_head]; empty where nobody asked.
+    /// The fidelity of each head of a layer, [kv_head]; empty where nobody asked.
     pub fn heads(group: *const Group, layer: u32) []Head {
+        assert(layer < group.shape.layer_count);
         if (group.fidelity.len == 0) return &.{};
         return group.fidelity[layer * group.shape.kv_head_count ..][0..group.shape.kv_head_count];
     }
@@ -102,17 +104,18 @@ pub const Group = struct {
     pub fn formatIndex(group: *Group, gpa: Allocator, dtype_k: Dtype, dtype_v: Dtype) BlockPool.Error!u8 {
         const wanted = try group.pool.get(dtype_k, dtype_v);
         for (group.formats.items, 0..) |format, i| if (format == wanted) return @intCast(i);
-        try group.formats.append(gpa, wanted); // 8 formats of keys and 8 of values: 65 at most
+        assert(group.formats.items.len < @bitSizeOf(@TypeOf(group.store_mask))); // 8 formats of keys and 8 of values: 65 at most
+        try group.formats.append(gpa, wanted);
         return @intCast(group.formats.items.len - 1);
     }
 };
 
-/// Where a layer stands: its group, and its number in it.
+/// A layer's group, and its number in it.
 pub const GroupedLayer = struct { group: u32, index: u32, q_head_count: ?u32 };
 
 /// Sorts layers into groups. `empty` is the shape without layers, KV heads and head_dim.
 pub fn groupLayers(gpa: Allocator, layers: []const Layer, grouped: []GroupedLayer, empty: BlockShape) error{OutOfMemory}![]Group {
-    std.debug.assert(layers.len == grouped.len and empty.layer_count == 0);
+    assert(layers.len == grouped.len and empty.layer_count == 0);
     var groups: std.ArrayList(Group) = .empty;
     errdefer groups.deinit(gpa);
     var known: std.AutoHashMapUnmanaged(Kind, u32) = .empty;
@@ -134,7 +137,7 @@ pub fn groupLayers(gpa: Allocator, layers: []const Layer, grouped: []GroupedLaye
     return groups.toOwnedSlice(gpa);
 }
 
-/// What layers of one group have in common.
+/// The properties that layers of one group have in common.
 const Kind = struct {
     kv_head_count: u32,
     head_dim: u32,

@@ -1,4 +1,4 @@
-//! What a paged cache and its sequences consist of, and what can be told of it without a change.
+//! The data of a paged cache and its sequences, and what can be told of it without a change.
 //!
 //! Appends (`append.zig`), commits (`commit.zig`) and the sums over a cache (`stats.zig`) work on these two; `cache.zig` owns
 //! them.
@@ -21,7 +21,7 @@ const Rows = @import("../rows.zig").Rows;
 const shapes = @import("../../shape.zig");
 const BlockShape = shapes.BlockShape;
 
-/// What all sequences of a cache have in common.
+/// The data that all sequences of a cache have in common.
 pub const CacheState = struct {
     gpa: Allocator,
     max_seq_len: u32,
@@ -39,7 +39,7 @@ pub const CacheState = struct {
     /// Rows that went out of sight.
     evictions: u64 = 0,
 
-    /// Where a layer stands.
+    /// The group of a layer, and its number there.
     pub fn layer(state: *const CacheState, layer_index: u32) error{LayerOutOfRange}!GroupedLayer {
         return if (layer_index < state.layers.len) state.layers[layer_index] else error.LayerOutOfRange;
     }
@@ -50,7 +50,7 @@ pub const CacheState = struct {
     }
 };
 
-/// One token stream.
+/// The data of one token stream.
 pub const SequenceState = struct {
     cache: *CacheState,
     /// [group]

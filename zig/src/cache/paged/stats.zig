@@ -1,9 +1,10 @@
-//! What a paged cache holds, tier by tier, and what it takes.
+//! Stats: what a paged cache holds, tier by tier, and what it takes.
 //!
 //! Rows are counted where they are seen: two sequences that share a block have its rows twice. Bytes are counted where they
 //! are: a shared block once.
 
 const std = @import("std");
+const assert = std.debug.assert;
 const BlockShape = @import("../../shape.zig").BlockShape;
 const BlockTable = @import("../blocks/table.zig").BlockTable;
 const policies = @import("../tiers/policy.zig");
@@ -17,9 +18,9 @@ pub const Stats = struct {
     group_count: u32 = 0,
     /// Committed rows that are there, in layer 0.
     tail_token_count: u64 = 0,
-    /// Those that have migrated, under this policy or an earlier one.
+    /// Committed rows that have migrated, under this policy or an earlier one.
     store_token_count: u64 = 0,
-    /// Of the store's rows those that an earlier policy put there, in another format than the present one's.
+    /// Rows of the store that an earlier policy put there, in another format than the present one's.
     warm_token_count: u64 = 0,
     /// Bytes of the rows in all layers, with their scales.
     tail_bytes: u64 = 0,
@@ -31,7 +32,7 @@ pub const Stats = struct {
     /// Rows that retention and windows took out of sight, in each layer group; one that a truncate brings back is counted
     /// again when it goes again.
     evictions: u64 = 0,
-    /// Blocks in use, of all formats, and their bytes. Of a pool that other caches are on too, theirs are in it.
+    /// Blocks in use, of all formats, and their bytes, those of other caches on the pool included.
     used_blocks: u32 = 0,
     used_bytes: u64 = 0,
     /// Bytes of the slabs.
@@ -52,7 +53,7 @@ const BlockKey = struct { group: u32, format: u8, block: i32 };
 pub const Sum = struct {
     cache: *const CacheState,
     stats: Stats = .{},
-    /// How many rows of a block are seen at most.
+    /// The most rows of a block that a sequence sees.
     seen_rows: std.AutoHashMapUnmanaged(BlockKey, u32) = .empty,
 
     pub fn deinit(sum: *Sum) void {
@@ -104,6 +105,7 @@ pub const Sum = struct {
         while (blocks.next()) |one| {
             const group = &sum.cache.groups[one.key_ptr.group];
             const format = one.key_ptr.format;
+            assert(one.value_ptr.* <= sum.cache.block_size);
             const bytes = rowBytes(group.formats.items[format].shape, one.value_ptr.*);
             if (policies.tierOf(group, format) == .tail) stats.tail_bytes += bytes else stats.store_bytes += bytes;
             stats.f32_bytes += rowBytes(group.shape.as(.f32, .f32), one.value_ptr.*);

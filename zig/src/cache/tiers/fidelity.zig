@@ -1,4 +1,4 @@
-//! What migration did to the rows: by layer and KV head, how near the stored rows are to those that were appended.
+//! Fidelity, or what migration did to the rows: by layer and KV head, how near the stored rows are to those that were appended.
 //!
 //! With k' the stored key of k, the score of a query q is off by softmax_scale * q . (k' - k), at most
 //!
@@ -9,6 +9,7 @@
 //! so far: the bound holds for those, and a larger one that comes later moves it.
 
 const std = @import("std");
+const assert = std.debug.assert;
 const Block = @import("../blocks/block.zig").Block;
 const shapes = @import("../../shape.zig");
 
@@ -94,6 +95,8 @@ const rows_at_once = 16;
 
 /// Compares the rows of one head of a full block with what they became.
 pub fn measure(from: Block, to: Block, layer: u32, kv_head: u32) Head {
+    assert(from.shape.isFloat() and from.shape.block_size == to.shape.block_size);
+    assert(from.shape.head_dim == to.shape.head_dim and from.shape.kv_head_count == to.shape.kv_head_count);
     var head: Head = .{};
     inline for (.{ .keys, .values }) |side| {
         const result = if (side == .keys) &head.keys else &head.values;

@@ -4,15 +4,17 @@
 //!     2. store     their rows, plane by plane, by all threads there are
 //!     3. swap      the new blocks into the table, the old ones back to their pool
 //!
-//! Where there is no block for it, a block stays in the tail, readable as ever, and the next commit tries again. A float
+//! A block for which there is no other one stays in the tail, readable as ever, and the next commit tries again. A float
 //! block that several sequences share is quantized by the first of them; the others find what it became.
 
 const std = @import("std");
+const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
 const Block = @import("../blocks/block.zig").Block;
-const tail_format = @import("../blocks/table.zig").tail_format;
+const block_table = @import("../blocks/table.zig");
+const BlockTable = block_table.BlockTable;
+const tail_format = block_table.tail_format;
 const BlockShape = @import("../../shape.zig").BlockShape;
-const BlockTable = @import("../blocks/table.zig").BlockTable;
 const dtypes = @import("../../dtype.zig");
 const Dtype = dtypes.Dtype;
 const fidelity = @import("fidelity.zig");
@@ -24,7 +26,7 @@ const Policy = @import("policy.zig").Policy;
 const Side = @import("../../shape.zig").Side;
 const workers = @import("../../device/workers.zig");
 
-/// Blocks that leave at once.
+/// Most blocks that leave at once.
 const batch_max = 32;
 
 /// Values below which waking a thread takes longer than what it could do: a million are about 100 us of work.
@@ -33,13 +35,13 @@ const shared_values_min = 1 << 21;
 /// A block on its way.
 const Move = struct {
     entry: u32,
-    /// What it becomes.
+    /// The block it becomes.
     new: Twin,
-    /// False where another sequence made it.
+    /// False where another sequence made that one.
     is_new: bool,
 };
 
-/// What migration works on: one table of a sequence.
+/// Migration of the blocks of one table of a sequence.
 pub const Migration = struct {
     gpa: Allocator,
     group: *Group,
@@ -49,9 +51,12 @@ pub const Migration = struct {
     writer: u32,
 
     /// Lets the oldest blocks of a tail leave it, as many as the policy says or as there is room for. Returns how many.
-    pub fn run(self: Migration) u32 {
+    pub fn moveDue(self: Migration) u32 {
         const store = self.group.store_format orelse return 0;
+        assert(!block_table.isTail(store));
         const block_size = self.group.shape.block_size;
+        assert(self.table.tail_first % block_size == 0);
+        assert(self.group.shape.blockCount(self.seq_len) <= self.table.count());
         // Where blocks are measured, how one is stored depends on what was seen of those before it.
         const at_once: usize = if (self.group.fidelity.len == 0) batch_max else 1;
         var moves: [batch_max]Move = undefined;
@@ -90,7 +95,7 @@ pub const Migration = struct {
         return @as(u64, entry) * block_size + self.policy.tail_tokens + block_size <= self.seq_len;
     }
 
-    /// Blocks that were turned back into floats stay. Those that nobody sees are about to go: they are left as they are.
+    /// A block may leave the tail that is seen and was never turned back into floats. One that nobody sees is about to go.
     fn mayLeave(self: Migration, entry: u32) bool {
         if (!self.table.isSeen(entry, self.group.shape.block_size)) return false;
         return self.table.format(entry) == tail_format;
@@ -102,6 +107,7 @@ pub const Migration = struct {
 
     fn take(self: Migration, entry: u32, store: u8) Taken {
         const group = self.group;
+        assert(self.table.format(entry) == tail_format);
         const old = self.table.block(entry);
         if (findTwin(group, old)) |twin| {
             group.formats.items[twin.format].pool.retain(&.{twin.block});
@@ -141,6 +147,7 @@ pub const Migration = struct {
     };
 
     fn storeAll(self: Migration, moves: []const Move) void {
+        assert(moves.len <= batch_max);
         const planes: Planes = .{ .migration = &self, .moves = moves };
         const item_count: u32 = @as(u32, @intCast(moves.len)) * planes.perBlock();
         const shape = self.group.shape;
@@ -160,6 +167,7 @@ pub const Migration = struct {
             const outcome = self.measureAndWiden(move);
             if (outcome != .moved) return outcome;
         }
+        assert(self.table.format(move.entry) == tail_format and !block_table.isTail(move.new.format));
         self.table.set(move.entry, move.new.block, move.new.format);
         group.store_mask |= Group.formatBit(move.new.format);
         if (tail.refCount(@intCast(old)) > 1) {
@@ -205,7 +213,7 @@ pub const Migration = struct {
     }
 };
 
-/// Is every score off by no more than the policy allows?
+/// Every score is off by no more than the policy allows.
 fn isNearEnough(group: *const Group, measured: []const Head, policy: Policy) bool {
     const limit = policy.max_logit_error orelse return true;
     const head_dim = group.shape.head_dim;
@@ -227,7 +235,7 @@ fn widerKeys(dtype: Dtype, tail: Dtype) ?Dtype {
     };
 }
 
-/// A row appended under another policy may not be storable under this one: its block stays where it is.
+/// A block may hold a row that was appended under another policy and is not storable under this one: it stays where it is.
 fn fits(from: Block, shape: BlockShape) bool {
     for ([_][2]Dtype{ .{ from.shape.dtype_k, shape.dtype_k }, .{ from.shape.dtype_v, shape.dtype_v } }) |pair| {
         // An f16 is at most 65504, which every format can store.

@@ -12,13 +12,14 @@
 //! tail, as sinks do: were it quantized again, what was rounded once would be rounded once more, at every such turn.
 
 const std = @import("std");
+const assert = std.debug.assert;
 const block_table = @import("../blocks/table.zig");
 const layer_group = @import("../paged/layer_group.zig");
 const Group = layer_group.Group;
 const Retention = @import("retention.zig").Retention;
 const shapes = @import("../../shape.zig");
 
-/// Where a block is. The numbers cross the ABI and are never changed.
+/// The tier that a block is in. The numbers cross the ABI and are never changed.
 pub const Tier = enum(u32) {
     /// Written to, in floats.
     tail = 0,
@@ -28,10 +29,10 @@ pub const Tier = enum(u32) {
     warm = 2,
 };
 
-/// What becomes of old rows. In force from the next commit.
+/// The policy for old rows, in force from the next commit.
 pub const Policy = struct {
     kind: Kind = .tail_only,
-    /// Of layers that do not say their own; null: those stay in the tail.
+    /// The store of layers that do not say their own; null where those stay in the tail.
     store: ?layer_group.Store = null,
     /// Newest rows that stay in floats, a multiple of the block size.
     tail_tokens: u32 = 0,
@@ -56,7 +57,7 @@ pub const Policy = struct {
         if (retention.tokens) |tokens| if (policy.tail_tokens > tokens) return error.InvalidConfig;
     }
 
-    /// What the layers of a group migrate to; null where nothing does. A store in the tail's own formats is no other place.
+    /// The store that the layers of a group migrate to; null where nothing does. A store in the tail's own formats is no other place.
     pub fn storeOf(policy: Policy, group: Group) ?layer_group.Store {
         if (policy.kind == .tail_only) return null;
         const store = group.store orelse policy.store orelse return null;
@@ -67,6 +68,7 @@ pub const Policy = struct {
 
 /// The tier of a block in one of a group's formats.
 pub fn tierOf(group: *const Group, format: u8) Tier {
+    assert(format < group.formats.items.len);
     if (block_table.isTail(format)) return .tail;
     return if (group.store_mask & Group.formatBit(format) != 0) .store else .warm;
 }

@@ -1,4 +1,4 @@
-//! Which rows of a sequence are seen, and which stay so that it can be rewound.
+//! Retention: which rows of a sequence are seen, and which stay so that it can be rewound.
 //!
 //!     0        sink_end                oldest        first              seq_len
 //!     | sinks  |  let go, by block     |  unseen     |  the newest rows |
@@ -7,8 +7,9 @@
 //! stay in their blocks all the same: a sequence that is rewound by as many shows what it showed when it was that long.
 
 const std = @import("std");
+const assert = std.debug.assert;
 
-/// What a cache keeps of each sequence after a commit.
+/// The rows of each sequence that a cache keeps after a commit.
 pub const Retention = struct {
     /// The newest rows, sinks included; null for all.
     tokens: ?u32 = null,
@@ -24,7 +25,9 @@ pub const Retention = struct {
 
     /// Rows that stay beside the sinks, the newest ones; null for all.
     pub fn newestTokens(retention: Retention) ?u32 {
-        return (retention.tokens orelse return null) - retention.sink_tokens;
+        const tokens = retention.tokens orelse return null;
+        assert(retention.sink_tokens < tokens);
+        return tokens - retention.sink_tokens;
     }
 
     /// The same in a layer that sees `window_tokens` of the newest rows, or all.
@@ -37,11 +40,12 @@ pub const Retention = struct {
     /// Rows that are seen: [0, sink_end) and [first, seq_len). Both are 0 where all are.
     pub const Kept = struct { sink_end: u32, first: u32 };
 
-    /// What is seen at `seq_len` of a layer that sees `window_tokens` of the newest rows, or all.
+    /// The rows that are seen at `seq_len` of a layer that sees `window_tokens` of the newest rows, or all.
     pub fn kept(retention: Retention, window_tokens: ?u32, seq_len: u32) Kept {
         const newest = retention.newestTokensOf(window_tokens) orelse return .{ .sink_end = 0, .first = 0 };
         const first = seq_len -| newest;
         if (first <= retention.sink_tokens) return .{ .sink_end = 0, .first = 0 };
+        assert(first <= seq_len);
         return .{ .sink_end = retention.sink_tokens, .first = first };
     }
 
