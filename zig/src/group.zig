@@ -35,6 +35,9 @@ pub const lane_count = 16;
 pub const quad = 4;
 pub const vector_bytes = lane_count * quad;
 
+/// Bytes of a scale, and of a min: an f16.
+pub const scale_bytes = @sizeOf(f16);
+
 /// Tokens of a block must be a multiple of this for quantized formats, and head_dim of `dim_multiple`.
 pub const token_multiple = 64;
 pub const dim_multiple = 32;
@@ -55,6 +58,8 @@ pub const RecordQ4 = extern struct {
 };
 
 comptime {
+    // A stretch of 64 tokens is whole vectors of codes in either side, and dims are whole records.
+    assert(token_multiple % (lane_count * 8 / 2) == 0 and dim_multiple % record_values == 0);
     assert(@sizeOf(RecordQ8) == 34);
     assert(@sizeOf(RecordQ4) == 18);
 }
@@ -81,7 +86,13 @@ pub const Plane = extern struct {
             plane.block_size % token_multiple == 0 and plane.head_dim % dim_multiple == 0;
     }
 
-    /// Bytes of the codes: where the scales begin.
+    /// The same plane where its format and side are known at compile time, and so need no computing.
+    pub inline fn of(plane: Plane, comptime dtype: Dtype, comptime side: Side) Plane {
+        assert(plane.dtype == dtype and plane.side == side);
+        return .{ .dtype = dtype, .side = side, .block_size = plane.block_size, .head_dim = plane.head_dim };
+    }
+
+    /// Bytes of the codes, behind which the scales begin.
     pub fn codeBytes(plane: Plane) u32 {
         return plane.block_size * plane.head_dim / 8 * plane.dtype.codeBits();
     }
@@ -89,7 +100,7 @@ pub const Plane = extern struct {
     /// Values that share a scale.
     pub fn groupSize(plane: Plane) u32 {
         if (!plane.dtype.isAffine()) return record_values;
-        if (plane.side == .keys) return plane.block_size;
+        if (plane.isPerChannel()) return plane.block_size;
         return if (plane.head_dim % 64 == 0) 64 else 32;
     }
 
@@ -98,20 +109,96 @@ pub const Plane = extern struct {
         return plane.block_size * plane.head_dim / plane.groupSize();
     }
 
-    /// Byte offset of the first min, or the end of the plane where there are none.
-    pub fn minOffset(plane: Plane) u32 {
-        return plane.codeBytes() + 2 * plane.scaleCount();
-    }
-
     /// All bytes, a multiple of 64.
     pub fn bytes(plane: Plane) u32 {
-        return plane.codeBytes() + (if (plane.dtype.isAffine()) @as(u32, 4) else 2) * plane.scaleCount();
+        const per_group: u32 = if (plane.dtype.isAffine()) 2 * scale_bytes else scale_bytes;
+        return plane.codeBytes() + per_group * plane.scaleCount();
+    }
+
+    /// Byte offset of the codes of 4 sums of a lane, one of which is this value's. Where that is the first of the quads in
+    /// one word of its lane, the words of the lanes behind it follow, up to the next multiple of 16 lanes.
+    pub fn codeOffset(plane: Plane, token: u32, dim: u32) u32 {
+        return plane.codePlace(token, dim).byte / quad * quad;
+    }
+
+    /// Lanes of the plane: tokens of keys, dims of values.
+    pub fn laneCount(plane: Plane) u32 {
+        return if (plane.side == .keys) plane.block_size else plane.head_dim;
+    }
+
+    /// Bytes of the codes of 16 lanes and all their sums, from which those of the next 16 are as far away.
+    pub fn stripBytes(plane: Plane) u32 {
+        return plane.codeBytes() / (plane.laneCount() / lane_count);
+    }
+
+    /// Byte offset of the scale that a value belongs to.
+    pub fn scaleOffset(plane: Plane, token: u32, dim: u32) u32 {
+        return plane.codeBytes() + scale_bytes * plane.scaleIndex(token, dim);
+    }
+
+    /// Byte offset of the min that a value belongs to.
+    pub fn minOffset(plane: Plane, token: u32, dim: u32) u32 {
+        assert(plane.dtype.isAffine());
+        return plane.scaleOffset(token, dim) + scale_bytes * plane.scaleCount();
+    }
+
+    /// Bytes from the scales of one group of dims, [token], to those of the next.
+    pub fn scaleStride(plane: Plane) u32 {
+        assert(!plane.isPerChannel());
+        return scale_bytes * plane.block_size;
+    }
+
+    /// Each dim has one scale, that of all tokens.
+    pub fn isPerChannel(plane: Plane) bool {
+        return plane.dtype.isAffine() and plane.side == .keys;
+    }
+
+    /// Bytes at equal distances within a plane.
+    pub const Stretch = struct { offset: u32, row_bytes: u32, row_stride: u32, row_count: u32 };
+
+    /// The codes of the 64 tokens from `token` on: those of keys lie together, those of values in one row for each 16 dims.
+    pub fn codeStretch(plane: Plane, token: u32) Stretch {
+        assert(token % token_multiple == 0);
+        const stretch_bytes = plane.codeBytes() / (plane.block_size / token_multiple);
+        const is_whole = plane.side == .keys or plane.block_size == token_multiple;
+        const row_count = if (is_whole) 1 else plane.laneCount() / lane_count;
+        return .{
+            .offset = plane.codeOffset(token, 0),
+            .row_bytes = stretch_bytes / row_count,
+            .row_stride = if (is_whole) 0 else plane.stripBytes(),
+            .row_count = row_count,
+        };
+    }
+
+    /// The scales of the 64 tokens from `token` on: all scales, or one row for each group of dims.
+    pub fn scaleStretch(plane: Plane, token: u32) Stretch {
+        assert(token % token_multiple == 0);
+        const offset = plane.scaleOffset(token, 0);
+        if (plane.isPerChannel()) return .{
+            .offset = offset,
+            .row_bytes = scale_bytes * plane.head_dim,
+            .row_stride = 0,
+            .row_count = 1,
+        };
+        return .{
+            .offset = offset,
+            .row_bytes = scale_bytes * token_multiple,
+            .row_stride = plane.scaleStride(),
+            .row_count = plane.head_dim / plane.groupSize(),
+        };
+    }
+
+    /// The mins of the same tokens.
+    pub fn minStretch(plane: Plane, token: u32) Stretch {
+        var stretch = plane.scaleStretch(token);
+        stretch.offset = plane.minOffset(token, 0);
+        return stretch;
     }
 
     /// The number of the scale, and of the min, that a value belongs to.
     pub fn scaleIndex(plane: Plane, token: u32, dim: u32) u32 {
         assert(token < plane.block_size and dim < plane.head_dim);
-        if (plane.dtype.isAffine() and plane.side == .keys) return dim;
+        if (plane.isPerChannel()) return dim;
         return dim / plane.groupSize() * plane.block_size + token;
     }
 
@@ -155,16 +242,25 @@ pub const Plane = extern struct {
         return @intCast((@as(u16, 1) << plane.dtype.codeBits()) - 1);
     }
 
-    /// The f16 bits of a scale.
+    /// The f16 bits of the scale with this number.
     pub fn scaleBits(plane: Plane, plane_bytes: []const u8, index: u32) u16 {
         assert(index < plane.scaleCount());
-        return std.mem.readInt(u16, plane_bytes[plane.codeBytes() + 2 * index ..][0..2], .little);
+        return std.mem.readInt(u16, plane_bytes[plane.codeBytes() + scale_bytes * index ..][0..scale_bytes], .little);
     }
 
-    /// The f16 bits of a min.
-    pub fn minBits(plane: Plane, plane_bytes: []const u8, index: u32) u16 {
-        assert(plane.dtype.isAffine() and index < plane.scaleCount());
-        return std.mem.readInt(u16, plane_bytes[plane.minOffset() + 2 * index ..][0..2], .little);
+    /// Writes the f16 bits of the scale that a value belongs to.
+    pub fn setScaleBits(plane: Plane, plane_bytes: []u8, token: u32, dim: u32, bits: u16) void {
+        std.mem.writeInt(u16, plane_bytes[plane.scaleOffset(token, dim)..][0..scale_bytes], bits, .little);
+    }
+
+    /// The f16 bits of the min that a value belongs to.
+    pub fn minBits(plane: Plane, plane_bytes: []const u8, token: u32, dim: u32) u16 {
+        return std.mem.readInt(u16, plane_bytes[plane.minOffset(token, dim)..][0..scale_bytes], .little);
+    }
+
+    /// Writes the f16 bits of the min that a value belongs to.
+    pub fn setMinBits(plane: Plane, plane_bytes: []u8, token: u32, dim: u32, bits: u16) void {
+        std.mem.writeInt(u16, plane_bytes[plane.minOffset(token, dim)..][0..scale_bytes], bits, .little);
     }
 
     /// Writes the records of rows [token][head_dim / 32] into a plane of the same format: codes and scales stay what they
@@ -177,11 +273,10 @@ pub const Plane = extern struct {
             const token: u32 = @intCast(t);
             const group: u32 = @intCast(g);
             const record = records[(token * groups + group) * record_bytes ..][0..record_bytes];
-            const scale_at = plane.codeBytes() + 2 * plane.scaleIndex(token, group * record_values);
-            @memcpy(plane_bytes[scale_at..][0..2], record[0..2]);
+            @memcpy(plane_bytes[plane.scaleOffset(token, group * record_values)..][0..scale_bytes], record[0..scale_bytes]);
             for (0..record_values) |i| {
                 const dim = group * record_values + @as(u32, @intCast(i));
-                plane.setCode(plane_bytes, token, dim, recordCode(plane.dtype, record[2..], i));
+                plane.setCode(plane_bytes, token, dim, recordCode(plane.dtype, record[scale_bytes..], i));
             }
         };
     }
@@ -196,15 +291,14 @@ pub const Plane = extern struct {
             const token: u32 = @intCast(t);
             const group: u32 = @intCast(g);
             const record = records[(token * groups + group) * record_bytes ..][0..record_bytes];
-            const scale_at = plane.codeBytes() + 2 * plane.scaleIndex(token, group * record_values);
-            @memcpy(record[0..2], plane_bytes[scale_at..][0..2]);
+            @memcpy(record[0..scale_bytes], plane_bytes[plane.scaleOffset(token, group * record_values)..][0..scale_bytes]);
             for (0..record_values) |i| {
                 const dim = group * record_values + @as(u32, @intCast(i));
                 const value = plane.code(plane_bytes, token, dim);
                 if (plane.dtype == .q8_0) {
-                    record[2 + i] = @bitCast(@as(i8, @intCast(value)));
+                    record[scale_bytes + i] = @bitCast(@as(i8, @intCast(value)));
                 } else {
-                    record[2 + i % 16] |= @as(u8, @intCast(value)) << @intCast(i / 16 * 4);
+                    record[scale_bytes + i % 16] |= @as(u8, @intCast(value)) << @intCast(i / 16 * 4);
                 }
             }
         };
@@ -288,5 +382,26 @@ test "records go in and come out byte for byte" {
         plane.toRecords(plane_bytes[0..plane.bytes()], back[0..given.len]);
         try testing.expectEqualSlices(u8, given, back[0..given.len]);
         for (plane_bytes[plane.bytes()..]) |byte| try testing.expectEqual(0xaa, byte);
+    };
+}
+
+test "Plane.codeStretch, scaleStretch and minStretch: what the values of 64 tokens belong to, and nothing else" {
+    for ([_]Dtype{ .q4_0, .q8_0, .i8, .i2 }) |dtype| for (std.enums.values(Side)) |side| for ([_]u32{ 64, 128 }) |block_size| {
+        const plane: Plane = .{ .dtype = dtype, .side = side, .block_size = block_size, .head_dim = 128 };
+        const first = block_size - token_multiple;
+        const plane_bytes_max = 128 * 128 + 2 * 1024;
+        var expected: [plane_bytes_max]bool = @splat(false);
+        for (first..block_size) |token| for (0..plane.head_dim) |dim| {
+            expected[plane.codePlace(@intCast(token), @intCast(dim)).byte] = true;
+            @memset(expected[plane.scaleOffset(@intCast(token), @intCast(dim))..][0..scale_bytes], true);
+            if (dtype.isAffine()) @memset(expected[plane.minOffset(@intCast(token), @intCast(dim))..][0..scale_bytes], true);
+        };
+        var got: [plane_bytes_max]bool = @splat(false);
+        var stretches: [3]Plane.Stretch = .{ plane.codeStretch(first), plane.scaleStretch(first), undefined };
+        if (dtype.isAffine()) stretches[2] = plane.minStretch(first);
+        for (stretches[0..if (dtype.isAffine()) 3 else 2]) |stretch| for (0..stretch.row_count) |row| {
+            @memset(got[stretch.offset + row * stretch.row_stride ..][0..stretch.row_bytes], true);
+        };
+        try testing.expectEqual(expected, got);
     };
 }

@@ -11,6 +11,7 @@ const convert = @import("kernels/convert.zig");
 const dequantize = @import("kernels/codec/dequantize.zig");
 const memory_read = @import("kernels/read.zig");
 const quantize = @import("kernels/codec/quantize.zig");
+const simd = @import("kernels/lanes.zig");
 const state = @import("kernels/attend/state.zig");
 const table = @import("kernels/table.zig");
 const level_name = @import("level").name;
@@ -20,7 +21,7 @@ pub const panic = std.debug.simple_panic;
 
 const kernels: table.Table = .{
     .level = @field(table.Level, level_name),
-    .lanes = convert.lanes,
+    .lanes = simd.lanes,
     .convert = convert.convert,
     .convert_checked = convert.convertChecked,
     .storable = convert.storable,
@@ -31,16 +32,11 @@ const kernels: table.Table = .{
     .attend = attend.attend,
     .prepare = attend.prepare,
     .merge = state.merge,
-    .finish = attend.finish,
+    .finish = state.finish,
     .read = memory_read.read,
 };
 
 comptime {
     @export(&kernels, .{ .name = "kvern_kernels_" ++ level_name, .visibility = .hidden });
-    std.debug.assert(convert.lanes <= table.lanes_max);
-    std.debug.assert(convert.lanes == switch (kernels.level) {
-        .v2, .neon, .dotprod => 4,
-        .v3 => 8,
-        .avx512, .amx => 16,
-    });
+    std.debug.assert(simd.lanes == kernels.level.lanes());
 }

@@ -165,7 +165,7 @@ test "values and scales that are not finite, or would not be, are refused untouc
     var rows: [64 * 32]f32 = @splat(7);
     for ([_]u8{ 0x7c, 0xfc, 0x7e }) |high| {
         // The last scale, and the last min.
-        for ([_]usize{ plane.minOffset() - 1, plane.bytes() - 1 }) |at| {
+        for ([_]usize{ plane.minOffset(0, 0) - 1, plane.bytes() - 1 }) |at| {
             var codes: [64 * 36]u8 = @splat(0);
             codes[at] = high;
             const got = quantization.blockDequantize(6, 1, 64, 32, &codes, plane.bytes(), bytesOf(&rows), rows.len);

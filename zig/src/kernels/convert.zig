@@ -7,15 +7,14 @@ const std = @import("std");
 const builtin = @import("builtin");
 const assert = std.debug.assert;
 const dtypes = @import("../dtype.zig");
+const simd = @import("lanes.zig");
 const table = @import("table.zig");
 const Dtype = dtypes.Dtype;
 
-/// f32 lanes of this level's vectors: 4, 8 or 16.
-pub const lanes = std.simd.suggestVectorLength(f32) orelse 4;
-
-pub const Vector = @Vector(lanes, f32);
-pub const VectorU32 = @Vector(lanes, u32);
-pub const VectorU16 = @Vector(lanes, u16);
+const lanes = simd.lanes;
+const Vector = simd.Vector;
+const VectorU16 = simd.VectorU16;
+const VectorU32 = simd.VectorU32;
 
 const converts_f16 = switch (builtin.cpu.arch) {
     .x86_64 => builtin.cpu.has(.x86, .f16c),
@@ -92,7 +91,7 @@ fn widenF16(bits: VectorU16) Vector {
 /// it at the place where f16 denormals end (2^-24 is the last bit of 0.5 in f32).
 fn narrowF16(values: Vector) VectorU16 {
     const bits: VectorU32 = @bitCast(values);
-    const magnitude = bits & @as(VectorU32, @splat(0x7fff_ffff));
+    const magnitude = simd.magnitudes(values);
     const sign = (bits >> @splat(16)) & @as(VectorU32, @splat(0x8000));
 
     const half: VectorU32 = @splat(0x3f00_0000);
@@ -164,18 +163,17 @@ inline fn convertRow(
 ) void {
     const to_bytes = comptime to.elementBytes();
     const from_bytes = comptime from.elementBytes();
-    const magnitude_mask: VectorU32 = @splat(0x7fff_ffff);
     var i: usize = 0;
     while (i + lanes <= element_count) : (i += lanes) {
         @prefetch(source + i * from_bytes + prefetch_bytes, .{});
         const values = load(from, source + i * from_bytes);
-        if (largest) |most| most.* = @max(most.*, @as(VectorU32, @bitCast(values)) & magnitude_mask);
+        if (largest) |most| most.* = @max(most.*, simd.magnitudes(values));
         store(to, destination + i * to_bytes, values);
     }
     const rest = element_count - i;
     if (rest == 0) return;
     const values = loadPartial(from, source + i * from_bytes, rest);
-    if (largest) |most| most.* = @max(most.*, @as(VectorU32, @bitCast(values)) & magnitude_mask);
+    if (largest) |most| most.* = @max(most.*, simd.magnitudes(values));
     var buffer: [lanes * to_bytes]u8 = undefined;
     store(to, &buffer, values);
     @memcpy(destination[i * to_bytes ..][0 .. rest * to_bytes], buffer[0 .. rest * to_bytes]);
@@ -199,8 +197,6 @@ pub fn storable(
     });
 }
 
-const line_bytes = 64;
-
 /// How far ahead memory is asked for; past the end it is not read.
 const prefetch_bytes = 2048;
 
@@ -210,7 +206,7 @@ fn allBelow(comptime Bits: type, limit: Bits, source: [*]const u8, element_count
     const width = lanes * 4 / @sizeOf(Bits);
     const Wide = @Vector(width, Bits);
     const elements: [*]align(1) const Bits = @ptrCast(source);
-    const in_line = line_bytes / @sizeOf(Bits);
+    const in_line = simd.cache_line_bytes / @sizeOf(Bits);
     var most: [in_line / width]Wide = @splat(@splat(0));
     var i: usize = 0;
     while (i + in_line <= element_count) : (i += in_line) {

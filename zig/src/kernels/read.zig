@@ -2,12 +2,12 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const convert = @import("convert.zig");
-const VectorU32 = convert.VectorU32;
+const simd = @import("lanes.zig");
+const VectorU32 = simd.VectorU32;
 
 /// Vectors read in one step, each into its own accumulator so that no load waits for another.
 const step_vectors = 8;
-const step_bytes = step_vectors * convert.lanes * 4;
+const step_bytes = step_vectors * simd.lanes * 4;
 
 /// Folds `byte_count` bytes, a multiple of 512, into one word; with `prefetch_bytes` > 0 it asks that far ahead. See
 /// `Table.read`.
@@ -18,14 +18,14 @@ pub fn read(source: [*]const u8, byte_count: usize, prefetch_bytes: usize) callc
     var at: usize = 0;
     while (at < byte_count) : (at += step_bytes) {
         if (prefetch_bytes != 0) {
-            // A line is 64 bytes; past the end a prefetch is harmless.
+            // Past the end a prefetch is harmless.
             comptime var line = 0;
-            inline while (line < step_bytes) : (line += 64) {
+            inline while (line < step_bytes) : (line += simd.cache_line_bytes) {
                 @prefetch(source + at + prefetch_bytes + line, .{ .locality = 3 });
             }
         }
         inline for (&folded, 0..) |*vector, i| {
-            vector.* ^= @as(*align(1) const [convert.lanes]u32, @ptrCast(source + at + i * convert.lanes * 4)).*;
+            vector.* ^= @as(*align(1) const [simd.lanes]u32, @ptrCast(source + at + i * simd.lanes * 4)).*;
         }
     }
     var all: VectorU32 = folded[0];

@@ -16,6 +16,15 @@ pub const Level = enum(u32) {
     amx = 4,
     neon = 5,
     dotprod = 6,
+
+    /// f32 lanes of a vector.
+    pub fn lanes(level: Level) u32 {
+        return switch (level) {
+            .v2, .neon, .dotprod => 4,
+            .v3 => 8,
+            .avx512, .amx => 16,
+        };
+    }
 };
 
 /// Tokens of a tile. Tiles begin at multiples of this *position*, whatever block or slab the rows lie in, so that the

@@ -19,15 +19,15 @@ const code_passes = @import("codes.zig");
 const convert = @import("../convert.zig");
 const dot = @import("dot.zig");
 const group = @import("../../group.zig");
-const softmax = @import("../exp.zig");
+const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
 const Ahead = @import("prefetch.zig").Ahead;
 const Dtype = @import("../../dtype.zig").Dtype;
 const Tile = @import("tokens.zig").Tile;
 
-const lanes = convert.lanes;
-const Vector = convert.Vector;
-const VectorI32 = @Vector(lanes, i32);
+const lanes = simd.lanes;
+const Vector = simd.Vector;
+const VectorI32 = simd.VectorI32;
 const tile_tokens = table.tile_tokens;
 const row_count_max = table.row_count_max;
 const head_dim_max = table.head_dim_max;
@@ -111,7 +111,7 @@ const Strips = struct {
 
 /// Lines that so many codes of 16 lanes take.
 fn linesOf(dtype: Dtype, number_count: u32) u32 {
-    return number_count * group.lane_count * dtype.codeBits() / 8 / 64;
+    return number_count * group.lane_count * dtype.codeBits() / 8 / simd.cache_line_bytes;
 }
 
 /// Products of the digits from `number_first` on with `number_count` numbers of each strip, a multiple of 32.
@@ -199,10 +199,10 @@ pub fn linesOfPass(comptime dtype: Dtype, task: *const table.AttendTask) u32 {
 pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     assert(task.head_dim <= head_dim_max);
     const plane = code_passes.planeOf(dtype, .keys, task);
-    const strip_bytes = plane.codeBytes() / (plane.block_size / group.lane_count);
+    const token = task.tile.storage.tile_token;
     var strips: Strips = .{
-        .first = tile.rows.planeK() + task.tile.storage.tile_token / group.lane_count * strip_bytes,
-        .stride = strip_bytes,
+        .first = tile.rows.planeK() + plane.codeOffset(token, 0),
+        .stride = plane.stripBytes(),
         .count = strip_count_max,
     };
     const digits = tile.queryDigits(task)[tile.row_first..][0..task.row_count];
@@ -213,13 +213,13 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Ti
         return;
     }
     for (tile.scores[tile.row_first..][0..task.row_count]) |*scores| scores.* = @splat(0);
-    var scales = tile.rows.planeK() + plane.codeBytes() + 2 * task.tile.storage.tile_token;
+    var scales = tile.rows.planeK() + plane.scaleOffset(token, 0);
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += group.record_values) {
         multiply(dtype, strips, digits, dim, group.record_values, &tile.ahead, &products);
         addScores(task.row_count, scales, &products, tile);
-        strips.first += group.record_values * group.lane_count / 8 * @as(u32, comptime dtype.codeBits());
-        scales += 2 * plane.block_size;
+        strips.first += plane.stripBytes() / (plane.head_dim / group.record_values);
+        scales += plane.scaleStride();
     }
     for (tile.scores[tile.row_first..][0..task.row_count], digits) |*scores, of_row| {
         inline for (0..strip_count_max) |strip| {
@@ -236,7 +236,7 @@ inline fn setScores(row_count: u32, products: *const [strip_count_max]Products, 
         const step: Vector = @splat(tile.queries[row].step);
         const constant: Vector = @splat(tile.query_constants[row]);
         inline for (0..strip_count_max) |strip| {
-            tile.scores[row][strip * lanes ..][0..lanes].* = softmax.mulAdd(products[strip].sum(r), step, constant);
+            tile.scores[row][strip * lanes ..][0..lanes].* = simd.mulAdd(products[strip].sum(r), step, constant);
         }
     }
 }
@@ -244,10 +244,10 @@ inline fn setScores(row_count: u32, products: *const [strip_count_max]Products, 
 /// Adds to the scores the share of one group of dims, whose scales are at `scales`, f16 [token].
 inline fn addScores(row_count: u32, scales: [*]const u8, products: *const [strip_count_max]Products, tile: *Tile) void {
     inline for (0..strip_count_max) |strip| {
-        const scale = convert.load(.f16, scales + 2 * strip * lanes);
+        const scale = convert.load(.f16, scales + group.scale_bytes * strip * lanes);
         for (0..row_count) |r| {
             const at = tile.scores[tile.row_first + r][strip * lanes ..][0..lanes];
-            at.* = softmax.mulAdd(products[strip].sum(r), scale, at.*);
+            at.* = simd.mulAdd(products[strip].sum(r), scale, at.*);
         }
     }
 }
@@ -255,11 +255,10 @@ inline fn addScores(row_count: u32, scales: [*]const u8, products: *const [strip
 /// Pass 3: sums[row][dim] += weight * value.
 pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, tile: *Tile) void {
     const plane = code_passes.planeOf(dtype, .values, task);
-    const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
     const group_size = plane.groupSize();
     var strips: Strips = .{
-        .first = tile.rows.planeV() + task.tile.storage.tile_token * token_bytes,
-        .stride = plane.block_size * token_bytes,
+        .first = tile.rows.planeV() + plane.codeOffset(task.tile.storage.tile_token, 0),
+        .stride = plane.stripBytes(),
         .count = group_size / group.lane_count,
     };
     const scales: code_passes.Scales = .init(dtype, task, tile);
@@ -289,7 +288,7 @@ inline fn addSums(
         const constant: Vector = @splat(weights.constants[row]);
         for (0..strip_count) |strip| {
             const at = task.sums[row * task.head_dim_padded + dim + strip * lanes ..][0..lanes];
-            at.* = softmax.mulAdd(products[strip].sum(r), step, @as(Vector, at.*) + constant);
+            at.* = simd.mulAdd(products[strip].sum(r), step, @as(Vector, at.*) + constant);
         }
     }
 }

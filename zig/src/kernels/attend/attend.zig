@@ -21,16 +21,18 @@ const assert = std.debug.assert;
 const amx = @import("amx.zig");
 const codes = @import("codes.zig");
 const float = @import("float.zig");
-const convert = @import("../convert.zig");
-const softmax = @import("../exp.zig");
+const exp = @import("../exp.zig");
+const simd = @import("../lanes.zig");
+const state = @import("state.zig");
 const table = @import("../table.zig");
 const tiles = @import("tokens.zig");
 const Tile = tiles.Tile;
 const TileRows = tiles.TileRows;
 
-const lanes = convert.lanes;
-const Vector = convert.Vector;
-const rows_at_once = softmax.rows_at_once;
+const lanes = simd.lanes;
+const Vector = simd.Vector;
+const VectorU32 = simd.VectorU32;
+const rows_at_once = simd.rows_at_once;
 const tile_tokens = table.tile_tokens;
 const row_count_max = table.row_count_max;
 const negative_infinity = -std.math.inf(f32);
@@ -143,7 +145,7 @@ fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
     const may_overflow = !areScoresBounded(task);
     for (rows, scores) |*row, *of_row| {
         if (task.softcap == 0 and row.alibi_slope == 0 and tile.rows.isSeenBy(row)) {
-            if (may_overflow and !areFinite(of_row, tile_tokens)) row.weight_sum = std.math.nan(f32);
+            if (may_overflow and !state.areFinite(of_row, tile_tokens)) row.weight_sum = std.math.nan(f32);
             continue;
         }
         tile.rows.setPositions();
@@ -161,7 +163,7 @@ fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
         const score_max = @max(row.score_max, base.*);
         // Where nothing is visible so far nothing has been summed, and exp(-Inf - -Inf) would be NaN.
         if (score_max != row.score_max) {
-            moveMaximum(row, score_max, task.sums[i * task.head_dim_padded ..][0..task.head_dim_padded]);
+            state.moveMaximum(row, score_max, task.sums[i * task.head_dim_padded ..][0..task.head_dim_padded]);
         }
         // Where a row sees nothing its scores are -Inf, and so may be the maximum.
         base.* = @max(if (is_relative) base.* else score_max, -std.math.floatMax(f32));
@@ -170,7 +172,7 @@ fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
     r = 0;
     while (r < row_count) : (r += lanes) {
         const exponents: Vector = tile.base_weights[r..][0..lanes].*;
-        tile.base_weights[r..][0..lanes].* = softmax.exp(exponents);
+        tile.base_weights[r..][0..lanes].* = exp.exp(exponents);
     }
     var weight_sums: [row_count_max]Vector = undefined;
     for (scores, bases[0..row_count], weight_sums[0..row_count]) |*of_row, row_base, *weight_sum| {
@@ -179,14 +181,14 @@ fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
         weight_sum.* = @splat(0);
         for (0..score_vectors) |v| {
             const score: Vector = of_row[v * lanes ..][0..lanes].*;
-            const weight = softmax.exp(score - base);
+            const weight = exp.exp(score - base);
             of_row[v * lanes ..][0..lanes].* = weight;
             weight_sum.* += weight;
         }
     }
     r = 0;
     while (r < row_count) : (r += rows_at_once) {
-        const sums: [rows_at_once]f32 = softmax.sumFour(weight_sums[r..][0..rows_at_once].*);
+        const sums: [rows_at_once]f32 = simd.sumFour(weight_sums[r..][0..rows_at_once].*);
         const count = @min(rows_at_once, row_count - r);
         for (rows[r..][0..count], sums[0..count], tile.base_weights[r..][0..count]) |*row, sum, base_weight| {
             row.weight_sum += sum * base_weight;
@@ -200,9 +202,9 @@ inline fn largestScores(tile: *const Tile, first: u32, row_count: u32) @Vector(r
     inline for (&most, 0..) |*vector, i| {
         const scores = &tile.scores[@min(first + i, row_count - 1)];
         vector.* = @splat(negative_infinity);
-        for (0..score_vectors) |v| vector.* = larger(vector.*, scores[v * lanes ..][0..lanes].*);
+        for (0..score_vectors) |v| vector.* = simd.larger(scores[v * lanes ..][0..lanes].*, vector.*);
     }
-    return softmax.largestFour(most);
+    return simd.largestFour(most);
 }
 
 /// No sum of products of these queries and keys, nor any part of one, leaves the range of f32. Of keys that have that range
@@ -216,71 +218,38 @@ fn areScoresBounded(task: *const table.AttendTask) bool {
     return task.query_max * @as(f32, @floatFromInt(task.head_dim)) < 0.5 * std.math.floatMax(f32) / key_max;
 }
 
-/// Is none of `count` numbers infinite or NaN?
-inline fn areFinite(numbers: [*]const f32, count: u32) bool {
-    const Integers = @Vector(lanes, i32);
-    const magnitude: Integers = @splat(0x7fff_ffff);
-    var largest: Integers = @splat(0);
-    var at: u32 = 0;
-    while (at + lanes <= count) : (at += lanes) {
-        const bits: Integers = @bitCast(@as(Vector, numbers[at..][0..lanes].*));
-        largest = @max(largest, bits & magnitude);
-    }
-    const is_infinite = largest >= @as(Integers, @splat(0x7f80_0000));
-    if (@as(std.meta.Int(.unsigned, lanes), @bitCast(is_infinite)) != 0) return false;
-    for (numbers[at..count]) |number| if (!std.math.isFinite(number)) return false;
-    return true;
-}
-
 /// Biases the scores of a row, and makes -Inf of those that it may not see and NaN of those that left the range of f32: no
 /// other one is infinite.
 fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) void {
     var token: u32 = 0;
     while (token < tile_tokens) : (token += lanes) {
-        const positions: convert.VectorU32 = tile.positions[token..][0..lanes].*;
+        const positions: VectorU32 = tile.positions[token..][0..lanes].*;
         const plain: Vector = scores[token..][0..lanes].*;
         var score = plain;
         if (softcap != 0) {
             const cap: Vector = @splat(softcap);
-            score = cap * softmax.tanh(score / cap);
+            score = cap * exp.tanh(score / cap);
         }
         if (row.alibi_slope != 0) {
-            const behind = @as(convert.VectorU32, @splat(row.position)) -% positions;
-            const distance: Vector = @floatFromInt(@as(@Vector(lanes, i32), @bitCast(behind)));
+            const behind = @as(VectorU32, @splat(row.position)) -% positions;
+            const distance: Vector = @floatFromInt(@as(simd.VectorI32, @bitCast(behind)));
             score = score - @as(Vector, @splat(row.alibi_slope)) * distance;
         }
-        const slots = @as(convert.VectorU32, @splat(token)) + std.simd.iota(u32, lanes);
-        const in_tile = slots < @as(convert.VectorU32, @splat(tile.token_count));
-        const in_window = and_(
-            positions >= @as(convert.VectorU32, @splat(row.first)),
-            positions < @as(convert.VectorU32, @splat(row.end)),
+        const slots = @as(VectorU32, @splat(token)) + std.simd.iota(u32, lanes);
+        const in_tile = slots < @as(VectorU32, @splat(tile.token_count));
+        const in_window = simd.both(
+            positions >= @as(VectorU32, @splat(row.first)),
+            positions < @as(VectorU32, @splat(row.end)),
         );
-        const in_sink = positions < @as(convert.VectorU32, @splat(row.sink_end));
-        const visible = and_(in_tile, or_(in_window, in_sink));
+        const in_sink = positions < @as(VectorU32, @splat(row.sink_end));
+        const visible = simd.both(in_tile, simd.either(in_window, in_sink));
         // A cap makes a number of an infinite score, which need not be the right one.
         const largest: Vector = @splat(std.math.floatMax(f32));
-        const is_finite = and_(@abs(plain) <= largest, @abs(score) <= largest);
+        const is_finite = simd.both(@abs(plain) <= largest, @abs(score) <= largest);
         score = @select(f32, is_finite, score, @as(Vector, @splat(std.math.nan(f32))));
         scores[token..][0..lanes].* = @select(f32, visible, score, @as(Vector, @splat(negative_infinity)));
     }
     if (tile.position_last >= row.tree_first) maskTree(row, tile, scores);
-}
-
-/// The larger of each two; of NaN and a number the number.
-inline fn larger(most: Vector, candidates: Vector) Vector {
-    return @select(f32, candidates > most, candidates, most);
-}
-
-/// Makes `score_max` the maximum of a row: older sums are rescaled.
-inline fn moveMaximum(row: *table.Row, score_max: f32, sums: []f32) void {
-    const rescale = softmax.exp(@as(Vector, @splat(row.score_max - score_max)));
-    row.score_max = score_max;
-    row.weight_sum *= rescale[0];
-    var dim: usize = 0;
-    while (dim < sums.len) : (dim += lanes) {
-        const old: Vector = sums[dim..][0..lanes].*;
-        sums[dim..][0..lanes].* = old * rescale;
-    }
 }
 
 /// Hides the positions of a tree that a row does not descend from.
@@ -290,41 +259,6 @@ fn maskTree(row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]
         const node = position - row.tree_first;
         if (node >= 64 or row.tree_mask >> @intCast(node) & 1 == 0) score.* = negative_infinity;
     }
-}
-
-inline fn and_(a: @Vector(lanes, bool), b: @Vector(lanes, bool)) @Vector(lanes, bool) {
-    return @select(bool, a, b, @as(@Vector(lanes, bool), @splat(false)));
-}
-
-inline fn or_(a: @Vector(lanes, bool), b: @Vector(lanes, bool)) @Vector(lanes, bool) {
-    return @select(bool, a, @as(@Vector(lanes, bool), @splat(true)), b);
-}
-
-/// See `Table.finish`.
-pub fn finish(task: *const table.FinishTask) callconv(.c) f32 {
-    const row = task.row;
-    var score_max = row.score_max;
-    var weight_sum = row.weight_sum;
-    var rescale: f32 = 1;
-    if (task.has_sink_logit != 0) {
-        score_max = @max(row.score_max, task.sink_logit);
-        rescale = if (row.score_max == negative_infinity) 0 else expOne(row.score_max - score_max);
-        weight_sum = row.weight_sum * rescale + expOne(task.sink_logit - score_max);
-    }
-    if (!std.math.isFinite(weight_sum) or !areFinite(task.sums, task.head_dim)) return std.math.nan(f32);
-    const output: [*]align(1) f32 = @ptrCast(task.output);
-    if (weight_sum == 0) {
-        // No visible key: the empty attention state, output 0 and lse -Inf.
-        for (0..task.head_dim) |dim| output[dim] = 0;
-        return negative_infinity;
-    }
-    const factor = rescale / weight_sum;
-    for (0..task.head_dim) |dim| output[dim] = task.sums[dim] * factor;
-    return @floatCast(@as(f64, score_max) + softmax.ln(weight_sum));
-}
-
-fn expOne(x: f32) f32 {
-    return softmax.exp(@splat(x))[0];
 }
 
 test {

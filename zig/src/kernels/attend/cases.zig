@@ -121,13 +121,10 @@ const SideRows = struct {
             // The scales of a channel are those of 256 tokens, so that blocks of any size hold the same values.
             const scale_token = if (per_channel) position / 256 else position;
             const scale_group = if (per_channel) dim else dim / plane.groupSize();
-            const index = plane.scaleIndex(token, dim);
             const scale = fill.scale(plane, scale_token, scale_group);
             const min = fill.min(scale_token, scale_group);
-            std.mem.writeInt(u16, bytes[plane.codeBytes() + 2 * index ..][0..2], @bitCast(scale), .little);
-            if (plane.dtype.isAffine()) {
-                std.mem.writeInt(u16, bytes[plane.minOffset() + 2 * index ..][0..2], @bitCast(min), .little);
-            }
+            plane.setScaleBits(bytes, token, dim, @bitCast(scale));
+            if (plane.dtype.isAffine()) plane.setMinBits(bytes, token, dim, @bitCast(min));
             const code: f64 = @floatFromInt(plane.code(bytes, token, dim));
             const zero: f64 = if (plane.dtype == .q4_0) 8 else 0;
             rows.truth[position * rows.head_dim + dim] = (code - zero) * scale + if (plane.dtype.isAffine()) @as(f64, min) else 0;

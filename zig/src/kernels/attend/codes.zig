@@ -18,23 +18,23 @@ const convert = @import("../convert.zig");
 const digits_of = @import("digits.zig");
 const dot = @import("dot.zig");
 const group = @import("../../group.zig");
-const softmax = @import("../exp.zig");
+const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
 const Ahead = @import("prefetch.zig").Ahead;
 const Dtype = @import("../../dtype.zig").Dtype;
 const QueryDigits = @import("tokens.zig").QueryDigits;
 const Tile = @import("tokens.zig").Tile;
 
-const lanes = convert.lanes;
-const Vector = convert.Vector;
-const rows_at_once = softmax.rows_at_once;
+const lanes = simd.lanes;
+const Vector = simd.Vector;
+const rows_at_once = simd.rows_at_once;
 const tile_tokens = table.tile_tokens;
 const row_count_max = table.row_count_max;
 const head_dim_max = table.head_dim_max;
 
 /// Rows that share the registers of one pass, each with two digits for `part_count` vectors of lanes: 16 accumulators of
 /// 32 registers; 8 where there are 16.
-const row_block = if (lanes == 16 or @import("builtin").cpu.arch == .aarch64) 4 else 2;
+const row_block = simd.register_count / 8;
 
 /// Vectors of lanes that share one load of the digits.
 const part_count = 2;
@@ -50,7 +50,7 @@ comptime {
 
 /// Lines that a step asks for: half of those it reads. The others are asked for while digits and weights are made.
 fn linesAStep() u32 {
-    return @max(1, block_lanes * group.quad / 64 / 2);
+    return @max(1, block_lanes * group.quad / simd.cache_line_bytes / 2);
 }
 
 /// How many rows are taken together when `rest` of them are left.
@@ -83,12 +83,12 @@ fn totalsOf(comptime dtype: Dtype, comptime totals: digits_of.Totals) digits_of.
 /// The codes of some lanes, [part]: `stride` bytes from vector to vector, which hold four or more sums each.
 const Codes = [part_count][*]const u8;
 
-/// The codes of `block_lanes` lanes from `lane` on; `strip_bytes` is from 16 lanes to the next 16.
-inline fn codesAt(bytes: [*]const u8, lane: u32, strip_bytes: u32) Codes {
+/// The codes of `block_lanes` lanes of the plane at `bytes`, those of `token` and `dim` and on.
+inline fn codesAt(plane: group.Plane, bytes: [*]const u8, token: u32, dim: u32) Codes {
     var codes: Codes = undefined;
     inline for (&codes, 0..) |*part, i| {
-        const at = lane + i * lanes;
-        part.* = bytes + at / group.lane_count * strip_bytes + at % group.lane_count * group.quad;
+        const lane: u32 = i * lanes;
+        part.* = bytes + if (plane.side == .keys) plane.codeOffset(token + lane, dim) else plane.codeOffset(token, dim + lane);
     }
     return codes;
 }
@@ -229,13 +229,14 @@ pub fn setQueries(comptime dtype: Dtype, task: *const table.AttendTask, tile: *T
     var scales: [head_dim_max / lanes]Vector = undefined;
     var mins: [head_dim_max / lanes]Vector = undefined;
     for (scales[0..vector_count], mins[0..vector_count], 0..) |*scale, *min, i| {
-        scale.* = convert.load(.f16, tile.rows.planeK() + plane.codeBytes() + 2 * i * lanes);
-        min.* = convert.load(.f16, tile.rows.planeK() + plane.minOffset() + 2 * i * lanes);
+        const dim: u32 = @intCast(i * lanes);
+        scale.* = convert.load(.f16, tile.rows.planeK() + plane.scaleOffset(0, dim));
+        min.* = convert.load(.f16, tile.rows.planeK() + plane.minOffset(0, dim));
     }
     var r = tile.row_first;
     const row_end = r + task.row_count;
     while (r < row_end) {
-        const count = softmax.rowsAtOnce(row_end - r);
+        const count = simd.rowsAtOnce(row_end - r);
         switch (count) {
             inline 1, rows_at_once => |row_count| {
                 setQueryRows(dtype, row_count, task, scales[0..vector_count], mins[0..vector_count], tile, r);
@@ -260,15 +261,15 @@ inline fn setQueryRows(
     var constants: [rows_at_once]Vector = @splat(@splat(0));
     for (scales, mins, 0..) |scale, min, v| inline for (0..row_count) |i| {
         const elements: Vector = task.queries[(first + i) * task.head_dim_padded + v * lanes ..][0..lanes].*;
-        constants[i] = softmax.mulAdd(elements, min, constants[i]);
+        constants[i] = simd.mulAdd(elements, min, constants[i]);
         magnitudes[i].add(elements * scale);
     };
     const rows = tile.queries[first..][0..row_count];
     QueryDigits.choose(rows, magnitudes);
-    const sums: [rows_at_once]f32 = softmax.sumFour(constants);
+    const sums: [rows_at_once]f32 = simd.sumFour(constants);
     tile.query_constants[first..][0..row_count].* = sums[0..row_count].*;
     const totals = comptime totalsOf(dtype, .whole);
-    var total: [rows_at_once]digits_of.VectorI32 = @splat(@splat(0));
+    var total: [rows_at_once]simd.VectorI32 = @splat(@splat(0));
     inline for (rows, 0..) |*digits, i| {
         tile.ahead.askSome();
         const query = task.queries + (first + i) * task.head_dim_padded;
@@ -289,7 +290,7 @@ inline fn scoreBlock(
 ) void {
     const bytes = tile.rows.planeK();
     const token = task.tile.storage.tile_token + token_first;
-    const codes = codesAt(bytes, token, plane.codeBytes() / (plane.block_size / group.lane_count));
+    const codes = codesAt(plane, bytes, token, 0);
     const digits = tile.queryDigits(task)[row_first..][0..row_count];
     var scores: [row_count][part_count]Vector = @splat(@splat(@splat(0)));
     if (comptime dtype.isAffine()) {
@@ -297,20 +298,20 @@ inline fn scoreBlock(
         inline for (0..row_count) |r| inline for (0..part_count) |p| {
             const step: Vector = @splat(digits[r].step);
             const constant: Vector = @splat(tile.query_constants[row_first + r]);
-            scores[r][p] = softmax.mulAdd(@as(Vector, @floatFromInt(sums[r][p])), step, constant);
+            scores[r][p] = simd.mulAdd(@as(Vector, @floatFromInt(sums[r][p])), step, constant);
         };
     } else {
-        var scales = bytes + plane.codeBytes() + 2 * token;
+        var scales = bytes + plane.scaleOffset(token, 0);
         var dim: u32 = 0;
         while (dim < task.head_dim) : (dim += group.record_values) {
             const sums = dotRows(dtype, row_count, codes, digits, dim, group.record_values, &tile.ahead, asks);
             inline for (0..part_count) |p| {
-                const scale = convert.load(.f16, scales + 2 * p * lanes);
+                const scale = convert.load(.f16, scales + group.scale_bytes * p * lanes);
                 inline for (0..row_count) |r| {
-                    scores[r][p] = softmax.mulAdd(@as(Vector, @floatFromInt(sums[r][p])), scale, scores[r][p]);
+                    scores[r][p] = simd.mulAdd(@as(Vector, @floatFromInt(sums[r][p])), scale, scores[r][p]);
                 }
             }
-            scales += 2 * plane.block_size;
+            scales += plane.scaleStride();
         }
         inline for (0..row_count) |r| inline for (0..part_count) |p| {
             scores[r][p] *= @splat(digits[r].step);
@@ -369,10 +370,11 @@ pub const Scales = struct {
         tile: *const Tile,
         dim_group: u32,
     ) [scale_vectors]Vector {
-        const stretch = tile.rows.planeV() + if (which == .scales) plane.codeBytes() else plane.minOffset();
-        const first = stretch + 2 * (dim_group * plane.block_size + tile.rows.tile.storage.tile_token);
+        const token = tile.rows.tile.storage.tile_token;
+        const dim = dim_group * plane.groupSize();
+        const first = tile.rows.planeV() + if (which == .scales) plane.scaleOffset(token, dim) else plane.minOffset(token, dim);
         var vectors: [scale_vectors]Vector = undefined;
-        inline for (&vectors, 0..) |*vector, i| vector.* = convert.load(.f16, first + 2 * i * lanes);
+        inline for (&vectors, 0..) |*vector, i| vector.* = convert.load(.f16, first + group.scale_bytes * i * lanes);
         return vectors;
     }
 };
@@ -434,7 +436,7 @@ pub fn setWeights(
     var r = tile.row_first;
     const row_end = r + task.row_count;
     while (r < row_end) {
-        const count = softmax.rowsAtOnce(row_end - r);
+        const count = simd.rowsAtOnce(row_end - r);
         switch (count) {
             inline 1, rows_at_once => |row_count| {
                 setWeightRows(dtype, row_count, tile, &factors, &mins, scales.steps[dim_group], weights, r);
@@ -459,20 +461,20 @@ inline fn setWeightRows(
     const base_weights = tile.base_weights[first..][0..row_count];
     const constants = weights.constants[first..][0..row_count];
     const totals = comptime totalsOf(dtype, .whole);
-    var total: [rows_at_once]digits_of.VectorI32 = @splat(@splat(0));
+    var total: [rows_at_once]simd.VectorI32 = @splat(@splat(0));
     var min_sums: [rows_at_once]Vector = @splat(@splat(0));
     inline for (rows, tile.scores[first..][0..row_count], base_weights, 0..) |*digits, *of_row, base_weight, r| {
         tile.ahead.askSome();
         digits.step = step * base_weight;
         total[r] = digits.write(totals, of_row, factors, 1, tile_tokens);
         if (comptime dtype.isAffine()) inline for (mins, 0..) |min, i| {
-            min_sums[r] = softmax.mulAdd(@as(Vector, of_row[i * lanes ..][0..lanes].*), min, min_sums[r]);
+            min_sums[r] = simd.mulAdd(@as(Vector, of_row[i * lanes ..][0..lanes].*), min, min_sums[r]);
         };
     }
     if (totals == .whole) Weights.Row.setTotals(rows, total, tile_tokens);
     constants.* = @splat(0);
     if (comptime dtype.isAffine()) {
-        const sums: [rows_at_once]f32 = softmax.sumFour(min_sums);
+        const sums: [rows_at_once]f32 = simd.sumFour(min_sums);
         for (constants, sums[0..row_count], base_weights) |*constant, sum, base_weight| constant.* = sum * base_weight;
     }
 }
@@ -488,15 +490,13 @@ inline fn accumulateBlock(
     tile: *Tile,
     asks: bool,
 ) void {
-    const token_bytes = group.lane_count * @as(u32, comptime dtype.codeBits()) / 8;
-    const bytes = tile.rows.planeV() + task.tile.storage.tile_token * token_bytes;
-    const codes = codesAt(bytes, dim, plane.block_size * token_bytes);
+    const codes = codesAt(plane, tile.rows.planeV(), task.tile.storage.tile_token, dim);
     const digits = weights.digits[row_first..][0..row_count];
     const products = dotRows(dtype, row_count, codes, digits, 0, tile_tokens, &tile.ahead, asks);
     inline for (0..row_count) |r| inline for (0..part_count) |p| {
         const step: Vector = @splat(digits[r].step);
         const at = task.sums[(row_first + r) * task.head_dim_padded + dim + p * lanes ..][0..lanes];
         const constant: Vector = @splat(weights.constants[row_first + r]);
-        at.* = softmax.mulAdd(@as(Vector, @floatFromInt(products[r][p])), step, @as(Vector, at.*) + constant);
+        at.* = simd.mulAdd(@as(Vector, @floatFromInt(products[r][p])), step, @as(Vector, at.*) + constant);
     };
 }

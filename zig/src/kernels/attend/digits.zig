@@ -7,14 +7,13 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const convert = @import("../convert.zig");
 const pack = @import("../codec/pack.zig");
-const softmax = @import("../exp.zig");
-const lanes = convert.lanes;
-const rows_at_once = softmax.rows_at_once;
-const Vector = convert.Vector;
-const VectorU32 = convert.VectorU32;
-pub const VectorI32 = @Vector(lanes, i32);
+const simd = @import("../lanes.zig");
+const lanes = simd.lanes;
+const rows_at_once = simd.rows_at_once;
+const Vector = simd.Vector;
+const VectorU32 = simd.VectorU32;
+const VectorI32 = simd.VectorI32;
 
 /// The largest number.
 const number_max = 127 * 128;
@@ -83,7 +82,7 @@ pub fn Digits(comptime number_count_max: u32) type {
 
         /// Sets the first total of each row, that of all its `count` numbers.
         pub inline fn setTotals(rows: []Self, totals: [rows_at_once]VectorI32, count: u32) void {
-            const sums: [rows_at_once]i32 = softmax.sumFourIntegers(totals);
+            const sums: [rows_at_once]i32 = simd.sumFourIntegers(totals);
             const excess = low_offset * @as(i32, @intCast(count));
             for (rows, sums[0..rows.len]) |*row, sum| row.totals[0] = sum -% excess;
         }
@@ -101,7 +100,7 @@ pub inline fn stepsOf(magnitudes: [rows_at_once]Magnitudes) struct { [rows_at_on
     var bits: [rows_at_once]VectorU32 = undefined;
     inline for (&bits, magnitudes) |*to, from| to.* = from.bits;
     const Four = @Vector(rows_at_once, f32);
-    const largest: Four = @bitCast(softmax.largestFourIntegers(bits));
+    const largest: Four = @bitCast(simd.largestFourIntegers(bits));
     const is_zero = largest < @as(Four, @splat(magnitude_min));
     const zeros: Four = @splat(0);
     const number: Four = @splat(number_max);
@@ -115,20 +114,17 @@ pub const Magnitudes = struct {
     bits: VectorU32 = @splat(0),
 
     pub inline fn add(magnitudes: *Magnitudes, values: Vector) void {
-        const bits: VectorU32 = @bitCast(values);
-        magnitudes.bits = @max(magnitudes.bits, bits & @as(VectorU32, @splat(0x7fff_ffff)));
+        magnitudes.bits = @max(magnitudes.bits, simd.magnitudes(values));
     }
 };
 
 /// What makes low digits of numbers be 0 to 127.
 const low_offset = 64;
 
-/// values * factors to the nearest integer, half to even, and `low_offset` more; defined for any bits. Adding 1.5 * 2^23
-/// puts the integer into the low bits.
+/// values * factors to the nearest integer, half to even, and `low_offset` more; defined for any bits.
 inline fn shiftedNumbers(values: Vector, factors: Vector) VectorI32 {
-    const magic = 0x1.8p23;
-    const sums: VectorI32 = @bitCast(softmax.mulAdd(values, factors, @as(Vector, @splat(magic + low_offset))));
-    return sums -% @as(VectorI32, @splat(@bitCast(@as(f32, magic))));
+    const sums: VectorI32 = @bitCast(simd.mulAdd(values, factors, @as(Vector, @splat(simd.round_magic + low_offset))));
+    return sums -% @as(VectorI32, @splat(@bitCast(@as(f32, simd.round_magic))));
 }
 
 fn set(digits: anytype, values: anytype) void {

@@ -17,11 +17,11 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
-const convert = @import("../convert.zig");
 const group = @import("../../group.zig");
-const lanes = convert.lanes;
+const simd = @import("../lanes.zig");
+const lanes = simd.lanes;
 
-pub const Sums = @Vector(lanes, i32);
+pub const Sums = simd.VectorI32;
 
 /// [lane][4], unsigned.
 pub const Codes = @Vector(lanes * group.quad, u8);

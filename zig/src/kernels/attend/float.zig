@@ -3,19 +3,19 @@
 //! A tile knows its rows by pointer. No number below depends on how many query rows stand beside a row.
 
 const convert = @import("../convert.zig");
-const softmax = @import("../exp.zig");
+const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
 const tiles = @import("tokens.zig");
 const Ahead = @import("prefetch.zig").Ahead;
 const Dtype = @import("../../dtype.zig").Dtype;
 const Tile = tiles.Tile;
 
-const lanes = convert.lanes;
-const Vector = convert.Vector;
+const lanes = simd.lanes;
+const Vector = simd.Vector;
 
 /// Rows that share the registers of one pass: 4 rows * 4 tokens are 16 accumulators, half of 32 vector registers. With
 /// 16 registers (SSE, AVX2) it is 2 rows.
-const row_block = if (lanes == 16 or @import("builtin").cpu.arch == .aarch64) 4 else 2;
+const row_block = simd.register_count / 8;
 
 /// Keys that share one load of the queries.
 const token_block = tiles.TileRows.token_block;
@@ -26,7 +26,7 @@ const dim_block = 4;
 /// Lines that a step of so many vectors of a side reads, and asks for ahead. Some steps ask for none: what they leave is
 /// asked for between the passes, where memory would be idle.
 fn linesAStep(comptime dtype: Dtype, comptime vectors: u32) u32 {
-    return @max(1, vectors * lanes * dtype.elementBytes() / 64);
+    return @max(1, vectors * lanes * dtype.elementBytes() / simd.cache_line_bytes);
 }
 
 /// Blocks of rows that are at work one after the other.
@@ -91,7 +91,7 @@ inline fn scoreBlock(
         inline for (&key, keys) |*vector, source| vector.* = convert.load(dtype, source + offset + dim * element_bytes);
         inline for (0..row_count) |r| {
             const query: Vector = queries[r * task.head_dim_padded + dim ..][0..lanes].*;
-            inline for (0..token_block) |t| products[r][t] = softmax.mulAdd(query, key[t], products[r][t]);
+            inline for (0..token_block) |t| products[r][t] = simd.mulAdd(query, key[t], products[r][t]);
         }
     }
     if (dim < task.head_dim) {
@@ -100,7 +100,7 @@ inline fn scoreBlock(
             const key = convert.loadPartial(dtype, keys[t] + offset + dim * element_bytes, rest);
             inline for (0..row_count) |r| {
                 const query: Vector = queries[r * task.head_dim_padded + dim ..][0..lanes].*;
-                products[r][t] = softmax.mulAdd(query, key, products[r][t]);
+                products[r][t] = simd.mulAdd(query, key, products[r][t]);
             }
         }
     }
@@ -108,14 +108,14 @@ inline fn scoreBlock(
     if (product_count % lanes == 0) {
         const flat: [product_count]Vector = @bitCast(products);
         inline for (0..product_count / lanes) |chunk| {
-            const sums: [lanes]f32 = softmax.sumLanes(flat[chunk * lanes ..][0..lanes].*);
+            const sums: [lanes]f32 = simd.sumLanes(flat[chunk * lanes ..][0..lanes].*);
             inline for (0..lanes / token_block) |i| {
                 const r = chunk * lanes / token_block + i;
                 tile.scores[row_first + r][token_first..][0..token_block].* = sums[i * token_block ..][0..token_block].*;
             }
         }
     } else inline for (0..row_count) |r| {
-        tile.scores[row_first + r][token_first..][0..token_block].* = softmax.sumFour(products[r]);
+        tile.scores[row_first + r][token_first..][0..token_block].* = simd.sumFour(products[r]);
     }
 }
 
@@ -191,7 +191,7 @@ inline fn accumulateDims(
         }
         inline for (0..row_count) |r| {
             const weight: Vector = @splat(tile.scores[row_first + r][token]);
-            inline for (0..vector_count) |i| sum[r][i] = softmax.mulAdd(weight, value[i], sum[r][i]);
+            inline for (0..vector_count) |i| sum[r][i] = simd.mulAdd(weight, value[i], sum[r][i]);
         }
     }
     inline for (sum, 0..) |row, r| {

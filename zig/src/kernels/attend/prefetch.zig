@@ -7,10 +7,11 @@
 
 const std = @import("std");
 const group = @import("../../group.zig");
+const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
 const Dtype = @import("../../dtype.zig").Dtype;
 
-const line_bytes = 64;
+const line_bytes = simd.cache_line_bytes;
 
 /// Into the first cache level, from where lines go to the second if they are not used soon. Spread evenly they do not fill
 /// the first level's few miss buffers (f16, 8 heads of 128, Zen 5: 32 GB/s, against 26 GB/s into the second level alone; in
@@ -23,6 +24,16 @@ const Stretch = struct {
     row_bytes: u64,
     row_stride: u64,
     row_count: u32,
+
+    /// A stretch of the plane at `bytes`.
+    fn at(bytes: [*]const u8, of_plane: group.Plane.Stretch) Stretch {
+        return .{
+            .first = bytes + of_plane.offset,
+            .row_bytes = of_plane.row_bytes,
+            .row_stride = of_plane.row_stride,
+            .row_count = of_plane.row_count,
+        };
+    }
 
     /// Rows without gaps are one.
     fn joined(stretch: Stretch) Stretch {
@@ -78,11 +89,10 @@ pub const Source = struct {
             return;
         }
         // First what is needed first.
-        source.of_plane[0] = scales(plane, bytes + plane.codeBytes(), tile_token);
-        source.of_plane[1] = source.of_plane[0];
-        source.of_plane[1].first += plane.minOffset() - plane.codeBytes();
+        source.of_plane[0] = .at(bytes, plane.scaleStretch(tile_token));
+        if (plane.dtype.isAffine()) source.of_plane[1] = .at(bytes, plane.minStretch(tile_token));
         source.stretch_count = if (plane.dtype.isAffine()) 3 else 2;
-        source.of_plane[source.stretch_count - 1] = codes(plane, bytes, tile_token);
+        source.of_plane[source.stretch_count - 1] = .at(bytes, plane.codeStretch(tile_token));
     }
 
     /// Of the first head.
@@ -267,41 +277,6 @@ pub const Ahead = struct {
     }
 };
 
-/// The codes of a tile: keys lie together, values in one stretch for each 16 dims.
-fn codes(plane: group.Plane, bytes: [*]const u8, tile_token: u32) Stretch {
-    const first = bytes + plane.codePlace(tile_token, 0).byte;
-    const tile_bytes = plane.head_dim / 8 * plane.dtype.codeBits() * table.tile_tokens;
-    if (plane.side == .keys or plane.block_size == table.tile_tokens) return .{
-        .first = first,
-        .row_bytes = tile_bytes,
-        .row_stride = 0,
-        .row_count = 1,
-    };
-    const lane_groups = plane.head_dim / group.lane_count;
-    return .{
-        .first = first,
-        .row_bytes = tile_bytes / lane_groups,
-        .row_stride = plane.codeBytes() / lane_groups,
-        .row_count = lane_groups,
-    };
-}
-
-/// The scales of a tile, which begin at `bytes`, as do those of the plane.
-fn scales(plane: group.Plane, bytes: [*]const u8, tile_token: u32) Stretch {
-    if (plane.dtype.isAffine() and plane.side == .keys) return .{
-        .first = bytes,
-        .row_bytes = 2 * plane.head_dim,
-        .row_stride = 0,
-        .row_count = 1,
-    };
-    return .{
-        .first = bytes + 2 * tile_token,
-        .row_bytes = 2 * table.tile_tokens,
-        .row_stride = 2 * plane.block_size,
-        .row_count = plane.head_dim / plane.groupSize(),
-    };
-}
-
 const testing = std.testing;
 
 /// Some heads of one source, and nothing behind them.
@@ -363,10 +338,9 @@ test "Ahead asks for each line of a tile's planes once" {
         for (1..3) |head| for (0..table.tile_tokens) |token| for (0..plane.head_dim) |dim| {
             const bytes = first + head * head_stride;
             const at: u32 = @intCast(tile.storage.tile_token + token);
-            const scale = 2 * plane.scaleIndex(at, @intCast(dim));
             needed.add(bytes + plane.codePlace(at, @intCast(dim)).byte);
-            needed.add(bytes + plane.codeBytes() + scale);
-            if (dtype.isAffine()) needed.add(bytes + plane.minOffset() + scale);
+            needed.add(bytes + plane.scaleOffset(at, @intCast(dim)));
+            if (dtype.isAffine()) needed.add(bytes + plane.minOffset(at, @intCast(dim)));
         };
         var source: Source = undefined;
         source.init(&tile, side, plane.head_dim, 1);
@@ -436,24 +410,6 @@ test "Ahead asks for two sources one after the other, and plans what is left to 
     });
     ahead.plan(13, 2);
     try testing.expectEqual(0, ahead.pace);
-}
-
-test scales {
-    const first = 0x10_0000;
-    for ([_]Dtype{ .q4_0, .i8 }) |dtype| for (std.enums.values(group.Side)) |side| for ([_]u32{ 64, 128 }) |block_size| {
-        const plane: group.Plane = .{ .dtype = dtype, .side = side, .block_size = block_size, .head_dim = 128 };
-        const tile_token = block_size - table.tile_tokens;
-        const rows = scales(plane, @ptrFromInt(first), tile_token);
-        var asked: [1024]bool = @splat(false);
-        for (0..rows.row_count) |row| for (0..rows.row_bytes / 2) |i| {
-            asked[(@intFromPtr(rows.first) - first + row * rows.row_stride) / 2 + i] = true;
-        };
-        var needed: [1024]bool = @splat(false);
-        for (0..table.tile_tokens) |token| for (0..plane.head_dim) |dim| {
-            needed[plane.scaleIndex(@intCast(tile_token + token), @intCast(dim))] = true;
-        };
-        try testing.expectEqual(needed, asked);
-    };
 }
 
 test "Ahead asks for each line of rows of floats once" {

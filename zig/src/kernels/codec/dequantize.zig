@@ -4,14 +4,16 @@ const std = @import("std");
 const assert = std.debug.assert;
 const convert = @import("../convert.zig");
 const group = @import("../../group.zig");
+const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
 const Dtype = @import("../../dtype.zig").Dtype;
 const Plane = group.Plane;
 const Side = group.Side;
 
-const lanes = convert.lanes;
-const Vector = convert.Vector;
-const VectorU32 = convert.VectorU32;
+const lanes = simd.lanes;
+const Vector = simd.Vector;
+const VectorI32 = simd.VectorI32;
+const VectorU32 = simd.VectorU32;
 const Quad = @Vector(group.quad, u32);
 
 /// Tokens whose scales are widened together.
@@ -64,8 +66,8 @@ pub fn dequantizeRecords(
 
 /// Codes as numbers: signed, or less 8, where the format has it so.
 inline fn codeValues(comptime dtype: Dtype, code: @Vector(lanes, u8)) Vector {
-    if (dtype.codeBits() == 8) return @floatFromInt(@as(@Vector(lanes, i32), @as(@Vector(lanes, i8), @bitCast(code))));
-    const value: Vector = @floatFromInt(@as(@Vector(lanes, i32), code));
+    if (dtype.codeBits() == 8) return @floatFromInt(@as(VectorI32, @as(@Vector(lanes, i8), @bitCast(code))));
+    const value: Vector = @floatFromInt(@as(VectorI32, code));
     return if (dtype == .q4_0) value - @as(Vector, @splat(8)) else value;
 }
 
@@ -76,22 +78,19 @@ fn dequantizePlane(
     task: *const table.DequantizeTask,
 ) void {
     const is_per_channel = comptime dtype.isAffine() and side == .keys;
-    const plane = task.plane;
+    const plane = task.plane.of(dtype, side);
     const end = task.token_first + task.token_count;
-    const mins = if (comptime dtype.isAffine()) task.bytes + plane.minOffset() else undefined;
-    const scales = task.bytes + plane.codeBytes();
     var chunk_first = task.token_first / chunk * chunk;
     while (chunk_first < end) : (chunk_first += chunk) {
         const first = @max(task.token_first, chunk_first);
         const stop = @min(end, chunk_first + chunk);
         var dim: u32 = 0;
         while (dim < plane.head_dim) : (dim += columns) {
-            const index = plane.scaleIndex(chunk_first, dim);
             const count = if (is_per_channel) columns else chunk;
             var scale: [count]f32 = undefined;
             var min: [count]f32 = undefined;
-            widen(count, scales + 2 * index, &scale);
-            if (comptime dtype.isAffine()) widen(count, mins + 2 * index, &min);
+            widen(count, task.bytes + plane.scaleOffset(chunk_first, dim), &scale);
+            if (comptime dtype.isAffine()) widen(count, task.bytes + plane.minOffset(chunk_first, dim), &min);
             var quad = first / group.quad * group.quad;
             while (quad < stop) : (quad += group.quad) {
                 const words = loadQuad(dtype, side, plane, task.bytes, quad, dim);
@@ -112,7 +111,7 @@ fn dequantizePlane(
 }
 
 inline fn widen(comptime count: usize, bits: [*]const u8, values: *[count]f32) void {
-    inline for (0..count / lanes) |v| values[v * lanes ..][0..lanes].* = convert.load(.f16, bits + 2 * v * lanes);
+    inline for (0..count / lanes) |v| values[v * lanes ..][0..lanes].* = convert.load(.f16, bits + group.scale_bytes * v * lanes);
 }
 
 /// The codes of four tokens, from `token` on, and 32 dims: byte i of a lane is that of token i.
@@ -129,19 +128,15 @@ inline fn loadQuad(
     const mask = comptime ((1 << bits) - 1) * 0x0101_0101;
     var words: [vectors]VectorU32 = undefined;
     if (side == .values) {
-        const vectors_a_lane = plane.block_size / group.quad / quads;
-        const shift: u5 = @intCast(token / group.quad % quads * bits);
+        const shift: u5 = plane.codePlace(token, dim).shift;
         inline for (&words, 0..) |*word, v| {
-            const lane = dim + v * lanes;
-            const vector = lane / group.lane_count * vectors_a_lane + token / group.quad / quads;
-            const place = bytes + vector * group.vector_bytes + lane % group.lane_count * group.quad;
+            const place = bytes + plane.codeOffset(token, dim + @as(u32, v * lanes));
             const stored: VectorU32 = @bitCast(place[0 .. 4 * lanes].*);
             word.* = stored >> @splat(shift) & @as(VectorU32, @splat(mask));
         }
         return words;
     }
-    const vector_first = token / group.lane_count * (plane.head_dim / group.quad / quads) + dim / group.quad / quads;
-    const place = bytes + vector_first * group.vector_bytes + token % group.lane_count * group.quad;
+    const place = bytes + plane.codeOffset(token, dim);
     var pieces: [columns / group.quad]Quad = undefined;
     inline for (0..pieces.len / quads) |w| {
         // [token][dim] to [dim][token]

@@ -1,11 +1,11 @@
 //! Vectors as bytes, by x86's instructions that round and saturate: what codes and digits are packed with.
 
 const builtin = @import("builtin");
-const convert = @import("../convert.zig");
+const simd = @import("../lanes.zig");
 
-const lanes = convert.lanes;
-const Vector = convert.Vector;
-const VectorI32 = @Vector(lanes, i32);
+const lanes = simd.lanes;
+const Vector = simd.Vector;
+const VectorI32 = simd.VectorI32;
 const VectorI16 = @Vector(lanes * 2, i16);
 const Bytes = @Vector(lanes * 4, u8);
 

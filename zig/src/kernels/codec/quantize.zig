@@ -14,18 +14,18 @@ const convert = @import("../convert.zig");
 const group = @import("../../group.zig");
 const packed_integers = @import("pack.zig");
 const scales = @import("scale.zig");
-const softmax = @import("../exp.zig");
+const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
 const Dtype = @import("../../dtype.zig").Dtype;
 const Plane = group.Plane;
 const Side = group.Side;
 
-const lanes = convert.lanes;
-const Vector = convert.Vector;
-const VectorU32 = convert.VectorU32;
+const lanes = simd.lanes;
+const Vector = simd.Vector;
+const VectorU32 = simd.VectorU32;
 const Parameters = scales.Parameters;
-const larger = scales.larger;
-const smaller = scales.smaller;
+const larger = simd.larger;
+const smaller = simd.smaller;
 const zero = scales.zero;
 
 /// Groups whose parameters are computed together: the tokens of a chunk, or records.
@@ -144,7 +144,7 @@ inline fn codes(comptime dtype: Dtype, exact: Vector) VectorU32 {
     const clamped = smaller(larger(exact, @splat(range[0])), @splat(range[1]));
     if (dtype == .q4_0) return @intFromFloat(clamped);
     // Rounds to an integer, half to even, and leaves it in the low bits, in two's complement.
-    const rounded: VectorU32 = @bitCast(clamped + @as(Vector, @splat(0x1.8p23)));
+    const rounded: VectorU32 = @bitCast(clamped + @as(Vector, @splat(simd.round_magic)));
     return rounded & @as(VectorU32, @splat(scales.codeMask(dtype)));
 }
 
@@ -169,7 +169,7 @@ const Bytes = @Vector(group.quad * lanes, u8);
 
 /// Formats with a group for each token: 64 tokens by one group at a time.
 fn quantizeTokens(comptime dtype: Dtype, comptime side: Side, task: *const table.QuantizeTask) void {
-    const plane = task.plane;
+    const plane = task.plane.of(dtype, side);
     const group_size = plane.groupSize();
     var scratch: [chunk * 2 * columns]f32 align(64) = undefined;
     var token: u32 = 0;
@@ -179,7 +179,7 @@ fn quantizeTokens(comptime dtype: Dtype, comptime side: Side, task: *const table
             const rows: Rows = .of(task, token, chunk, dim, group_size, &scratch);
             var parameters: Parameters(chunk) = undefined;
             tokenParameters(dtype, group_size, rows, chunk, &parameters);
-            storeParameters(dtype, plane, task.bytes, plane.scaleIndex(token, dim), chunk, &parameters);
+            storeParameters(dtype, plane, task.bytes, token, dim, chunk, &parameters);
             if (side == .keys) {
                 packKeys(dtype, plane, task.bytes, rows, token, chunk, dim, &parameters);
             } else {
@@ -213,7 +213,7 @@ inline fn tokenParameters(
                     high.* = larger(rows.at(token, dim), high.*);
                 }
             }
-            break :blk scales.affine(dtype, softmax.foldLanes(smaller, least), softmax.foldLanes(larger, largest));
+            break :blk scales.affine(dtype, simd.foldLanes(smaller, least), simd.foldLanes(larger, largest));
         } else scales.symmetric(dtype, extremes(dtype, rows, first, count)));
     }
 }
@@ -238,9 +238,9 @@ inline fn extremes(comptime dtype: Dtype, rows: Rows, first: usize, count: usize
             }
         }
     }
-    const high = softmax.foldLanes(larger, largest);
+    const high = simd.foldLanes(larger, largest);
     if (dtype == .q8_0) return high;
-    const low = softmax.foldLanes(smaller, least);
+    const low = simd.foldLanes(smaller, least);
     var found: [lanes]f32 = @select(f32, -low > high, low, high);
     // Of x and -x the one that stands first; of zeros any.
     const is_tie: std.meta.Int(.unsigned, lanes) = @bitCast((-low == high) & (high != zero));
@@ -256,7 +256,7 @@ inline fn extremes(comptime dtype: Dtype, rows: Rows, first: usize, count: usize
 
 /// Affine keys, a group for each channel: 32 channels over all tokens at a time.
 fn quantizeChannels(comptime dtype: Dtype, task: *const table.QuantizeTask) void {
-    const plane = task.plane;
+    const plane = task.plane.of(dtype, .keys);
     var scratch: [tokens_max * columns]f32 align(64) = undefined;
     var dim: u32 = 0;
     while (dim < plane.head_dim) : (dim += columns) {
@@ -280,23 +280,24 @@ fn quantizeChannels(comptime dtype: Dtype, task: *const table.QuantizeTask) void
             const high = larger(largest[0][v], largest[1][v]);
             parameters.set(v * lanes, scales.affine(dtype, low, high));
         }
-        storeParameters(dtype, plane, task.bytes, plane.scaleIndex(0, dim), columns, &parameters);
+        storeParameters(dtype, plane, task.bytes, 0, dim, columns, &parameters);
         packKeys(dtype, plane, task.bytes, rows, 0, plane.block_size, dim, &parameters);
     }
 }
 
-/// Scales and mins of adjacent numbers.
+/// Writes adjacent scales and mins, those of `token` and `dim` first.
 inline fn storeParameters(
     comptime dtype: Dtype,
     plane: Plane,
     bytes: [*]u8,
-    index: u32,
+    token: u32,
+    dim: u32,
     comptime count: u32,
     parameters: *const Parameters(count),
 ) void {
-    @memcpy(bytes[plane.codeBytes() + 2 * index ..][0 .. 2 * count], std.mem.asBytes(&parameters.scale_bits));
+    @memcpy(bytes[plane.scaleOffset(token, dim)..][0 .. group.scale_bytes * count], std.mem.asBytes(&parameters.scale_bits));
     if (comptime !dtype.isAffine()) return;
-    @memcpy(bytes[plane.minOffset() + 2 * index ..][0 .. 2 * count], std.mem.asBytes(&parameters.min_bits));
+    @memcpy(bytes[plane.minOffset(token, dim)..][0 .. group.scale_bytes * count], std.mem.asBytes(&parameters.min_bits));
 }
 
 /// The words of `token_count` tokens and 32 dims. Codes of four tokens with lanes = dims are packed as a plane has them: four
@@ -331,9 +332,8 @@ inline fn packKeys(
             }
             bytes_of.* = codesOfFour(dtype, exact);
         }
-        const vector_first = token / group.lane_count * (plane.head_dim / group.quad / quads) + dim / group.quad / quads;
-        const line_first = bytes + vector_first * group.vector_bytes;
-        const place = line_first + token % group.lane_count * group.quad;
+        const place = bytes + plane.codeOffset(@intCast(token), @intCast(dim));
+        const line_first = bytes + plane.codeOffset(@intCast(token / group.lane_count * group.lane_count), @intCast(dim));
         inline for (0..vectors_filled) |w| {
             var sixteen: @Vector(4, u32) = @splat(0);
             inline for (0..quads) |k| {
@@ -371,12 +371,9 @@ inline fn packValues(
 ) void {
     const bits = comptime @as(u32, dtype.codeBits());
     const tokens_a_word = comptime group.quad * (8 / bits);
-    const lane_stride = plane.block_size / tokens_a_word * group.vector_bytes;
     var dim: usize = 0;
     while (dim < group_size) : (dim += lanes) {
-        const lane = dim_first + dim;
-        var place = bytes + lane / group.lane_count * lane_stride + lane % group.lane_count * group.quad;
-        place += token_first / tokens_a_word * group.vector_bytes;
+        var place = bytes + plane.codeOffset(@intCast(token_first), @intCast(dim_first + dim));
         var t: usize = 0;
         while (t < chunk) : (t += tokens_a_word) {
             var words: VectorU32 = @splat(0);

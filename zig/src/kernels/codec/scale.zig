@@ -4,12 +4,13 @@
 
 const std = @import("std");
 const convert = @import("../convert.zig");
+const simd = @import("../lanes.zig");
 const Dtype = @import("../../dtype.zig").Dtype;
 
-const lanes = convert.lanes;
-const Vector = convert.Vector;
-const VectorU16 = convert.VectorU16;
-const VectorU32 = convert.VectorU32;
+const lanes = simd.lanes;
+const Vector = simd.Vector;
+const VectorU16 = simd.VectorU16;
+const VectorU32 = simd.VectorU32;
 
 /// What codes are made with: of `count` groups, a group in each lane.
 pub fn Parameters(comptime count: usize) type {
@@ -79,21 +80,10 @@ inline fn inverseOf(scale: Vector) Vector {
     return @select(f32, is_finite, inverse, zero);
 }
 
-// One instruction each on x86, which @min and @max, with their rule for NaN, are not. NaN becomes `bound`.
-pub inline fn smaller(x: Vector, bound: Vector) Vector {
-    return @select(f32, x < bound, x, bound);
-}
-
-pub inline fn larger(x: Vector, bound: Vector) Vector {
-    return @select(f32, x > bound, x, bound);
-}
-
-const magnitude_mask: VectorU32 = @splat(0x7fff_ffff);
-
 /// The bits of the largest magnitude: as integers, magnitudes of floats have the same order.
 inline fn magnitude(x: anytype) u32 {
     var largest: VectorU32 = @splat(0);
-    inline for (x) |vector| largest = @max(largest, @as(VectorU32, @bitCast(vector)) & magnitude_mask);
+    inline for (x) |vector| largest = @max(largest, simd.magnitudes(vector));
     return @reduce(.Max, largest);
 }
 
@@ -104,9 +94,8 @@ pub inline fn firstExtreme(x: anytype) f32 {
     var is_largest: u32 = 0;
     var is_negative: u32 = 0;
     inline for (x, 0..) |vector, v| {
-        const bits: VectorU32 = @bitCast(vector);
-        const equal: Mask = @bitCast((bits & magnitude_mask) == @as(VectorU32, @splat(largest)));
-        const negative: Mask = @bitCast(@as(@Vector(lanes, i32), @bitCast(vector)) < @as(@Vector(lanes, i32), @splat(0)));
+        const equal: Mask = @bitCast(simd.magnitudes(vector) == @as(VectorU32, @splat(largest)));
+        const negative: Mask = @bitCast(@as(simd.VectorI32, @bitCast(vector)) < @as(simd.VectorI32, @splat(0)));
         is_largest |= @as(u32, equal) << (v * lanes);
         is_negative |= @as(u32, negative) << v * lanes;
     }

@@ -102,11 +102,8 @@ pub fn quantize(plane: Plane, rows: []const f32, bytes: []u8) void {
             const dim: u32 = @intCast(if (is_per_channel) o else i);
             if (i % plane.groupSize() == 0) {
                 current = groupAt(plane, rows, token, dim);
-                const index = plane.scaleIndex(token, dim);
-                std.mem.writeInt(u16, bytes[plane.codeBytes() + 2 * index ..][0..2], current.scale_bits, .little);
-                if (plane.dtype.isAffine()) {
-                    std.mem.writeInt(u16, bytes[plane.minOffset() + 2 * index ..][0..2], current.min_bits, .little);
-                }
+                plane.setScaleBits(bytes, token, dim, current.scale_bits);
+                if (plane.dtype.isAffine()) plane.setMinBits(bytes, token, dim, current.min_bits);
             }
             plane.setCode(bytes, token, dim, current.code(plane.dtype, rows[token * plane.head_dim + dim]));
         }
@@ -115,9 +112,9 @@ pub fn quantize(plane: Plane, rows: []const f32, bytes: []u8) void {
 
 /// The value of one element of a plane.
 pub fn element(plane: Plane, bytes: []const u8, token: u32, dim: u32) f32 {
-    const index = plane.scaleIndex(token, dim);
-    const min_bits = if (plane.dtype.isAffine()) plane.minBits(bytes, index) else 0;
-    return value(plane.dtype, plane.code(bytes, token, dim), plane.scaleBits(bytes, index), min_bits);
+    const scale_bits = plane.scaleBits(bytes, plane.scaleIndex(token, dim));
+    const min_bits = if (plane.dtype.isAffine()) plane.minBits(bytes, token, dim) else 0;
+    return value(plane.dtype, plane.code(bytes, token, dim), scale_bits, min_bits);
 }
 
 /// Values to ggml's records.
