@@ -340,6 +340,27 @@ test("no imports go in a circle", () => {
   assertNone(cycleComplaints(new Map(zigWithoutTests)));
 });
 
+/** Parameters named after an object of the house that take anything, where its type would be an import. */
+function anytypeComplaints(sources: Files): string[] {
+  const parameter = /\b((?:cache|sequence|group|table|pool|block|rows?|query|queries|object|handle)s?): anytype/g;
+  return [...sources].flatMap(([path, source]) =>
+    [...zigCodeOf(source).matchAll(parameter)].map(([, name]) => `${path} takes anything as ${name}`)
+  );
+}
+
+test("no anytype stands in place of an import", () => {
+  const bad = sample({
+    "zig/src/cache/paged/stats.zig":
+      "pub fn collect(cache: anytype) void {}\n// table: anytype\nfn f(sequences: anytype) void {}",
+    "zig/src/shape.zig": "pub fn rowElements(shape: anytype) u64 {}",
+  });
+  assert.deepEqual(anytypeComplaints(bad), [
+    "zig/src/cache/paged/stats.zig takes anything as cache",
+    "zig/src/cache/paged/stats.zig takes anything as sequences",
+  ]);
+  assertNone(anytypeComplaints(zig));
+});
+
 // What Zig compiles and tests.
 
 /** The roots `build.zig` names. */

@@ -9,6 +9,7 @@ const paged = @import("cache.zig");
 const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
 const Block = @import("../blocks/block.zig").Block;
+const cpu = @import("../../device/cpu.zig");
 const BlockPool = @import("../blocks/pool.zig").BlockPool;
 const Dtype = @import("../../dtype.zig").Dtype;
 const shapes = @import("../../shape.zig");
@@ -398,6 +399,90 @@ test "a batch of ragged sequences is appended whole or not at all" {
     try testing.expectError(error.PoolEmpty, cache.append(0, &.{child}, &.{1}, input(&.{9}), input(&.{9})));
     try expectRows(&cache, child, &.{ 0, 1, 2 });
     try checkInvariants(&cache);
+}
+
+test "a batch of many sequences, and a reset that keeps some: what they need beside the cache may fail" {
+    var failing: testing.FailingAllocator = .init(testing.allocator, .{});
+    var cache: PagedCache = try .init(failing.allocator(), simple(.{ .kv_head_count = 1, .head_dim = 1 }, 4));
+    defer cache.deinit();
+    var sequences: [20]*Sequence = undefined;
+    for (&sequences) |*sequence| sequence.* = try cache.createSequence();
+    const counts: [20]u32 = @splat(3);
+    var rows: [60]f32 = undefined;
+    for (&rows, 0..) |*row, i| row.* = @floatFromInt(i);
+    for (0..2) |attempt| {
+        // A double is found wherever it stands, and memory for the call is taken before anything is changed.
+        var doubled = sequences;
+        doubled[19] = doubled[7 * attempt];
+        try testing.expectError(error.InvalidConfig, cache.append(0, &doubled, &counts, input(&rows), input(&rows)));
+        failing.fail_index = failing.alloc_index + attempt;
+        try testing.expectError(error.OutOfMemory, cache.append(0, &sequences, &counts, input(&rows), input(&rows)));
+        failing.fail_index = std.math.maxInt(usize);
+        for (sequences) |sequence| try testing.expectEqual(0, sequence.rowCount(0));
+    }
+    try cache.append(0, &sequences, &counts, input(&rows), input(&rows));
+    for (sequences, 0..) |sequence, i| {
+        try sequence.commit(3);
+        try expectRows(&cache, sequence, &.{ rows[3 * i], rows[3 * i + 1], rows[3 * i + 2] });
+    }
+
+    const kept = [_]*Sequence{ sequences[19], sequences[4], sequences[4] };
+    failing.fail_index = failing.alloc_index;
+    try testing.expectError(error.OutOfMemory, cache.reset(&kept));
+    failing.fail_index = std.math.maxInt(usize);
+    try testing.expectEqual(20, (try cache.stats()).sequence_count);
+    try cache.reset(&kept);
+    try testing.expectEqual(2, (try cache.stats()).sequence_count);
+    for (kept) |sequence| try testing.expectEqual(0, sequence.seqLen());
+    try testing.expectEqual(0, (try cache.stats()).used_blocks);
+    try step(&cache, sequences[4], 5, ascending);
+    try expectRows(&cache, sequences[4], &.{ 0, 1, 2, 3, 4 });
+}
+
+test "stats: what the pools hold is in them, of every format and layer group" {
+    const layers = [_]paged.Layer{ .{ .kv_head_count = 1, .head_dim = 32 }, .{ .kv_head_count = 2, .head_dim = 32 } };
+    var options = simple(layers[0], 64);
+    options.layers = &layers;
+    options.policy = .{ .kind = .tiered, .store = .{ .dtype_k = .i8, .dtype_v = .q4_0 } };
+    var cache: PagedCache = try .init(testing.allocator, options);
+    defer cache.deinit();
+    const sequence = try cache.createSequence();
+    try step(&cache, sequence, 130, ascending);
+    const stats = try cache.stats();
+    try testing.expectEqual(2, stats.group_count);
+    try testing.expectEqual(6, stats.used_blocks);
+    try testing.expectEqual(128, stats.store_token_count);
+    try testing.expectEqual(2, stats.tail_token_count);
+    var used_bytes: u64 = 0;
+    var reserved_bytes: u64 = 0;
+    for (0..2) |group| {
+        const tail = try cache.poolStats(@intCast(group), .f32, .f32);
+        const store = try cache.poolStats(@intCast(group), .i8, .q4_0);
+        try testing.expectEqual(1, tail.used_blocks);
+        try testing.expectEqual(2, store.used_blocks);
+        used_bytes += tail.block_bytes + 2 * store.block_bytes;
+        reserved_bytes += tail.reserved_bytes + store.reserved_bytes;
+    }
+    try testing.expectEqual(used_bytes, stats.used_bytes);
+    try testing.expectEqual(reserved_bytes, stats.reserved_bytes);
+    try testing.expect(stats.metadata_bytes > 6 * 4 * @sizeOf(u32));
+    try testing.expectError(error.LayerOutOfRange, cache.poolStats(2, .f32, .f32));
+}
+
+test "without max_bytes a cache may use what the process may, and with a pool it has none of its own" {
+    var options = simple(.{ .kv_head_count = 2, .head_dim = 4 }, 16);
+    var cache: PagedCache = try .init(testing.allocator, options);
+    defer cache.deinit();
+    try testing.expectEqual(cpu.memoryLimit(), cache.budget.left.load(.monotonic));
+    var pool: BlockPool = try .init(testing.allocator, slab_memory.system, try cache.layerShape(0), null);
+    defer pool.deinit();
+    try testing.expectEqual(cpu.memoryLimit(), pool.budget.left.load(.monotonic));
+    options.pool = &pool;
+    options.max_bytes = 1 << 20;
+    try testing.expectError(error.InvalidConfig, PagedCache.init(testing.allocator, options));
+    options.max_bytes = null;
+    var on_pool: PagedCache = try .init(testing.allocator, options);
+    on_pool.deinit();
 }
 
 test "rows that are refused while they are written leave no trace" {
