@@ -48,6 +48,25 @@ pub const Dtype = enum(u32) {
         };
     }
 
+    /// The smallest and the largest code, as stored.
+    pub fn codeRange(dtype: Dtype) [2]i16 {
+        return switch (dtype) {
+            .f32, .f16, .bf16 => unreachable,
+            .q8_0, .i8 => .{ -128, 127 },
+            .q4_0, .i4 => .{ 0, 15 },
+            .i2 => .{ 0, 3 },
+        };
+    }
+
+    /// The code of 0: x = (code - codeZero) * scale.
+    pub fn codeZero(dtype: Dtype) i16 {
+        return switch (dtype) {
+            .f32, .f16, .bf16 => unreachable,
+            .q4_0 => 8,
+            .q8_0, .i8, .i4, .i2 => 0,
+        };
+    }
+
     /// Has a min beside the scale.
     pub fn isAffine(dtype: Dtype) bool {
         return switch (dtype) {
@@ -67,6 +86,21 @@ pub const Dtype = enum(u32) {
         return if (dtype.isFloat()) dtype else null;
     }
 };
+
+comptime {
+    for ([_]Dtype{ .q8_0, .q4_0, .i8, .i4, .i2 }) |dtype| {
+        const least, const largest = dtype.codeRange();
+        assert(largest - least + 1 == 1 << dtype.codeBits());
+        // Codes of 8 bits are signed, the others are not.
+        assert(least == if (dtype.codeBits() == 8) -(1 << 7) else 0);
+        assert(dtype.codeZero() == 0 or (!dtype.isAffine() and dtype.codeZero() == (largest + 1) / 2));
+    }
+    // What refuses a value: half a step past the largest f16, times what the largest magnitude of a group is divided by.
+    assert(refusedF32Bits(.f16) == @as(u32, @bitCast(@as(f32, 65520))));
+    assert(refusedF32Bits(.q8_0) == @as(u32, @bitCast(@as(f32, 65520) * @as(f32, Dtype.q8_0.codeRange()[1]))));
+    assert(refusedF32Bits(.q4_0) == @as(u32, @bitCast(@as(f32, 65520) * @as(f32, Dtype.q4_0.codeZero()))));
+    assert(refusedF32Bits(.i4) == refusedF32Bits(.f16));
+}
 
 /// The magnitude bits (sign cleared) of an f32 from which on it is refused for storage as `dtype`: NaN, Inf, and what
 /// rounding half to even would turn into Inf, be it the value or, in a quantized format, the scale or min of its group.

@@ -239,7 +239,8 @@ pub const Plane = extern struct {
     }
 
     fn codeMask(plane: Plane) u8 {
-        return @intCast((@as(u16, 1) << plane.dtype.codeBits()) - 1);
+        const least, const largest = plane.dtype.codeRange();
+        return @intCast(largest - least);
     }
 
     /// The f16 bits of the scale with this number.

@@ -2,7 +2,7 @@
 //!
 //! `build.zig` compiles this file once per CPU level, with that level's instructions, into an object that exports one
 //! table under the level's name; all objects are linked into one library and `kernels/dispatch.zig` picks a table at
-//! start. Nothing outside `kernels/` may be imported from here but the element types: whatever is compiled into two
+//! start. Nothing outside `kernels/` may be imported from here but element types and shapes: whatever is compiled into two
 //! objects must not have state.
 
 const std = @import("std");

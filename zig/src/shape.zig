@@ -21,6 +21,14 @@ pub const Side = group.Side;
 /// The largest head_dim: scratch for one head lies on the stack.
 pub const head_dim_max = 256;
 
+/// The most tokens of a block.
+pub const block_size_max = 256;
+
+comptime {
+    // The largest block, and the largest head_dim, may be quantized.
+    assert(block_size_max % group.token_multiple == 0 and head_dim_max % group.dim_multiple == 0);
+}
+
 /// The largest number of positions: a position and a count of rows fit an i32 result.
 pub const max_seq_len_max = std.math.maxInt(i32);
 
@@ -236,9 +244,6 @@ pub const BlockShape = struct {
         return std.math.divCeil(u32, row_count, shape.block_size) catch unreachable; // not 0
     }
 };
-
-/// The largest block size.
-pub const block_size_max = 256;
 
 /// Elements that `token_count` rows of a side have, or null when that does not fit 64 bits.
 pub fn rowElements(shape: anytype, token_count: u64) ?u64 {

@@ -15,6 +15,7 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const dispatch = @import("../kernels/dispatch.zig");
+const group = @import("../group.zig");
 const exact = @import("exact.zig");
 const Query = @import("query.zig").Query;
 const visible_rows = @import("visible.zig");
@@ -25,10 +26,10 @@ const chunk_tokens = visible_rows.chunk_tokens;
 pub const head_count_max = 32;
 
 /// Elements of the queries, and of the sums, of a part.
-pub const elements_max = 32 * 256;
+pub const elements_max = head_count_max * dispatch.head_dim_max;
 
-/// Rows of codes have a multiple of 32 elements.
-const prepared_max = elements_max / 32;
+/// Query rows of a part whose keys are codes, which have a multiple of 32 elements.
+const prepared_max = elements_max / group.dim_multiple;
 
 /// Elements of queries that are scaled together; divides what a head is padded to.
 const query_lanes = 8;

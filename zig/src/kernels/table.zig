@@ -5,8 +5,11 @@
 //! `abi/` have done that; it asserts.
 
 const std = @import("std");
+const assert = std.debug.assert;
+const group = @import("../group.zig");
+const shape = @import("../shape.zig");
 const Dtype = @import("../dtype.zig").Dtype;
-const Plane = @import("../group.zig").Plane;
+const Plane = group.Plane;
 
 /// An instruction set the kernels are compiled for. The numbers cross the C ABI and are never changed.
 pub const Level = enum(u32) {
@@ -27,21 +30,34 @@ pub const Level = enum(u32) {
     }
 };
 
-/// Tokens of a tile. Tiles begin at multiples of this *position*, whatever block or slab the rows lie in, so that the
-/// same rows give the same bits in every layout.
+/// Positions of a tile. Tiles begin at multiples of it, whatever block or slab the rows lie in, so that the same rows give
+/// the same bits in every layout.
 pub const tile_tokens = 64;
 
 /// Query rows one task may hold: a row is one query of one query head.
 pub const row_count_max = 16;
 
-/// The largest head_dim.
-pub const head_dim_max = 256;
+pub const head_dim_max = shape.head_dim_max;
+
+/// A query or a weight that is multiplied by codes is a whole number of at most `number_max` steps, in two digits:
+/// `digit_base` * high + low.
+pub const digit_base = 128;
+pub const digit_max = 127;
+pub const number_max = digit_base * digit_max;
 
 /// What `Table.prepare` makes of a row's query: numbers of two digits.
-pub const PreparedRow = extern struct { bytes: [576]u8 align(64) };
+pub const PreparedRow = extern struct { bytes: [2 * head_dim_max + 64]u8 align(64) };
 
 /// Vectors of the widest level have this many f32 lanes; head_dim is padded with zeros to a multiple of it.
 pub const lanes_max = 16;
+
+comptime {
+    // A block of codes is whole tiles: a tile never lies in two of them.
+    assert(group.token_multiple % tile_tokens == 0);
+    assert(head_dim_max % lanes_max == 0 and lanes_max == group.lane_count);
+    assert(number_max == 16256);
+    for (std.enums.values(Level)) |level| assert(level.lanes() <= lanes_max);
+}
 
 /// A stretch of adjacent rows of the first KV head.
 pub const Run = extern struct {

@@ -10,6 +10,7 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
+const dispatch = @import("../../kernels/dispatch.zig");
 const Block = @import("../blocks/block.zig").Block;
 const shapes = @import("../../shape.zig");
 
@@ -87,7 +88,7 @@ pub const Head = struct {
 /// See the top of this file; `query_norm` has the softmax_scale in it.
 pub fn boundOf(key_error: f64, range: f64, head_dim: u32, query_norm: f64) f64 {
     if (std.math.isInf(key_error)) return key_error; // also of queries not seen yet
-    const digit_error = range * @as(f64, @floatFromInt(head_dim)) / (2 * 16256);
+    const digit_error = range * @as(f64, @floatFromInt(head_dim)) / (2 * dispatch.number_max);
     return query_norm * (key_error + digit_error);
 }
 

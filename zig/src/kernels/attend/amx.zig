@@ -19,6 +19,7 @@ const code_passes = @import("codes.zig");
 const convert = @import("../convert.zig");
 const dot = @import("dot.zig");
 const group = @import("../../group.zig");
+const pack = @import("../codec/pack.zig");
 const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
 const Ahead = @import("prefetch.zig").Ahead;
@@ -98,7 +99,7 @@ const Products = struct {
     inline fn sum(products: *const Products, row: usize) Vector {
         const high: VectorI32 = products.high[row];
         const low: VectorI32 = products.low[row];
-        return @floatFromInt((high << @splat(7)) +% low);
+        return @floatFromInt((high << @splat(pack.low_bits)) +% low);
     }
 };
 
@@ -151,7 +152,7 @@ const Bytes = [strip_count_max * head_dim_max * group.lane_count]u8;
 inline fn spreadCodes(comptime dtype: Dtype, strips: Strips, number_count: u32, bytes: *align(64) Bytes) Strips {
     const bits = comptime dtype.codeBits();
     if (bits == 8) return strips;
-    const offset: dot.Codes = @splat(if (dtype == .q4_0) 8 else 0);
+    const offset: dot.Codes = @splat(comptime dtype.codeZero());
     const quads = comptime dot.vectorCount(bits);
     const strip_bytes = number_count * group.lane_count;
     for (0..strips.count) |strip| {

@@ -9,7 +9,7 @@ const cases = @import("cases.zig");
 const dispatch = @import("../dispatch.zig");
 const Dtype = @import("../../dtype.zig").Dtype;
 
-const head_dim_max = 256;
+const head_dim_max = dispatch.head_dim_max;
 
 /// Rows, dwords of sums, and dwords that are summed over.
 const Product = struct {

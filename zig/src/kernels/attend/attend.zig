@@ -207,13 +207,16 @@ inline fn largestScores(tile: *const Tile, first: u32, row_count: u32) @Vector(r
     return simd.largestFour(most);
 }
 
+/// No code stands for more: at most 128 scales, and a min.
+const code_value_max = 512 * std.math.floatMax(f16);
+
 /// No sum of products of these queries and keys, nor any part of one, leaves the range of f32. Of keys that have that range
 /// themselves nothing is known, of codes what a scale and a min of f16 may make.
 fn areScoresBounded(task: *const table.AttendTask) bool {
     const key_max: f32 = switch (task.tile.storage.dtype_k) {
         .f32, .bf16 => std.math.floatMax(f32),
-        .f16 => 65504,
-        .q8_0, .q4_0, .i8, .i4, .i2 => 65504 * 512,
+        .f16 => std.math.floatMax(f16),
+        .q8_0, .q4_0, .i8, .i4, .i2 => code_value_max,
     };
     return task.query_max * @as(f32, @floatFromInt(task.head_dim)) < 0.5 * std.math.floatMax(f32) / key_max;
 }

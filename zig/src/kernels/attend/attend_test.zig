@@ -49,14 +49,14 @@ const Case = struct {
 
     /// What is the same on all levels.
     const Truth = struct {
-        output: [row_max][256]f64,
+        output: [row_max][dispatch.head_dim_max]f64,
         lse: [row_max]f64,
     };
 
     fn check(case: Case) !void {
         const stored: Stored = try .init(case.dtype_k, case.dtype_v, case.token_count, case.head_dim, case.block_size);
         defer stored.deinit();
-        var queries: [row_max * 256]f32 = undefined;
+        var queries: [row_max * dispatch.head_dim_max]f32 = undefined;
         randomQueries(&queries, case.head_dim);
         var sees_buffer: [row_max]Sees = undefined;
         const sees = sees_buffer[0..case.row_count];
@@ -182,7 +182,7 @@ const Extreme = struct {
         const both = try extreme.stored();
         defer both.deinit();
         const head_dim = extreme.head_dim;
-        var queries: [row_max * 256]f32 = undefined;
+        var queries: [row_max * dispatch.head_dim_max]f32 = undefined;
         var first: u32 = 0;
         while (first < tile_tokens) : (first += row_max) {
             var sees: [row_max]Sees = undefined;

@@ -201,7 +201,7 @@ pub const Stored = struct {
 pub const Sees = struct { first: u32 = 0, end: u32, sink_end: u32 = 0 };
 
 pub const Results = struct {
-    output: [row_max][256]f32,
+    output: [row_max][dispatch.head_dim_max]f32,
     lse: [row_max]f32,
 };
 
@@ -209,7 +209,7 @@ pub const Results = struct {
 pub fn attendRows(table: *const Table, stored: Stored, queries: []const f32, sees: []const Sees) Results {
     const head_dim = stored.keys.head_dim;
     const padded = std.mem.alignForward(u32, head_dim, dispatch.lanes_max);
-    var sums: [row_max * 256]f32 align(64) = @splat(0);
+    var sums: [row_max * dispatch.head_dim_max]f32 align(64) = @splat(0);
     var rows: [row_max]dispatch.Row = undefined;
     var all: Sees = .{ .first = std.math.maxInt(u32), .end = 0 };
     for (rows[0..sees.len], sees) |*row, row_sees| {

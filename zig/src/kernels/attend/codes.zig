@@ -18,6 +18,7 @@ const convert = @import("../convert.zig");
 const digits_of = @import("digits.zig");
 const dot = @import("dot.zig");
 const group = @import("../../group.zig");
+const pack = @import("../codec/pack.zig");
 const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
 const Ahead = @import("prefetch.zig").Ahead;
@@ -45,7 +46,9 @@ comptime {
     assert(tile_tokens % block_lanes == 0 and group.dim_multiple % block_lanes == 0);
     // The largest sum of a dot product, with the codes as they are loaded: 255 * 127 for each of head_dim_max dims, 128
     // times in the end, less what the offset adds.
-    assert(128 * 255 * 127 * head_dim_max < std.math.maxInt(i32));
+    assert(255 * table.number_max * head_dim_max < std.math.maxInt(i32));
+    // 128 * high is a shift.
+    assert(1 << pack.low_bits == table.digit_base);
 }
 
 /// Lines that a step asks for: half of those it reads. The others are asked for while digits and weights are made.
@@ -69,8 +72,7 @@ fn blockCount(row_count: u32) u32 {
 fn codeOffset(comptime dtype: Dtype) comptime_int {
     return switch (dtype) {
         .q8_0, .i8 => dot.code_offset,
-        .q4_0 => 8,
-        .i4, .i2 => 0,
+        .q4_0, .i4, .i2 => dtype.codeZero(),
         else => comptime unreachable,
     };
 }
@@ -127,7 +129,7 @@ inline fn dotRows(
     inline for (0..row_count) |r| {
         const excess = if (codeOffset(dtype) == 0) 0 else codeOffset(dtype) *% digits[r].totals[number_first / number_count];
         inline for (0..part_count) |p| {
-            sums[r][p] = (high[r][p] << @splat(7)) +% low[r][p] -% @as(dot.Sums, @splat(excess));
+            sums[r][p] = (high[r][p] << @splat(pack.low_bits)) +% low[r][p] -% @as(dot.Sums, @splat(excess));
         }
     }
     return sums;
@@ -371,8 +373,8 @@ pub const Scales = struct {
         dim_group: u32,
     ) [scale_vectors]Vector {
         const token = tile.rows.tile.storage.tile_token;
-        const dim = dim_group * plane.groupSize();
-        const first = tile.rows.planeV() + if (which == .scales) plane.scaleOffset(token, dim) else plane.minOffset(token, dim);
+        const offset = if (which == .scales) plane.scaleOffset(token, 0) else plane.minOffset(token, 0);
+        const first = tile.rows.planeV() + offset + dim_group * plane.scaleStride();
         var vectors: [scale_vectors]Vector = undefined;
         inline for (&vectors, 0..) |*vector, i| vector.* = convert.load(.f16, first + group.scale_bytes * i * lanes);
         return vectors;

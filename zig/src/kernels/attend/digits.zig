@@ -9,14 +9,13 @@ const std = @import("std");
 const assert = std.debug.assert;
 const pack = @import("../codec/pack.zig");
 const simd = @import("../lanes.zig");
+const table = @import("../table.zig");
 const lanes = simd.lanes;
+const number_max = table.number_max;
 const rows_at_once = simd.rows_at_once;
 const Vector = simd.Vector;
 const VectorU32 = simd.VectorU32;
 const VectorI32 = simd.VectorI32;
-
-/// The largest number.
-const number_max = 127 * 128;
 
 /// Rows whose largest magnitude is below this are zeros: its reciprocal times 16256 would be Inf at 2^-114. Weights are
 /// beside one of 1, and scores of that size are none.

@@ -68,7 +68,7 @@ pub fn dequantizeRecords(
 inline fn codeValues(comptime dtype: Dtype, code: @Vector(lanes, u8)) Vector {
     if (dtype.codeBits() == 8) return @floatFromInt(@as(VectorI32, @as(@Vector(lanes, i8), @bitCast(code))));
     const value: Vector = @floatFromInt(@as(VectorI32, code));
-    return if (dtype == .q4_0) value - @as(Vector, @splat(8)) else value;
+    return if (comptime dtype.codeZero() != 0) value - @as(Vector, @splat(comptime dtype.codeZero())) else value;
 }
 
 fn dequantizePlane(
@@ -161,7 +161,7 @@ inline fn joined(pieces: *const [lanes / group.quad]Quad) VectorU32 {
 /// Past the largest f16 lies Inf; the other formats hold every code * scale + min.
 inline fn storeClamped(comptime dtype: Dtype, destination: [*]u8, x: Vector) void {
     if (dtype != .f16) return convert.store(dtype, destination, x);
-    const largest: Vector = @splat(65504);
+    const largest: Vector = @splat(std.math.floatMax(f16));
     // NaN, of a scale that nobody should have stored, stays NaN.
     const below = @select(f32, x > largest, largest, x);
     convert.store(dtype, destination, @select(f32, below < -largest, -largest, below));

@@ -21,9 +21,11 @@ pub inline fn bytes(comptime is_signed: bool, floats: [4]Vector, comptime is_cut
 
 const Digits = @Vector(lanes * 4, i8);
 
+/// Bits of a low digit: a number is 2^7 times its high digit and the low one.
+pub const low_bits = 7;
+
 /// Numbers of 15 bits, -2^14 to 2^14 - 1, as what is above their lowest seven bits and what these bits are, 0 to 127.
 pub inline fn digits(numbers: [4]VectorI32) struct { Digits, Digits } {
-    const low_bits = 7;
     const mask: VectorI16 = @splat((1 << low_bits) - 1);
     const words = if (builtin.cpu.arch == .x86_64)
         .{ packWords(numbers[0], numbers[1]), packWords(numbers[2], numbers[3]) }

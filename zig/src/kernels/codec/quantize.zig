@@ -16,6 +16,7 @@ const packed_integers = @import("pack.zig");
 const scales = @import("scale.zig");
 const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
+const block_size_max = @import("../../shape.zig").block_size_max;
 const Dtype = @import("../../dtype.zig").Dtype;
 const Plane = group.Plane;
 const Side = group.Side;
@@ -33,13 +34,11 @@ const chunk = group.token_multiple;
 /// Dims that are worked on together: those of a record, which every head_dim is a multiple of.
 const columns = group.dim_multiple;
 const vectors = columns / lanes;
-/// Tokens of the largest block that may be quantized.
-const tokens_max = 256;
 
 /// See `Table.quantize`.
 pub fn quantize(task: *const table.QuantizeTask) callconv(.c) void {
     assert(task.plane.isValid());
-    assert(task.plane.block_size <= tokens_max);
+    assert(task.plane.block_size <= block_size_max);
     switch (task.plane.dtype) {
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| switch (task.plane.side) {
             inline else => |side| {
@@ -135,13 +134,8 @@ inline fn exactCodes(comptime dtype: Dtype, x: Vector, inverse: Vector, min: Vec
 
 /// The codes of `lanes` values, in the low bits that they have in a plane, zeros above them.
 inline fn codes(comptime dtype: Dtype, exact: Vector) VectorU32 {
-    const range: [2]f32 = switch (dtype) {
-        .q8_0, .i8 => .{ -128, 127 },
-        .q4_0, .i4 => .{ 0, 15 },
-        .i2 => .{ 0, 3 },
-        else => comptime unreachable,
-    };
-    const clamped = smaller(larger(exact, @splat(range[0])), @splat(range[1]));
+    const least, const largest = comptime dtype.codeRange();
+    const clamped = smaller(larger(exact, @splat(least)), @splat(largest));
     if (dtype == .q4_0) return @intFromFloat(clamped);
     // Rounds to an integer, half to even, and leaves it in the low bits, in two's complement.
     const rounded: VectorU32 = @bitCast(clamped + @as(Vector, @splat(simd.round_magic)));
@@ -257,7 +251,7 @@ inline fn extremes(comptime dtype: Dtype, rows: Rows, first: usize, count: usize
 /// Affine keys, a group for each channel: 32 channels over all tokens at a time.
 fn quantizeChannels(comptime dtype: Dtype, task: *const table.QuantizeTask) void {
     const plane = task.plane.of(dtype, .keys);
-    var scratch: [tokens_max * columns]f32 align(64) = undefined;
+    var scratch: [block_size_max * columns]f32 align(64) = undefined;
     var dim: u32 = 0;
     while (dim < plane.head_dim) : (dim += columns) {
         const rows: Rows = .of(task, 0, plane.block_size, dim, columns, &scratch);

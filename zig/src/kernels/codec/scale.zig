@@ -39,9 +39,9 @@ pub const zero: Vector = @splat(0);
 /// `extreme` is the largest magnitude for q8_0, and the value that has it for q4_0.
 pub inline fn symmetric(comptime dtype: Dtype, extreme: Vector) Groups {
     const scale = if (dtype == .q8_0)
-        extreme / @as(Vector, @splat(127))
+        extreme / @as(Vector, @splat(comptime dtype.codeRange()[1]))
     else
-        (extreme + zero) / @as(Vector, @splat(-8)); // + 0 makes a -0 to +0
+        (extreme + zero) / @as(Vector, @splat(-comptime dtype.codeZero())); // + 0 makes a -0 to +0
     return .{
         .inverse = inverseOf(scale),
         .min = zero,
@@ -60,7 +60,7 @@ pub inline fn affine(comptime dtype: Dtype, least: Vector, largest: Vector) Grou
     // A step too small for f16 is stored as the smallest one, lest all values become the min.
     const vanished = (rounded == zero) & (high > low);
     const scale = @select(f32, vanished, @as(Vector, @splat(0x1p-24)), rounded);
-    const min_bits = convert.f16Bits(if (dtype == .i8) low + @as(Vector, @splat(128)) * scale else low);
+    const min_bits = convert.f16Bits(if (dtype == .i8) low + @as(Vector, @splat(-comptime dtype.codeRange()[0])) * scale else low);
     return .{
         .inverse = inverseOf(scale),
         .min = convert.f16Values(min_bits),
@@ -71,7 +71,8 @@ pub inline fn affine(comptime dtype: Dtype, least: Vector, largest: Vector) Grou
 
 /// All bits of a code.
 pub fn codeMask(comptime dtype: Dtype) comptime_int {
-    return (1 << @as(comptime_int, dtype.codeBits())) - 1;
+    const least, const largest = comptime dtype.codeRange();
+    return largest - least;
 }
 
 inline fn inverseOf(scale: Vector) Vector {
