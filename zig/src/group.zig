@@ -86,7 +86,7 @@ pub const Plane = extern struct {
             plane.block_size % token_multiple == 0 and plane.head_dim % dim_multiple == 0;
     }
 
-    /// The same plane where its format and side are known at compile time, and so need no computing.
+    /// The same plane with its format and side known at compile time, so that the compiler does their arithmetic.
     pub inline fn of(plane: Plane, comptime dtype: Dtype, comptime side: Side) Plane {
         assert(plane.dtype == dtype and plane.side == side);
         return .{ .dtype = dtype, .side = side, .block_size = plane.block_size, .head_dim = plane.head_dim };
@@ -115,8 +115,8 @@ pub const Plane = extern struct {
         return plane.codeBytes() + per_group * plane.scaleCount();
     }
 
-    /// Byte offset of the codes of 4 sums of a lane, one of which is this value's. Where that is the first of the quads in
-    /// one word of its lane, the words of the lanes behind it follow, up to the next multiple of 16 lanes.
+    /// Byte offset of the word that holds a value's code, with those of other sums of the same lane. The words of the lanes
+    /// behind it follow, up to the next multiple of 16 lanes.
     pub fn codeOffset(plane: Plane, token: u32, dim: u32) u32 {
         return plane.codePlace(token, dim).byte / quad * quad;
     }
@@ -126,7 +126,7 @@ pub const Plane = extern struct {
         return if (plane.side == .keys) plane.block_size else plane.head_dim;
     }
 
-    /// Bytes of the codes of 16 lanes and all their sums, from which those of the next 16 are as far away.
+    /// Bytes of the codes of 16 lanes and all their sums: the distance to those of the next 16 lanes.
     pub fn stripBytes(plane: Plane) u32 {
         return plane.codeBytes() / (plane.laneCount() / lane_count);
     }
@@ -148,7 +148,7 @@ pub const Plane = extern struct {
         return scale_bytes * plane.block_size;
     }
 
-    /// Each dim has one scale, that of all tokens.
+    /// Whether each dim has one scale, that of all tokens.
     pub fn isPerChannel(plane: Plane) bool {
         return plane.dtype.isAffine() and plane.side == .keys;
     }
@@ -202,7 +202,7 @@ pub const Plane = extern struct {
         return dim / plane.groupSize() * plane.block_size + token;
     }
 
-    /// Where a code lies.
+    /// The byte that holds a code, and the lowest of its bits.
     pub const CodePlace = struct { byte: u32, shift: u3 };
 
     pub fn codePlace(plane: Plane, token: u32, dim: u32) CodePlace {

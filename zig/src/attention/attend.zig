@@ -54,7 +54,7 @@ fn isWorthSharing(queries: []const Query) bool {
     var elements: u64 = 0;
     for (queries) |query| {
         elements += @as(u64, query.rows.row_count) * query.rows.kv_head_count * query.rows.head_dim *
-            (std.math.divCeil(u32, query.rowCount(), dispatch.row_count_max) catch unreachable);
+            (std.math.divCeil(u32, query.rowCount(), dispatch.query_row_count_max) catch unreachable);
     }
     return elements >= shared_elements_min;
 }
@@ -75,7 +75,7 @@ const PartIterator = struct {
         if (each.index == each.queries.len) return null;
         const query = &each.queries[each.index];
         const head_dim_padded = std.mem.alignForward(u32, query.rows.head_dim, dispatch.lanes_max);
-        const row_count = @min(query.rowCount() - each.row_first, dispatch.row_count_max);
+        const row_count = @min(query.rowCount() - each.row_first, dispatch.query_row_count_max);
         const fitting = @min(parts.elements_max / (row_count * head_dim_padded), each.head_limit);
         const part: Part = .{
             .query = query,
@@ -88,7 +88,7 @@ const PartIterator = struct {
         each.head_first += part.head_count;
         if (each.head_first == query.rows.kv_head_count) {
             each.head_first = 0;
-            each.row_first +|= dispatch.row_count_max;
+            each.row_first +|= dispatch.query_row_count_max;
             if (each.row_first >= query.rowCount()) {
                 each.row_first = 0;
                 each.index += 1;
@@ -102,8 +102,8 @@ const PartIterator = struct {
 const Scratch = struct {
     queries: [parts.elements_max]f32 align(64),
     sums: [2][parts.elements_max]f32 align(64),
-    rows: [2][parts.head_count_max * dispatch.row_count_max]dispatch.Row,
-    fresh: [parts.head_count_max * dispatch.row_count_max]dispatch.Row,
+    rows: [2][parts.head_count_max * dispatch.query_row_count_max]dispatch.QueryRow,
+    fresh: [parts.head_count_max * dispatch.query_row_count_max]dispatch.QueryRow,
 
     fn state(scratch: *Scratch, which: u1, part: Part) Part.State {
         return .{ .sums = scratch.sums[which][0..part.elements()], .rows = scratch.rows[which][0..part.rows()] };
@@ -117,9 +117,9 @@ const Work = struct {
     /// [head][row][head_dim_padded]
     queries: []f32,
     /// [head][row]
-    fresh: []dispatch.Row,
+    fresh: []dispatch.QueryRow,
 
-    fn init(of: Part, queries: []f32, fresh: []dispatch.Row) Work {
+    fn init(of: Part, queries: []f32, fresh: []dispatch.QueryRow) Work {
         var part = of;
         part.scaleQueries(queries);
         part.beginRows(fresh);
@@ -206,7 +206,7 @@ const Wave = struct {
         const work: Work = .init(
             part,
             try allocator.alignedAlloc(f32, .@"64", part.elements()),
-            try allocator.alloc(dispatch.Row, part.rows()),
+            try allocator.alloc(dispatch.QueryRow, part.rows()),
         );
         var chunk: ?u32 = if (by_chunks) work.see.chunkFrom(0) else null;
         for (wave.items[wave.item_count..][0..item_count]) |*item| {
@@ -215,7 +215,7 @@ const Wave = struct {
                 .chunk = chunk,
                 .state = .{
                     .sums = try allocator.alignedAlloc(f32, .@"64", part.elements()),
-                    .rows = try allocator.alloc(dispatch.Row, part.rows()),
+                    .rows = try allocator.alloc(dispatch.QueryRow, part.rows()),
                 },
             };
             if (chunk) |now| chunk = work.see.chunkAfter(now);

@@ -82,13 +82,13 @@ pub noinline fn attendRow(query: *const Query, kv_head: u32, row: u32) f32 {
 }
 
 /// A node of the tree from which the row does not descend?
-fn isHidden(limits: dispatch.Row, position: u32) bool {
+fn isHidden(limits: dispatch.QueryRow, position: u32) bool {
     if (position < limits.tree_first) return false;
     const node = position - limits.tree_first;
     return node >= 64 or limits.tree_mask >> @intCast(node) & 1 == 0;
 }
 
-fn scoreOf(query: *const Query, limits: dispatch.Row, position: u32, q: []align(1) const f32, key: []const f32) f64 {
+fn scoreOf(query: *const Query, limits: dispatch.QueryRow, position: u32, q: []align(1) const f32, key: []const f32) f64 {
     var dot: f64 = 0;
     for (q, key) |a, b| dot += @as(f64, a) * b;
     var score = dot * query.softmax_scale;

@@ -1,13 +1,13 @@
-//! One part of a query step: a few rows of a few KV heads, and their way through the positions they see.
+//! One part of a query step: a few query rows of a few KV heads, and their way through the positions they see.
 //!
-//! All rows that share a KV head are attended together, up to 16 at a time, so that each key and value is read once for all
+//! All query rows that share a KV head are attended together, up to 16 at a time, so that each key and value is read once for all
 //! of them. The work goes tile by tile, and in a tile KV head by KV head. That is the order in which both layouts lie in
 //! memory: a token's heads side by side, or a block's planes one after the other. Head by head over all positions would
 //! read every page once for each head (measured on a contiguous f16 cache of 8 heads, Zen 5, one thread: 16 GB/s that way,
 //! 18 GB/s this way).
 //!
-//! While a head of a tile is at work, the kernel asks for what comes next: the next head or, where a token's heads lie side by
-//! side, the next tile with all of its heads. Then memory is read in the order it lies in.
+//! While a head of a tile is at work, the kernel prefetches what comes next: the next head or, where a token's heads lie side
+//! by side, the next tile with all of its heads. Then memory is read in the order it lies in.
 //!
 //! Each chunk of positions gives a state of its own: sums, largest score, sum of weights. The states of a row are merged in
 //! the order of positions, one after the other, whoever made them and when.
@@ -22,10 +22,10 @@ const visible_rows = @import("visible.zig");
 const Visible = visible_rows.Visible;
 const chunk_tokens = visible_rows.chunk_tokens;
 
-/// KV heads of a part: as many as have their queries in the second cache level.
+/// The most KV heads of a part: their queries fit the second cache level.
 pub const head_count_max = 32;
 
-/// Elements of the queries, and of the sums, of a part.
+/// The most elements of the queries, and of the sums, of a part.
 pub const elements_max = head_count_max * dispatch.head_dim_max;
 
 /// Query rows of a part whose keys are codes, which have a multiple of 32 elements.
@@ -53,7 +53,7 @@ pub const Part = struct {
         return part.head_count * part.row_count * part.head_dim_padded;
     }
 
-    /// Its rows, [head][row].
+    /// Query rows of all its heads.
     pub fn rows(part: Part) u32 {
         return part.head_count * part.row_count;
     }
@@ -66,11 +66,11 @@ pub const Part = struct {
         return part.row_first + @as(u32, @intCast(row % part.row_count));
     }
 
-    /// What any of its rows may see. For the calling thread alone, as it reads the caller's options.
+    /// Positions that any of its rows may see. For the calling thread alone, as it reads the caller's options.
     pub fn visible(part: Part) Visible {
         const query = part.query;
         var result: Visible = .{ .rows = &query.rows, .first = std.math.maxInt(u32), .end = 0, .sink_end = 0 };
-        // The same for every head.
+        // All heads see the same.
         for (0..part.row_count) |i| {
             const row = query.visibility(part.head_first, part.rowOf(i));
             result.first = @min(result.first, row.first);
@@ -81,7 +81,7 @@ pub const Part = struct {
     }
 
     /// Writes its rows as they are before the first key, [head][row]. For the calling thread alone, too.
-    pub fn beginRows(part: Part, fresh: []dispatch.Row) void {
+    pub fn beginRows(part: Part, fresh: []dispatch.QueryRow) void {
         assert(fresh.len == part.rows());
         for (fresh, 0..) |*row, i| row.* = part.query.visibility(part.kvHead(i), part.rowOf(i));
     }
@@ -123,9 +123,9 @@ pub const Part = struct {
         /// [head][row][head_dim_padded]
         sums: []f32,
         /// [head][row]
-        rows: []dispatch.Row,
+        rows: []dispatch.QueryRow,
 
-        pub fn clear(state: State, fresh: []const dispatch.Row) void {
+        pub fn clear(state: State, fresh: []const dispatch.QueryRow) void {
             @memset(state.sums, 0);
             @memcpy(state.rows, fresh);
         }
@@ -140,14 +140,14 @@ pub const Part = struct {
         }
     };
 
-    /// Attends the positions of one chunk, adding to a cleared state. `ahead` says whether to ask for the rows of the next
-    /// chunk at the end. Reads and writes nothing of the caller's but through `queries` and `state`.
-    pub fn attendChunk(part: Part, see: Visible, queries: []const f32, state: State, chunk: u32, ahead: bool) void {
+    /// Attends the positions of one chunk, adding to a cleared state. `goes_on` says whether the rows of the next chunk
+    /// are prefetched at the end. Reads and writes nothing of the caller's but through `queries` and `state`.
+    pub fn attendChunk(part: Part, see: Visible, queries: []const f32, state: State, chunk: u32, goes_on: bool) void {
         // Safe builds fill undefined memory with 0xaa, which takes longer than a short attention itself.
         @setRuntimeSafety(false);
         var runs: [2]visible_rows.TileRuns = undefined;
-        var prepared: [prepared_max]dispatch.PreparedRow = undefined;
-        part.attendTiles(see, queries, state, chunk, ahead, &runs, &prepared);
+        var prepared: [prepared_max]dispatch.PreparedQuery = undefined;
+        part.attendTiles(see, queries, state, chunk, goes_on, &runs, &prepared);
     }
 
     fn attendTiles(
@@ -156,9 +156,9 @@ pub const Part = struct {
         queries: []const f32,
         state: State,
         chunk: u32,
-        ahead: bool,
+        goes_on: bool,
         runs: *[2]visible_rows.TileRuns,
-        prepared: *[prepared_max]dispatch.PreparedRow,
+        prepared: *[prepared_max]dispatch.PreparedQuery,
     ) void {
         const kernels = dispatch.kernels();
         const chunk_end = @as(u64, chunk + 1) * chunk_tokens;
@@ -173,7 +173,7 @@ pub const Part = struct {
             .head_dim_padded = part.head_dim_padded,
             .softcap = part.query.options.softcap orelse 0,
             .tile = undefined,
-            .ahead = undefined,
+            .next_tile = undefined,
             .is_token_major = @intFromBool(part.query.rows.memory == .contiguous),
             .query_max = part.query_max,
         };
@@ -186,19 +186,19 @@ pub const Part = struct {
             task.tile = runs[turn].of(now);
             turn +%= 1;
             runs[turn].count = 0;
-            task.ahead = runs[turn].of(now);
+            task.next_tile = runs[turn].of(now);
             tile = see.tileFrom(now.end);
-            const is_next = if (tile) |next| ahead or next.first < chunk_end else false;
+            const is_next = if (tile) |next| goes_on or next.first < chunk_end else false;
             if (is_next) {
                 see.tileRuns(part.head_first, tile.?, &runs[turn]);
-                task.ahead = runs[turn].of(tile.?);
+                task.next_tile = runs[turn].of(tile.?);
             }
             if (!is_prepared and task.tile.storage.isPrepared()) {
                 is_prepared = true;
                 kernels.prepare(&task);
             }
             kernels.attend(&task);
-            // A tile that was not asked for has no runs yet.
+            // A tile that was not prefetched has no runs yet.
             if (!is_next) return;
         }
     }

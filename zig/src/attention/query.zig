@@ -175,7 +175,7 @@ pub const Query = struct {
     }
 
     /// What one row may see.
-    pub fn visibility(query: *const Query, kv_head: u32, row: u32) dispatch.Row {
+    pub fn visibility(query: *const Query, kv_head: u32, row: u32) dispatch.QueryRow {
         const options = query.options;
         const row_count: i64 = query.rows.row_count;
         const index = row / query.ratio;

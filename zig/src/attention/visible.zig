@@ -1,17 +1,24 @@
-//! Which positions a few query rows see together, cut into the pieces that kernels take.
+//! The positions that a few query rows see together, cut into the pieces that kernels take.
 //!
 //!     tile     64 positions from a multiple of 64, or the part of them that is stored alike
-//!     chunk    1024 positions from a multiple of 1024: a part of the work that may go to another thread
+//!     chunk    1024 positions from a multiple of 1024: work that may go to another thread
 //!
-//! Both begin at fixed positions, so that what a row gets depends on nothing but what is stored.
+//! Both begin at fixed positions, so that the result of a query row depends on nothing but what is stored.
 
+const std = @import("std");
+const assert = std.debug.assert;
 const dispatch = @import("../kernels/dispatch.zig");
 const Rows = @import("../cache/rows.zig").Rows;
 
 /// Positions of a chunk. A row's state is merged once for each, which costs as much as a few tokens.
 pub const chunk_tokens = 1024;
 
-/// Positions that are attended in one go.
+comptime {
+    // A tile lies in one chunk, or it would be split, and the bits would be others.
+    assert(chunk_tokens % dispatch.tile_tokens == 0);
+}
+
+/// Positions that are attended in one call of a kernel.
 pub const Tile = struct {
     first: u32,
     end: u32,
@@ -41,6 +48,7 @@ pub const Visible = struct {
             if (position < rows.sink_end and rows.sink_end < rows.first) end = @min(end, rows.sink_end);
             // Moving over one gap may have led into the other.
             if (position >= visible.sink_end and position < visible.first) continue;
+            assert(position >= from and position < end);
             return .{ .first = position, .end = end };
         }
     }
@@ -49,11 +57,9 @@ pub const Visible = struct {
     pub fn tileFrom(visible: Visible, from: u32) ?Tile {
         const stretch = visible.stretchFrom(from) orelse return null;
         const next_tile = (stretch.first / dispatch.tile_tokens + 1) * dispatch.tile_tokens;
-        return .{
-            .first = stretch.first,
-            .end = visible.rows.storageEnd(stretch.first, @min(visible.rows.row_count, next_tile)),
-            .storage = visible.rows.storage(stretch.first),
-        };
+        const end = visible.rows.storageEnd(stretch.first, @min(visible.rows.row_count, next_tile));
+        assert(stretch.first < end and end <= next_tile);
+        return .{ .first = stretch.first, .end = end, .storage = visible.rows.storage(stretch.first) };
     }
 
     /// The chunk of the first visible position at `from` or later.
@@ -70,6 +76,8 @@ pub const Visible = struct {
     /// The runs of one head's visible rows in one tile. A tile is always given whole: where it were split, the bits would
     /// be others.
     pub fn tileRuns(visible: Visible, kv_head: u32, tile: Tile, out: *TileRuns) void {
+        assert(tile.first < tile.end);
+        assert(tile.first / dispatch.tile_tokens == (tile.end - 1) / dispatch.tile_tokens);
         var position = tile.first;
         out.count = 0;
         while (visible.stretchFrom(position)) |stretch| {
@@ -78,6 +86,7 @@ pub const Visible = struct {
             position = stretch.first;
             while (position < end) {
                 const found = visible.rows.run(kv_head, position, end);
+                assert(found.token_count >= 1 and found.token_count <= end - position);
                 out.runs[out.count] = .{
                     .keys = found.keys,
                     .values = found.values,

@@ -152,7 +152,7 @@ pub fn convertChecked(task: *const table.ConvertTask, narrowest: Dtype) callconv
     return @intFromBool(@reduce(.Max, largest) < dtypes.refusedF32Bits(narrowest));
 }
 
-/// Where a `largest` is given, it becomes the largest magnitude as f32 bits.
+/// Converts one row. A given `largest` becomes the largest magnitude so far, as f32 bits.
 inline fn convertRow(
     comptime to: Dtype,
     destination: [*]u8,
@@ -197,10 +197,10 @@ pub fn storable(
     });
 }
 
-/// How far ahead memory is asked for; past the end it is not read.
+/// Distance of prefetches; past the end nothing is read.
 const prefetch_bytes = 2048;
 
-/// Are all magnitudes (sign bit cleared) below `limit`?
+/// Whether all magnitudes (sign bit cleared) are below `limit`.
 fn allBelow(comptime Bits: type, limit: Bits, source: [*]const u8, element_count: usize) bool {
     const magnitude_mask = std.math.maxInt(Bits) >> 1;
     const width = lanes * 4 / @sizeOf(Bits);

@@ -5,7 +5,7 @@ const builtin = @import("builtin");
 const Level = @import("table.zig").Level;
 const memcheck = @import("build_options").memcheck;
 
-/// Only Linux is asked for AMX: on Windows and macOS `build.zig` links no kernels that need it.
+/// AMX is requested from Linux alone: on Windows and macOS `build.zig` links no kernels that need it.
 pub const may_have_amx = builtin.cpu.arch == .x86_64 and builtin.os.tag == .linux;
 
 /// Whether this CPU has the instructions of a level, and its operating system saves their registers.
@@ -84,35 +84,36 @@ fn hasAvx512() bool {
     return allSet(xgetbv(), &.{ 1, 2, 5, 6, 7 });
 }
 
-/// AMX with products of bytes and of bf16, tiles saved by the system, and its leave to use them.
+/// AMX with products of bytes and of bf16, tile registers saved by the system, and its leave to use them.
 fn hasAmx() bool {
     // BF16 22, TILE 24, INT8 25
     if (!allSet(cpuid(7, 0).edx, &.{ 22, 24, 25 })) return false;
-    // The configuration of the tiles, and their data.
-    return allSet(xgetbv(), &.{ 17, 18 }) and mayUseTiles();
+    // The configuration of the tile registers, and their data.
+    return allSet(xgetbv(), &.{ 17, 18 }) and mayUseTileRegisters();
 }
 
-/// What Linux said when it was asked whether this process may use tiles.
-var tile_answer: std.atomic.Value(enum(u8) { not_asked, no, yes }) = .init(.not_asked);
+/// The answer of Linux to whether this process may use tile registers.
+var tile_register_answer: std.atomic.Value(enum(u8) { not_asked, no, yes }) = .init(.not_asked);
 
-/// Linux saves tiles only for a process that asked for it once; from then on all its threads may use them, those that are
-/// there and those to come, and all their signal stacks must have room for 8 KiB more. So it refuses while one is smaller:
-/// the first answer is kept, as a level may not come and go. Kernels before 5.16 know of no such question, and refuse.
-fn mayUseTiles() bool {
-    if (tile_answer.load(.acquire) == .not_asked) {
+/// Whether Linux lets this process use tile registers. It saves them only for a process that requested them once; from then on
+/// all its threads may use them, present and future ones, and all their signal stacks must have room for 8 KiB more. It
+/// refuses while one is smaller: the first answer is kept, as a level may not come and go. Linux before 5.16 knows no such
+/// request, and refuses.
+fn mayUseTileRegisters() bool {
+    if (tile_register_answer.load(.acquire) == .not_asked) {
         const request_permission = 0x1023; // ARCH_REQ_XCOMP_PERM
-        const tile_data = 18;
-        const refused = std.os.linux.syscall2(.arch_prctl, request_permission, tile_data);
-        // Of two threads that ask at once the first to answer is heard.
-        _ = tile_answer.cmpxchgStrong(.not_asked, if (refused == 0) .yes else .no, .acq_rel, .acquire);
+        const register_data = 18;
+        const refused = std.os.linux.syscall2(.arch_prctl, request_permission, register_data);
+        // Where two threads request them at once, the first answer is kept.
+        _ = tile_register_answer.cmpxchgStrong(.not_asked, if (refused == 0) .yes else .no, .acq_rel, .acquire);
     }
-    return tile_answer.load(.acquire) == .yes;
+    return tile_register_answer.load(.acquire) == .yes;
 }
 
-test "Linux lets a process use tiles or not, for good" {
-    if (!may_have_amx) return error.SkipZigTest; // no other system asks
+test "Linux lets a process use tile registers or not, for good" {
+    if (!may_have_amx) return error.SkipZigTest; // requested from no other system
     if (memcheck) return error.SkipZigTest; // valgrind stops at the question
-    const answer = mayUseTiles();
-    for (0..3) |_| try std.testing.expectEqual(answer, mayUseTiles());
+    const answer = mayUseTileRegisters();
+    for (0..3) |_| try std.testing.expectEqual(answer, mayUseTileRegisters());
     if (has(.amx)) try std.testing.expect(answer);
 }

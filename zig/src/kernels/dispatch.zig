@@ -12,7 +12,7 @@ pub const DequantizeTask = kernel_table.DequantizeTask;
 pub const FinishTask = kernel_table.FinishTask;
 pub const Level = kernel_table.Level;
 pub const QuantizeTask = kernel_table.QuantizeTask;
-pub const Row = kernel_table.Row;
+pub const QueryRow = kernel_table.QueryRow;
 pub const Run = kernel_table.Run;
 pub const Storage = kernel_table.Storage;
 pub const Table = kernel_table.Table;
@@ -20,8 +20,8 @@ pub const TileRuns = kernel_table.TileRuns;
 pub const head_dim_max = kernel_table.head_dim_max;
 pub const lanes_max = kernel_table.lanes_max;
 pub const number_max = kernel_table.number_max;
-pub const PreparedRow = kernel_table.PreparedRow;
-pub const row_count_max = kernel_table.row_count_max;
+pub const PreparedQuery = kernel_table.PreparedQuery;
+pub const query_row_count_max = kernel_table.query_row_count_max;
 pub const tile_tokens = kernel_table.tile_tokens;
 
 /// Linked tables, lowest level first. Each is the export of one compilation of `kernels.zig`.

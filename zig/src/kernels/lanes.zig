@@ -77,10 +77,10 @@ pub inline fn sum(values: Vector) f32 {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-/// Rows that are worked on together where each waits for a fold of its lanes: four are folded in the time of one.
+/// Query rows, or groups, that are at work together where each waits for a fold of its lanes.
 pub const rows_at_once = 4;
 
-/// How many rows are taken together when `rest` of them are left.
+/// Rows that are taken together when `rest` of them are left.
 pub fn rowsAtOnce(rest: u32) u32 {
     return if (rest >= rows_at_once) rows_at_once else 1;
 }
@@ -121,7 +121,7 @@ inline fn addedWrapping(a: anytype, b: @TypeOf(a)) @TypeOf(a) {
     return a +% b;
 }
 
-/// What `combine` makes of the lanes of each of four vectors, in the order of `sum`.
+/// The lanes of each of four vectors combined, in the order of `sum`.
 inline fn foldFour(comptime T: type, comptime combine: anytype, vectors: [4]@Vector(lanes, T)) @Vector(4, T) {
     var four: [4]@Vector(4, T) = undefined;
     inline for (&four, vectors) |*to, from| to.* = foldToFour(T, combine, from);
@@ -141,8 +141,8 @@ inline fn added(a: anytype, b: @TypeOf(a)) @TypeOf(a) {
     return a + b;
 }
 
-/// What `combine` makes of the lanes of each of `lanes` vectors; lane i is that of vector i. Halves of two vectors are taken
-/// at a time: 3 instructions a pair, where folding each vector by itself takes more than twice as many.
+/// The lanes of each of `lanes` vectors combined; lane i is that of vector i. Halves of two vectors are taken at a time: 3
+/// instructions a pair, where folding each vector by itself takes more than twice as many.
 pub inline fn foldLanes(
     comptime combine: anytype,
     vectors: [lanes]Vector,

@@ -9,7 +9,7 @@ const VectorU32 = simd.VectorU32;
 const step_vectors = 8;
 const step_bytes = step_vectors * simd.lanes * 4;
 
-/// Folds `byte_count` bytes, a multiple of 512, into one word; with `prefetch_bytes` > 0 it asks that far ahead. See
+/// Folds `byte_count` bytes, a multiple of 512, into one word; with `prefetch_bytes` > 0 it prefetches that far ahead. See
 /// `Table.read`.
 pub fn read(source: [*]const u8, byte_count: usize, prefetch_bytes: usize) callconv(.c) u32 {
     assert(byte_count % 512 == 0);

@@ -34,8 +34,8 @@ pub const Level = enum(u32) {
 /// the same bits in every layout.
 pub const tile_tokens = 64;
 
-/// Query rows one task may hold: a row is one query of one query head.
-pub const row_count_max = 16;
+/// Query rows one task may hold for each head: a query row is one query of one query head.
+pub const query_row_count_max = 16;
 
 pub const head_dim_max = shape.head_dim_max;
 
@@ -45,10 +45,10 @@ pub const digit_base = 128;
 pub const digit_max = 127;
 pub const number_max = digit_base * digit_max;
 
-/// What `Table.prepare` makes of a row's query: numbers of two digits.
-pub const PreparedRow = extern struct { bytes: [2 * head_dim_max + 64]u8 align(64) };
+/// A query as `Table.prepare` leaves it: numbers of two digits.
+pub const PreparedQuery = extern struct { bytes: [2 * head_dim_max + 64]u8 align(64) };
 
-/// Vectors of the widest level have this many f32 lanes; head_dim is padded with zeros to a multiple of it.
+/// f32 lanes of the widest level; head_dim is padded with zeros to a multiple of it.
 pub const lanes_max = 16;
 
 comptime {
@@ -59,7 +59,7 @@ comptime {
     for (std.enums.values(Level)) |level| assert(level.lanes() <= lanes_max);
 }
 
-/// A stretch of adjacent rows of the first KV head.
+/// Adjacent rows of the first KV head.
 pub const Run = extern struct {
     /// First key, [head_dim]; of quantized keys the first byte of their plane.
     keys: [*]const u8,
@@ -84,7 +84,7 @@ pub const Storage = extern struct {
     block_size: u32 = 0,
     tile_token: u32 = 0,
 
-    /// Keys are multiplied by what `Table.prepare` makes of the queries.
+    /// Whether keys are multiplied by prepared queries, see `Table.prepare`.
     pub fn isPrepared(storage: Storage) bool {
         return !storage.dtype_k.isFloat() and !storage.dtype_k.isAffine();
     }
@@ -94,7 +94,7 @@ pub const Storage = extern struct {
     }
 };
 
-/// The rows of the first of a few KV heads in one tile, ascending; a gap is a stretch that nobody may see.
+/// The rows of the first of a few KV heads in one tile, ascending; nobody may see positions in a gap.
 pub const TileRuns = extern struct {
     storage: Storage,
     runs: [*]const Run,
@@ -102,7 +102,7 @@ pub const TileRuns = extern struct {
 };
 
 /// One query row: what it may see, how its scores are biased, and its running softmax.
-pub const Row = extern struct {
+pub const QueryRow = extern struct {
     /// Visible are the positions in [0, sink_end) and in [first, end).
     first: u32,
     end: u32,
@@ -128,35 +128,35 @@ pub const Row = extern struct {
 pub const AttendTask = extern struct {
     /// Queries times softmax_scale, [head][row][head_dim_padded], padding 0.
     queries: [*]const f32,
-    /// What `Table.prepare` makes of the queries, [head][row], for keys whose scales are those of a token: q8_0 and q4_0.
-    prepared: [*]PreparedRow,
+    /// Prepared queries, [head][row], for keys of which each token has its own scales: q8_0 and q4_0.
+    prepared: [*]PreparedQuery,
     /// Sums of weight * value, [head][row][head_dim_padded].
     sums: [*]f32,
     /// [head][row]
-    rows: [*]Row,
+    rows: [*]QueryRow,
     head_count: u32,
-    /// Of each head.
+    /// Query rows of each head.
     row_count: u32,
     head_dim: u32,
     head_dim_padded: u32,
     /// Scores become softcap * tanh(score / softcap); 0 for none.
     softcap: f32,
     tile: TileRuns,
-    /// The tile that is read next: asked for while this one computes. Perhaps no runs.
-    ahead: TileRuns,
-    /// The rows of a token's heads lie side by side, and so do those of the next token behind them.
+    /// The tile that is read next, prefetched while this one computes. It may have no runs.
+    next_tile: TileRuns,
+    /// 1 where the rows of a token's heads lie side by side, and those of the next token behind them.
     is_token_major: u32,
-    /// No element of the queries has a larger magnitude: tells whether a score may leave the range of f32.
+    /// Bound on the magnitude of the queries' elements: tells whether a score may leave the range of f32.
     query_max: f32 = std.math.floatMax(f32),
 };
 
-/// Turns the sums of one row into its output.
+/// Turns the sums of one query row into its output.
 pub const FinishTask = extern struct {
     /// [head_dim]
     sums: [*]const f32,
     /// [head_dim], unaligned
     output: [*]u8,
-    row: *const Row,
+    row: *const QueryRow,
     head_dim: u32,
     has_sink_logit: u32,
     /// exp(sink_logit) joins the denominator and adds no value.
@@ -207,8 +207,8 @@ pub const Table = extern struct {
     /// f32 lanes of a vector.
     lanes: u32,
     convert: *const fn (task: *const ConvertTask) callconv(.c) void,
-    /// `convert` that looks at what it converts: 1 when all elements are finite and stay finite when stored as
-    /// `narrowest`, else 0, and the destination holds anything.
+    /// `convert` that checks what it converts: 1 when all elements are finite and stay finite when stored as `narrowest`; else
+    /// 0, and the destination holds anything.
     convert_checked: *const fn (task: *const ConvertTask, narrowest: Dtype) callconv(.c) u32,
     /// 1 when all elements are finite and stay finite when stored as `destination_dtype`, else 0.
     storable: *const fn (
@@ -236,17 +236,17 @@ pub const Table = extern struct {
     attend: *const fn (task: *const AttendTask) callconv(.c) void,
     /// Fills `prepared`, before the first tile with keys of q8_0 or q4_0.
     prepare: *const fn (task: *const AttendTask) callconv(.c) void,
-    /// Adds to the state of a row that of the positions that come next.
+    /// Merges the state of the positions that come next into the state of a query row.
     merge: *const fn (
-        row: *Row,
+        row: *QueryRow,
         sums: [*]f32,
-        next_row: *const Row,
+        next_row: *const QueryRow,
         next_sums: [*]const f32,
         head_dim_padded: u32,
     ) callconv(.c) void,
     /// Writes the output and returns the log-sum-exp of the row's scores, natural logarithm. NaN where a number left the
     /// range of f32 on the way: then nothing is written.
     finish: *const fn (task: *const FinishTask) callconv(.c) f32,
-    /// The exclusive or of all words of `byte_count` bytes, a multiple of 512, asking `prefetch_bytes` ahead.
+    /// The exclusive or of all words of `byte_count` bytes, a multiple of 512, prefetching `prefetch_bytes` ahead.
     read: *const fn (source: [*]const u8, byte_count: usize, prefetch_bytes: usize) callconv(.c) u32,
 };

@@ -3,7 +3,7 @@
 
 const std = @import("std");
 const testing = std.testing;
-const amx = @import("tile_register.zig");
+const registers = @import("tile_register.zig");
 const amx_emulator = @import("../reference/amx_emulator.zig");
 const cases = @import("cases.zig");
 const dispatch = @import("../dispatch.zig");
@@ -21,7 +21,7 @@ const Product = struct {
         const sums = 0;
         const digits = 3;
         const codes = 7;
-        var shapes: [8]amx.Shape = @splat(.{ .row_count = 1, .row_bytes = 4 });
+        var shapes: [8]registers.Shape = @splat(.{ .row_count = 1, .row_bytes = 4 });
         shapes[sums] = .{ .row_count = product.row_count, .row_bytes = 4 * product.lane_count };
         shapes[digits] = .{ .row_count = product.row_count, .row_bytes = 4 * product.quad_count };
         shapes[codes] = .{ .row_count = product.quad_count, .row_bytes = 4 * product.lane_count };
@@ -37,19 +37,19 @@ const Product = struct {
         left[0] = @splat(-128);
         for (&right) |*row| row[0..4].* = @splat(-128);
         var got: [16][16]i32 = @splat(@splat(7));
-        const config: amx.Config = .init(shapes);
-        amx.configure(&config);
-        amx.load(digits, &left, @sizeOf(@TypeOf(left[0])));
-        amx.load(codes, &right, @sizeOf(@TypeOf(right[0])));
-        amx.zero(sums);
-        amx.addProducts(sums, digits, codes);
-        amx.addProducts(sums, digits, codes);
-        amx.store(sums, &got, @sizeOf(@TypeOf(got[0])));
-        amx.release();
+        const config: registers.Config = .init(shapes);
+        registers.configure(&config);
+        registers.load(digits, &left, @sizeOf(@TypeOf(left[0])));
+        registers.load(codes, &right, @sizeOf(@TypeOf(right[0])));
+        registers.zero(sums);
+        registers.addProducts(sums, digits, codes);
+        registers.addProducts(sums, digits, codes);
+        registers.store(sums, &got, @sizeOf(@TypeOf(got[0])));
+        registers.release();
         for (got, 0..) |row, m| for (row, 0..) |sum, n| {
             var expected: i32 = 0;
             for (0..4 * product.quad_count) |i| expected += 2 * @as(i32, left[m][i]) * right[i / 4][4 * n + i % 4];
-            // Nothing is written beside the rows and bytes of a tile.
+            // Nothing is written beside the rows and bytes of a tile register.
             const is_inside = m < product.row_count and n < product.lane_count;
             try testing.expectEqual(if (is_inside) expected else 7, sum);
         };
@@ -60,9 +60,9 @@ test {
     _ = amx_emulator;
 }
 
-test "tiles of any shape multiply signed bytes" {
+test "tile registers of any shape multiply signed bytes" {
     if (comptime !amx_emulator.is_here) return error.SkipZigTest; // no assembler for them
-    if (amx_emulator.kernels() == null) return error.SkipZigTest; // neither this CPU's tiles nor emulated ones
+    if (amx_emulator.kernels() == null) return error.SkipZigTest; // neither this CPU's tile registers nor emulated ones
     try (Product{ .row_count = 16, .lane_count = 16, .quad_count = 16 }).check();
     try (Product{ .row_count = 1, .lane_count = 16, .quad_count = 8 }).check();
     try (Product{ .row_count = 5, .lane_count = 3, .quad_count = 1 }).check();

@@ -6,12 +6,12 @@
 //!     2. weights = exp(score - maximum)              the online softmax; older sums are rescaled
 //!     3. sums[row][dim] += weight * value            every value is loaded once for all query rows
 //!
-//! Passes 1 and 3 are those of the format of their side: `float.zig` for rows of floats, `codes.zig` for planes
-//! of codes, or `amx.zig` where the level has tiles. Any format of keys goes with any of values.
+//! Passes 1 and 3 are those of the format of their side: `float.zig` for rows of floats, `codes.zig` for planes of codes,
+//! or `amx.zig` where the level has tile registers. Any format of keys goes with any of values.
 //!
 //! A tile lies within a multiple of 64 positions, so neither slabs nor blocks show in the result; and no number below
-//! depends on how many query rows stand beside a row. What a row gets is a function of its query, the stored bytes and
-//! the level alone.
+//! depends on how many query rows are attended together. The result of a query row is a function of its query, the stored
+//! bytes and the level alone.
 //!
 //! Not here: threads, blocks, tables. A tile is what fits the first cache level (64 rows of 128 f16 are 16 KiB).
 
@@ -25,33 +25,33 @@ const exp = @import("../exp.zig");
 const simd = @import("../lanes.zig");
 const state = @import("state.zig");
 const table = @import("../table.zig");
-const tiles = @import("tokens.zig");
-const Tile = tiles.Tile;
-const TileRows = tiles.TileRows;
+const Heads = @import("scratch.zig").Heads;
+const Scratch = @import("scratch.zig").Scratch;
+const TileTokens = @import("tokens.zig").TileTokens;
 
 const lanes = simd.lanes;
 const Vector = simd.Vector;
 const VectorU32 = simd.VectorU32;
 const rows_at_once = simd.rows_at_once;
 const tile_tokens = table.tile_tokens;
-const row_count_max = table.row_count_max;
+const row_count_max = table.query_row_count_max;
 const negative_infinity = -std.math.inf(f32);
 
-/// Planes of codes are multiplied by tiles of AMX.
+/// Whether planes of codes are multiplied in tile registers.
 const has_amx = builtin.cpu.arch == .x86_64 and builtin.cpu.has(.x86, .amx_int8);
 const code_passes = if (has_amx) amx else codes;
 
 /// See `Table.attend`.
 pub fn attend(task: *const table.AttendTask) callconv(.c) void {
-    assert(task.row_count >= 1 and task.row_count <= table.row_count_max);
+    assert(task.row_count >= 1 and task.row_count <= table.query_row_count_max);
     assert(task.head_dim_padded % table.lanes_max == 0);
     if (task.tile.run_count == 0) return;
-    var tile: Tile = undefined;
-    tile.init(task);
-    const uses_tiles = has_amx and !task.tile.storage.isFloat();
-    if (uses_tiles) amx.begin(task);
-    var heads: tiles.Heads = .{ .first = 0, .count = undefined, .limit = headsTogether(task) };
-    // Those of its first head, and on.
+    var scratch: Scratch = undefined;
+    scratch.init(task);
+    const uses_registers = has_amx and !task.tile.storage.isFloat();
+    if (uses_registers) amx.begin(task);
+    var heads: Heads = .{ .first = 0, .count = undefined, .limit = headsTogether(task) };
+    // The same task from the first of these heads on.
     var of_heads = task.*;
     while (heads.first < task.head_count) : (heads.first += heads.limit) {
         heads.count = @min(heads.limit, task.head_count - heads.first);
@@ -60,11 +60,11 @@ pub fn attend(task: *const table.AttendTask) callconv(.c) void {
         of_heads.prepared = task.prepared + row;
         of_heads.sums = task.sums + row * task.head_dim_padded;
         of_heads.rows = task.rows + row;
-        tile.beginAhead(task, heads);
-        planAhead(task, &tile, heads.count);
-        attendHeads(&of_heads, &tile, heads);
+        scratch.beginPrefetches(task, heads);
+        planPrefetches(task, &scratch, heads.count);
+        attendHeads(&of_heads, &scratch, heads);
     }
-    if (uses_tiles) amx.end();
+    if (uses_registers) amx.end();
 }
 
 /// See `Table.prepare`.
@@ -72,7 +72,7 @@ pub fn prepare(task: *const table.AttendTask) callconv(.c) void {
     codes.prepareQueries(task);
 }
 
-/// Heads whose rows are at work together, as equal shares of all as can be.
+/// Heads whose query rows are at work together, in shares of all heads as equal as can be.
 ///
 /// The few rows of one head wait for their largest score, then for the sum of their weights, with little to do meanwhile;
 /// those of several wait at once. Rows of floats leave the first cache level before their turn comes again.
@@ -83,73 +83,73 @@ fn headsTogether(task: *const table.AttendTask) u32 {
     return (task.head_count + turn_count - 1) / turn_count;
 }
 
-/// Cuts what is asked for into what the loops of passes 1 and 3 ask for and what is asked for between them.
-fn planAhead(task: *const table.AttendTask, tile: *Tile, head_count: u32) void {
+/// Cuts the prefetches into those of the loops of passes 1 and 3 and those between the loops.
+fn planPrefetches(task: *const table.AttendTask, scratch: *Scratch, head_count: u32) void {
     const storage = &task.tile.storage;
     const of_scores = switch (storage.dtype_k) {
-        inline .f32, .f16, .bf16 => |dtype| float.linesOfScores(dtype, task, tile),
+        inline .f32, .f16, .bf16 => |dtype| float.linesOfScores(dtype, task, scratch),
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| code_passes.linesOfPass(dtype, task),
     };
     const of_sums = switch (storage.dtype_v) {
-        inline .f32, .f16, .bf16 => |dtype| float.linesOfSums(dtype, task, tile),
+        inline .f32, .f16, .bf16 => |dtype| float.linesOfSums(dtype, task, scratch),
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| code_passes.linesOfPass(dtype, task),
     };
     // For each row: with its weights, with its query's digits, with the digits of its weights for each group of dims.
-    var asks: u32 = 1;
-    if (storage.dtype_k.isAffine()) asks += 1;
-    if (!storage.dtype_v.isFloat()) asks += codes.groupCount(task);
-    tile.ahead.plan(head_count * (of_scores + of_sums), head_count * task.row_count * asks);
+    var calls_per_row: u32 = 1;
+    if (storage.dtype_k.isAffine()) calls_per_row += 1;
+    if (!storage.dtype_v.isFloat()) calls_per_row += codes.groupCount(task);
+    scratch.prefetches.plan(head_count * (of_scores + of_sums), head_count * task.row_count * calls_per_row);
 }
 
 /// All passes for some heads. `task` begins with the first of them.
-fn attendHeads(task: *const table.AttendTask, tile: *Tile, heads: tiles.Heads) void {
+fn attendHeads(task: *const table.AttendTask, scratch: *Scratch, heads: Heads) void {
     switch (task.tile.storage.dtype_k) {
         .f32, .f16, .bf16, .q8_0, .q4_0 => {},
         inline .i8, .i4, .i2 => |dtype| for (0..heads.count) |index| {
-            tile.select(task, heads, @intCast(index));
-            codes.setQueries(dtype, task, tile);
+            scratch.select(task, heads, @intCast(index));
+            codes.setQueries(dtype, task, scratch);
         },
     }
     switch (task.tile.storage.dtype_k) {
         inline .f32, .f16, .bf16 => |dtype| for (0..heads.count) |index| {
-            tile.select(task, heads, @intCast(index));
-            float.scoreTile(dtype, task, tile);
+            scratch.select(task, heads, @intCast(index));
+            float.scoreTile(dtype, task, scratch);
         },
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| for (0..heads.count) |index| {
-            tile.select(task, heads, @intCast(index));
-            code_passes.scoreTile(dtype, task, tile);
+            scratch.select(task, heads, @intCast(index));
+            code_passes.scoreTile(dtype, task, scratch);
         },
     }
-    weighTile(task, tile, heads.count * task.row_count);
+    weighTile(task, scratch, heads.count * task.row_count);
     switch (task.tile.storage.dtype_v) {
         inline .f32, .f16, .bf16 => |dtype| for (0..heads.count) |index| {
-            tile.select(task, heads, @intCast(index));
-            float.accumulateTile(dtype, task, tile);
+            scratch.select(task, heads, @intCast(index));
+            float.accumulateTile(dtype, task, scratch);
         },
         inline .q8_0, .q4_0, .i8, .i4, .i2 => |dtype| for (0..heads.count) |index| {
-            tile.select(task, heads, @intCast(index));
-            code_passes.accumulateTile(dtype, task, tile);
+            scratch.select(task, heads, @intCast(index));
+            code_passes.accumulateTile(dtype, task, scratch);
         },
     }
 }
 
-/// Vectors of a row's scores.
+/// Vectors of a query row's scores.
 const score_vectors = tile_tokens / lanes;
 
 /// Pass 2: bias and mask the scores of `row_count` rows, move their maxima, turn scores into weights.
 ///
 /// Each step is done for all rows before the next: it waits for a fold of lanes, and so all wait together.
-fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
+fn weighTile(task: *const table.AttendTask, scratch: *Scratch, row_count: u32) void {
     const rows = task.rows[0..row_count];
-    const scores = tile.scores[0..row_count];
+    const scores = scratch.scores[0..row_count];
     const may_overflow = !areScoresBounded(task);
     for (rows, scores) |*row, *of_row| {
-        if (task.softcap == 0 and row.alibi_slope == 0 and tile.rows.isSeenBy(row)) {
+        if (task.softcap == 0 and row.alibi_slope == 0 and scratch.tokens.isSeenBy(row)) {
             if (may_overflow and !state.areFinite(of_row, tile_tokens)) row.weight_sum = std.math.nan(f32);
             continue;
         }
-        tile.rows.setPositions();
-        maskRow(task.softcap, row, &tile.rows, of_row);
+        scratch.tokens.setPositions();
+        maskRow(task.softcap, row, &scratch.tokens, of_row);
     }
     // What scores are relative to. Floats take weights as they are; codes take them as numbers of few digits, those of the
     // tile's largest weight.
@@ -157,9 +157,9 @@ fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
     var bases: [row_count_max]f32 = undefined;
     var r: u32 = 0;
     while (r < row_count) : (r += rows_at_once) {
-        bases[r..][0..rows_at_once].* = largestScores(tile, r, row_count);
+        bases[r..][0..rows_at_once].* = largestScores(scratch, r, row_count);
     }
-    for (rows, bases[0..row_count], tile.base_weights[0..row_count], 0..) |*row, *base, *base_weight, i| {
+    for (rows, bases[0..row_count], scratch.base_weights[0..row_count], 0..) |*row, *base, *base_weight, i| {
         const score_max = @max(row.score_max, base.*);
         // Where nothing is visible so far nothing has been summed, and exp(-Inf - -Inf) would be NaN.
         if (score_max != row.score_max) {
@@ -171,12 +171,12 @@ fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
     }
     r = 0;
     while (r < row_count) : (r += lanes) {
-        const exponents: Vector = tile.base_weights[r..][0..lanes].*;
-        tile.base_weights[r..][0..lanes].* = exp.exp(exponents);
+        const exponents: Vector = scratch.base_weights[r..][0..lanes].*;
+        scratch.base_weights[r..][0..lanes].* = exp.exp(exponents);
     }
     var weight_sums: [row_count_max]Vector = undefined;
     for (scores, bases[0..row_count], weight_sums[0..row_count]) |*of_row, row_base, *weight_sum| {
-        tile.ahead.askSome();
+        scratch.prefetches.prefetchSome();
         const base: Vector = @splat(row_base);
         weight_sum.* = @splat(0);
         for (0..score_vectors) |v| {
@@ -190,17 +190,17 @@ fn weighTile(task: *const table.AttendTask, tile: *Tile, row_count: u32) void {
     while (r < row_count) : (r += rows_at_once) {
         const sums: [rows_at_once]f32 = simd.sumFour(weight_sums[r..][0..rows_at_once].*);
         const count = @min(rows_at_once, row_count - r);
-        for (rows[r..][0..count], sums[0..count], tile.base_weights[r..][0..count]) |*row, sum, base_weight| {
+        for (rows[r..][0..count], sums[0..count], scratch.base_weights[r..][0..count]) |*row, sum, base_weight| {
             row.weight_sum += sum * base_weight;
         }
     }
 }
 
-/// The largest scores of four rows from `first` on; of fewer the last one is taken again.
-inline fn largestScores(tile: *const Tile, first: u32, row_count: u32) @Vector(rows_at_once, f32) {
+/// The largest scores of four rows from `first` on; where fewer are left the last one is taken again.
+inline fn largestScores(scratch: *const Scratch, first: u32, row_count: u32) @Vector(rows_at_once, f32) {
     var most: [rows_at_once]Vector = undefined;
     inline for (&most, 0..) |*vector, i| {
-        const scores = &tile.scores[@min(first + i, row_count - 1)];
+        const scores = &scratch.scores[@min(first + i, row_count - 1)];
         vector.* = @splat(negative_infinity);
         for (0..score_vectors) |v| vector.* = simd.larger(scores[v * lanes ..][0..lanes].*, vector.*);
     }
@@ -210,8 +210,8 @@ inline fn largestScores(tile: *const Tile, first: u32, row_count: u32) @Vector(r
 /// No code stands for more: at most 128 scales, and a min.
 const code_value_max = 512 * std.math.floatMax(f16);
 
-/// No sum of products of these queries and keys, nor any part of one, leaves the range of f32. Of keys that have that range
-/// themselves nothing is known, of codes what a scale and a min of f16 may make.
+/// Whether no sum of products of these queries and keys, nor a partial one, can leave the range of f32. Keys that have that
+/// range themselves are not bounded; codes are by what a scale and a min of f16 may make.
 fn areScoresBounded(task: *const table.AttendTask) bool {
     const key_max: f32 = switch (task.tile.storage.dtype_k) {
         .f32, .bf16 => std.math.floatMax(f32),
@@ -221,12 +221,12 @@ fn areScoresBounded(task: *const table.AttendTask) bool {
     return task.query_max * @as(f32, @floatFromInt(task.head_dim)) < 0.5 * std.math.floatMax(f32) / key_max;
 }
 
-/// Biases the scores of a row, and makes -Inf of those that it may not see and NaN of those that left the range of f32: no
-/// other one is infinite.
-fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) void {
+/// Biases the scores of a row. Scores that the row may not see become -Inf, those that left the range of f32 NaN; no other
+/// one is infinite.
+fn maskRow(softcap: f32, row: *const table.QueryRow, tokens: *const TileTokens, scores: *[tile_tokens]f32) void {
     var token: u32 = 0;
     while (token < tile_tokens) : (token += lanes) {
-        const positions: VectorU32 = tile.positions[token..][0..lanes].*;
+        const positions: VectorU32 = tokens.positions[token..][0..lanes].*;
         const plain: Vector = scores[token..][0..lanes].*;
         var score = plain;
         if (softcap != 0) {
@@ -239,7 +239,7 @@ fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, scores: *
             score = score - @as(Vector, @splat(row.alibi_slope)) * distance;
         }
         const slots = @as(VectorU32, @splat(token)) + std.simd.iota(u32, lanes);
-        const in_tile = slots < @as(VectorU32, @splat(tile.token_count));
+        const in_tile = slots < @as(VectorU32, @splat(tokens.token_count));
         const in_window = simd.both(
             positions >= @as(VectorU32, @splat(row.first)),
             positions < @as(VectorU32, @splat(row.end)),
@@ -252,12 +252,12 @@ fn maskRow(softcap: f32, row: *const table.Row, tile: *const TileRows, scores: *
         score = @select(f32, is_finite, score, @as(Vector, @splat(std.math.nan(f32))));
         scores[token..][0..lanes].* = @select(f32, visible, score, @as(Vector, @splat(negative_infinity)));
     }
-    if (tile.position_last >= row.tree_first) maskTree(row, tile, scores);
+    if (tokens.position_last >= row.tree_first) maskTree(row, tokens, scores);
 }
 
 /// Hides the positions of a tree that a row does not descend from.
-fn maskTree(row: *const table.Row, tile: *const TileRows, scores: *[tile_tokens]f32) void {
-    for (scores[0..tile.token_count], tile.positions[0..tile.token_count]) |*score, position| {
+fn maskTree(row: *const table.QueryRow, tokens: *const TileTokens, scores: *[tile_tokens]f32) void {
+    for (scores[0..tokens.token_count], tokens.positions[0..tokens.token_count]) |*score, position| {
         if (position < row.tree_first) continue;
         const node = position - row.tree_first;
         if (node >= 64 or row.tree_mask >> @intCast(node) & 1 == 0) score.* = negative_infinity;

@@ -1,5 +1,5 @@
-//! Attention over tiles of any two formats against `reference/attention.zig`, on every level this CPU has, and on `amx` where it can
-//! be emulated.
+//! Attention over tiles of any two formats against `reference/attention.zig`, on every level this CPU has, and on `amx` where
+//! it can be emulated.
 
 const std = @import("std");
 const testing = std.testing;

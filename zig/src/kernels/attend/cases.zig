@@ -1,5 +1,5 @@
-//! What the tests of attention attend: rows and planes of any format with their values in f64, and rows of queries over
-//! them. No tests by itself.
+//! Cases for the tests of attention: rows and planes of any format with their values in f64, and queries over them. No tests
+//! by itself.
 
 const std = @import("std");
 const testing = std.testing;
@@ -10,7 +10,7 @@ const Dtype = @import("../../dtype.zig").Dtype;
 const Table = dispatch.Table;
 
 const tile_tokens = dispatch.tile_tokens;
-pub const row_max = dispatch.row_count_max;
+pub const row_max = dispatch.query_row_count_max;
 
 /// A number that depends on nothing but its arguments: the same tokens get the same codes in blocks of any size.
 pub fn hash(salt: u32, a: u32, b: u32) u32 {
@@ -27,7 +27,7 @@ fn hashFloat(salt: u32, a: u32, b: u32) f32 {
     return @as(f32, @floatFromInt(hash(salt, a, b) >> 8)) * 0x1p-23 - 1;
 }
 
-/// What the codes, scales and mins of a side are.
+/// How the codes, scales and mins of a side are filled.
 pub const Fill = struct {
     salt: u32 = 1,
     /// Null for random codes; else the byte that all stored bytes are.
@@ -205,12 +205,12 @@ pub const Results = struct {
     lse: [row_max]f32,
 };
 
-/// Rows of queries, [row][head_dim_padded], over all tiles that any of them sees.
+/// Attends queries, [row][head_dim_padded], over all tiles that any of them sees.
 pub fn attendRows(table: *const Table, stored: Stored, queries: []const f32, sees: []const Sees) Results {
     const head_dim = stored.keys.head_dim;
     const padded = std.mem.alignForward(u32, head_dim, dispatch.lanes_max);
     var sums: [row_max * dispatch.head_dim_max]f32 align(64) = @splat(0);
-    var rows: [row_max]dispatch.Row = undefined;
+    var rows: [row_max]dispatch.QueryRow = undefined;
     var all: Sees = .{ .first = std.math.maxInt(u32), .end = 0 };
     for (rows[0..sees.len], sees) |*row, row_sees| {
         row.* = .{
@@ -228,11 +228,11 @@ pub fn attendRows(table: *const Table, stored: Stored, queries: []const f32, see
         all.end = @max(all.end, row_sees.end);
         all.sink_end = @max(all.sink_end, row_sees.sink_end);
     }
-    var prepared: [row_max]dispatch.PreparedRow = undefined;
+    var prepared: [row_max]dispatch.PreparedQuery = undefined;
     var tile_first: u32 = 0;
     while (tile_first < stored.keys.token_count) : (tile_first += tile_tokens) {
         var runs: [2]dispatch.Run = undefined;
-        var runs_ahead: [2]dispatch.Run = undefined;
+        var next_runs: [2]dispatch.Run = undefined;
         const task: dispatch.AttendTask = .{
             .queries = queries.ptr,
             .prepared = &prepared,
@@ -244,7 +244,7 @@ pub fn attendRows(table: *const Table, stored: Stored, queries: []const f32, see
             .head_dim_padded = padded,
             .softcap = 0,
             .tile = stored.tile(&runs, tile_first, all),
-            .ahead = stored.tile(&runs_ahead, tile_first + tile_tokens, all),
+            .next_tile = stored.tile(&next_runs, tile_first + tile_tokens, all),
             .is_token_major = 0,
         };
         if (tile_first == 0 and task.tile.storage.isPrepared()) table.prepare(&task);

@@ -17,11 +17,11 @@ const Vector = simd.Vector;
 const VectorU32 = simd.VectorU32;
 const VectorI32 = simd.VectorI32;
 
-/// Rows whose largest magnitude is below this are zeros: its reciprocal times 16256 would be Inf at 2^-114. Weights are
-/// beside one of 1, and scores of that size are none.
+/// Values whose largest magnitude is below this become zeros: its reciprocal times 16256 would be Inf at 2^-114. No weight is
+/// that small beside the largest, which is 1, and no score that small counts.
 const magnitude_min = 0x1p-100;
 
-/// A row of up to `number_count_max` numbers.
+/// A query, or weights, of up to `number_count_max` numbers.
 pub fn Digits(comptime number_count_max: u32) type {
     return struct {
         high: [number_count_max]i8 align(64),
@@ -29,13 +29,13 @@ pub fn Digits(comptime number_count_max: u32) type {
         /// 1 / step.
         factor: f32,
         step: f32,
-        /// Of all numbers, or of each 32: see `Totals`.
+        /// Sum of all numbers, or of each 32: see `Totals`.
         totals: [number_count_max / group_numbers]i32,
 
         const Self = @This();
 
-        /// First chooses the steps of up to four rows, by the largest of their magnitudes. A magnitude that is not finite makes
-        /// the step so, and numbers that mean nothing.
+        /// Chooses the steps of up to four rows, by the largest of their magnitudes: call it before `write`. Where a magnitude
+        /// is not finite, neither is the step, and the numbers mean nothing.
         pub inline fn choose(rows: []Self, magnitudes: [rows_at_once]Magnitudes) void {
             const steps, const factors = stepsOf(magnitudes);
             for (rows, steps[0..rows.len], factors[0..rows.len]) |*row, step, factor| {
@@ -44,8 +44,8 @@ pub fn Digits(comptime number_count_max: u32) type {
             }
         }
 
-        /// Then writes the digits of values[i] * factors[i] * factor, of `count` values, a multiple of 32.
-        /// Gives the sums of the numbers, lane by lane and each `low_offset` too much, for `setTotals`.
+        /// Writes the digits of values[i] * factors[i] * factor, for `count` values, a multiple of 32. Returns the sums of the
+        /// numbers, lane by lane and `low_offset` too large for each number, for `setTotals`.
         pub inline fn write(
             digits: *Self,
             comptime totals: Totals,
@@ -57,7 +57,7 @@ pub fn Digits(comptime number_count_max: u32) type {
             assert(count % group_numbers == 0 and count <= number_count_max);
             var total: VectorI32 = @splat(0);
             var at: u32 = 0;
-            // Four vectors at a time. Of the widest, two may be left at the end: behind them stands what nobody looks at.
+            // Four vectors at a time. Two of the widest may be left at the end: nobody reads what is behind them.
             while (at < count) : (at += 4 * lanes) {
                 var numbers: [4]VectorI32 = undefined;
                 inline for (&numbers, 0..) |*number, i| {
@@ -79,7 +79,7 @@ pub fn Digits(comptime number_count_max: u32) type {
             return total;
         }
 
-        /// Sets the first total of each row, that of all its `count` numbers.
+        /// Sets the first total of each row, the sum of all its `count` numbers.
         pub inline fn setTotals(rows: []Self, totals: [rows_at_once]VectorI32, count: u32) void {
             const sums: [rows_at_once]i32 = simd.sumFourIntegers(totals);
             const excess = low_offset * @as(i32, @intCast(count));
@@ -88,7 +88,7 @@ pub fn Digits(comptime number_count_max: u32) type {
     };
 }
 
-/// Of which numbers `write` makes totals: of none, of all of them, of each 32.
+/// Sums of numbers that `write` makes: none, one of all numbers, or one of each 32.
 pub const Totals = enum { none, whole, groups };
 
 /// Numbers of a total of `groups`.
@@ -117,7 +117,7 @@ pub const Magnitudes = struct {
     }
 };
 
-/// What makes low digits of numbers be 0 to 127.
+/// Added to a number, so that its low digit is 0 to 127.
 const low_offset = 64;
 
 /// values * factors to the nearest integer, half to even, and `low_offset` more; defined for any bits.

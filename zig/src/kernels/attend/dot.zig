@@ -3,7 +3,7 @@
 //!     sums[lane] += codes[lane][0] * digits[0] + ... + codes[lane][3] * digits[3]        for all lanes at once
 //!
 //! Codes differ from lane to lane, the four digits are the same for all: `group.zig` lays codes out for this, so that no
-//! sum ever runs across a vector. Digits are -127 to 127, which every way below needs:
+//! sum ever runs across a vector. Digits are -127 to 127, as every way below needs them:
 //!
 //!     avx512         vpdpbusd multiplies unsigned by signed bytes: 8-bit codes have their sign bit flipped, which adds
 //!                    `code_offset` to each of them
@@ -42,7 +42,7 @@ const way: Way = switch (builtin.cpu.arch) {
     else => .generic,
 };
 
-/// What `load` adds to codes of 8 bits: sums hold this times the sum of the digits too much.
+/// Added by `load` to codes of 8 bits: a dot product is too large by this times the sum of the digits.
 pub const code_offset = if (way == .vnni) 128 else 0;
 
 /// Vectors of codes in one stretch of `lanes * 4` stored bytes: 8 bits hold one, two or four codes.
@@ -70,19 +70,19 @@ pub inline fn broadcast(digits: *const [group.quad]i8) Digits {
     return @bitCast(@as(Sums, @splat(@as(i32, @bitCast(digits.*)))));
 }
 
-/// What products are added up in: 32 bits, or 16 where `mustFold`.
+/// Sums of products: of 32 bits, or of 16 where `mustFold`.
 pub fn Partial(comptime bits: u4) type {
     return if (mustFold(bits)) Pairs else Sums;
 }
 
-/// Whether what has been added up must go into sums of 32 bits after each `fold_numbers` numbers.
+/// Whether sums are of 16 bits, and must be folded into sums of 32 bits after each `fold_numbers` numbers.
 pub fn mustFold(comptime bits: u4) bool {
     return way == .ssse3 and bits < 8;
 }
 
 pub const fold_numbers = 32;
 
-/// `partial` and the products of codes of `bits` bits, as `load` gives them.
+/// Adds the products of codes of `bits` bits, as `load` gives them, to `partial`.
 pub inline fn add(comptime bits: u4, partial: Partial(bits), codes: Codes, digits: Digits) Partial(bits) {
     return switch (way) {
         .vnni => asm ("vpdpbusd %[digits], %[codes], %[sums]"
@@ -105,7 +105,7 @@ pub inline fn add(comptime bits: u4, partial: Partial(bits), codes: Codes, digit
     };
 }
 
-/// Neighbours added: what `mustFold` has in 16 bits, in 32.
+/// Sums of 16 bits as sums of 32 bits: neighbours added.
 pub inline fn fold(pairs: Pairs) Sums {
     return addPairs(pairs);
 }

@@ -1,11 +1,11 @@
-//! Asks for what will be read next, line by line, evenly over the work before it.
+//! Prefetching: the cache lines that are read next, one by one, evenly over the work before they are read.
 //!
-//! A core has a few dozen buffers for lines under way. Asked for in bursts, the lines of a tile fill them all, and the work
-//! stops or the lines are forgotten; asked for one by one, they come as fast as memory gives them. So there is one queue
-//! of lines, in the order they are read in: loops take a few for each of their steps, and the rest is asked for between
-//! the loops.
+//! A core has a few dozen buffers for cache lines in flight. Prefetches in bursts fill them all, and the work stops or the
+//! prefetches are dropped; spread out, lines come as fast as memory gives them. So there is one queue of lines, in the
+//! order they are read in: loops take a few for each of their steps, and the rest is prefetched between the loops.
 
 const std = @import("std");
+const assert = std.debug.assert;
 const group = @import("../../group.zig");
 const simd = @import("../lanes.zig");
 const table = @import("../table.zig");
@@ -13,8 +13,8 @@ const Dtype = @import("../../dtype.zig").Dtype;
 
 const line_bytes = simd.cache_line_bytes;
 
-/// Into the first cache level, from where lines go to the second if they are not used soon. Spread evenly they do not fill
-/// the first level's few miss buffers (f16, 8 heads of 128, Zen 5: 32 GB/s, against 26 GB/s into the second level alone; in
+/// The first cache level, from where lines go to the second if they are not used soon. Spread evenly they do not fill the
+/// first level's few miss buffers (f16, 8 heads of 128, Zen 5: 32 GB/s, against 26 GB/s into the second level alone; in
 /// bursts it was the other way round).
 const first_level: std.builtin.PrefetchOptions = .{ .locality = 3 };
 
@@ -35,7 +35,7 @@ const Stretch = struct {
         };
     }
 
-    /// Rows without gaps are one.
+    /// The same bytes as one row, where there are no gaps between the rows.
     fn joined(stretch: Stretch) Stretch {
         if (stretch.row_bytes != stretch.row_stride) return stretch;
         var one = stretch;
@@ -45,28 +45,31 @@ const Stretch = struct {
     }
 };
 
-/// One side of a tile as what is asked for: a head's stretches of rows, then those of the next head.
+/// One side of a tile as what is prefetched: a head's stretches of rows, then those of the next head.
 pub const Source = struct {
     tile: *const table.TileRuns,
     dtype: Dtype,
     side: group.Side,
-    /// Of a row that is asked for whole.
-    elements: u32,
+    /// Elements of a row: of one head, or of all heads where a token's heads lie side by side.
+    row_elements: u32,
     head_stride: u64,
     /// Stretches of a head, and their lines.
     stretch_count: u32,
     line_count: u32,
-    /// Those of a plane; of rows of floats each run has one.
-    of_plane: [3]Stretch,
+    /// Stretches of a plane: scales, mins, codes. Unused for rows of floats, where each run is a stretch.
+    plane_stretches: [3]Stretch,
 
-    /// `head_count` heads side by side are one.
+    /// The rows of `head_count` heads side by side are taken as those of one.
     pub fn init(source: *Source, tile: *const table.TileRuns, side: group.Side, head_dim: u32, head_count: u32) void {
         const storage = &tile.storage;
         source.tile = tile;
         source.side = side;
-        source.elements = head_dim * head_count;
+        source.row_elements = head_dim * head_count;
         source.dtype = if (side == .keys) storage.dtype_k else storage.dtype_v;
         source.head_stride = if (side == .keys) storage.head_stride_k else storage.head_stride_v;
+        assert(head_count >= 1 and head_dim >= 1);
+        // Planes of several heads are never one row.
+        assert(source.dtype.isFloat() or head_count == 1);
         source.stretch_count = 0;
         source.line_count = 0;
         if (tile.run_count == 0) return;
@@ -81,27 +84,30 @@ pub const Source = struct {
             .dtype = source.dtype,
             .side = source.side,
             .block_size = source.tile.storage.block_size,
-            .head_dim = source.elements,
+            .head_dim = source.row_elements,
         };
+        assert(plane.isValid());
+        assert(tile_token % table.tile_tokens == 0 and tile_token < plane.block_size);
         if (plane.block_size == table.tile_tokens) {
             source.stretch_count = 1;
-            source.of_plane[0] = .{ .first = bytes, .row_bytes = plane.bytes(), .row_stride = 0, .row_count = 1 };
+            source.plane_stretches[0] = .{ .first = bytes, .row_bytes = plane.bytes(), .row_stride = 0, .row_count = 1 };
             return;
         }
-        // First what is needed first.
-        source.of_plane[0] = .at(bytes, plane.scaleStretch(tile_token));
-        if (plane.dtype.isAffine()) source.of_plane[1] = .at(bytes, plane.minStretch(tile_token));
+        // In the order they are read in.
+        source.plane_stretches[0] = .at(bytes, plane.scaleStretch(tile_token));
+        if (plane.dtype.isAffine()) source.plane_stretches[1] = .at(bytes, plane.minStretch(tile_token));
         source.stretch_count = if (plane.dtype.isAffine()) 3 else 2;
-        source.of_plane[source.stretch_count - 1] = .at(bytes, plane.codeStretch(tile_token));
+        source.plane_stretches[source.stretch_count - 1] = .at(bytes, plane.codeStretch(tile_token));
     }
 
-    /// Of the first head.
+    /// A stretch of the first head.
     fn stretch(source: *const Source, index: u32) Stretch {
-        if (!source.dtype.isFloat()) return source.of_plane[index];
+        assert(index < source.stretch_count);
+        if (!source.dtype.isFloat()) return source.plane_stretches[index];
         const storage = &source.tile.storage;
         const rows: Stretch = .{
             .first = source.bytesOf(index),
-            .row_bytes = @as(u64, source.elements) * source.dtype.elementBytes(),
+            .row_bytes = @as(u64, source.row_elements) * source.dtype.elementBytes(),
             .row_stride = if (source.side == .keys) storage.token_stride_k else storage.token_stride_v,
             .row_count = source.tile.runs[index].token_count,
         };
@@ -109,12 +115,12 @@ pub const Source = struct {
     }
 
     fn bytesOf(source: *const Source, run: usize) [*]const u8 {
-        const run_of = &source.tile.runs[run];
-        return if (source.side == .keys) run_of.keys else run_of.values;
+        const found = &source.tile.runs[run];
+        return if (source.side == .keys) found.keys else found.values;
     }
 };
 
-inline fn prefetch(line: usize) void {
+inline fn prefetchLine(line: usize) void {
     @prefetch(@as([*]const u8, @ptrFromInt(line)), first_level);
 }
 
@@ -122,157 +128,160 @@ fn linesOf(rows: Stretch) u32 {
     return rows.row_count * @as(u32, @intCast((rows.row_bytes + line_bytes - 1) / line_bytes));
 }
 
-/// What is asked for while something else is at work: some heads of two sources, one after the other.
-pub const Ahead = struct {
-    parts: [2]Part,
-    part_next: u32,
-    /// Lines to ask for in one turn of work.
+/// The lines that are prefetched while something else is at work: some heads of two sources, one after the other.
+pub const PrefetchQueue = struct {
+    spans: [2]HeadSpan,
+    span_next: u32,
+    /// Lines of one turn of work.
     share: u32,
-    /// Lines that each call of `askSome` asks for.
+    /// Lines of each call of `prefetchSome`.
     pace: u32,
-    place: Place,
+    cursor: Cursor,
 
-    pub const Part = struct { source: *const Source, head_first: u32, head_count: u32 };
+    pub const HeadSpan = struct { source: *const Source, head_first: u32, head_count: u32 };
 
-    /// How far it is.
-    const Place = struct {
+    /// The next line, and the row, stretch and head it is in.
+    const Cursor = struct {
         at: usize,
         row_end: usize,
         row_bytes: usize,
         row_stride: usize,
         rows_left: u32,
-        /// Of the head.
+        /// Index of the stretch within the head.
         stretch: u32,
-        /// From the first head to this one.
+        /// Bytes from the first head to this one.
         head_offset: u64,
-        /// With this one; 0 when all has been asked for.
+        /// Heads that are left, this one included; 0 when the queue is empty.
         heads_left: u32,
 
-        fn begin(place: *Place, rows: Stretch) void {
-            place.at = @intFromPtr(rows.first) + place.head_offset;
-            place.row_end = place.at + rows.row_bytes;
-            place.row_bytes = rows.row_bytes;
-            place.row_stride = rows.row_stride;
-            place.rows_left = rows.row_count;
+        fn begin(cursor: *Cursor, rows: Stretch) void {
+            cursor.at = @intFromPtr(rows.first) + cursor.head_offset;
+            cursor.row_end = cursor.at + rows.row_bytes;
+            cursor.row_bytes = rows.row_bytes;
+            cursor.row_stride = rows.row_stride;
+            cursor.rows_left = rows.row_count;
         }
     };
 
-    /// For `turn_count` turns of work.
-    pub fn init(ahead: *Ahead, parts: [2]Part, turn_count: u32) void {
-        ahead.parts = parts;
-        ahead.part_next = 0;
-        ahead.share = turn_count - 1;
-        for (parts) |part| ahead.share += part.source.line_count * part.head_count;
-        ahead.share /= turn_count;
-        ahead.pace = 0;
-        ahead.place.at = 0;
-        ahead.place.row_end = 0;
-        ahead.place.heads_left = 0;
+    /// Fills the queue for `turn_count` turns of work.
+    pub fn init(queue: *PrefetchQueue, spans: [2]HeadSpan, turn_count: u32) void {
+        assert(turn_count >= 1);
+        queue.spans = spans;
+        queue.span_next = 0;
+        queue.share = turn_count - 1;
+        for (spans) |span| queue.share += span.source.line_count * span.head_count;
+        queue.share /= turn_count;
+        queue.pace = 0;
+        queue.cursor.at = 0;
+        queue.cursor.row_end = 0;
+        queue.cursor.heads_left = 0;
     }
 
-    /// Of a turn's lines `taken_count` will be taken by loops; the others are left to `ask_count` calls of `askSome`.
-    pub fn plan(ahead: *Ahead, taken_count: u32, ask_count: u32) void {
-        ahead.pace = (ahead.share -| taken_count + ask_count - 1) / ask_count;
+    /// Sets the pace of a turn: loops will take `taken_count` of its lines, `call_count` calls of `prefetchSome` the others.
+    pub fn plan(queue: *PrefetchQueue, taken_count: u32, call_count: u32) void {
+        assert(call_count >= 1);
+        queue.pace = (queue.share -| taken_count + call_count - 1) / call_count;
     }
 
-    /// Between the loops.
-    pub inline fn askSome(ahead: *Ahead) void {
-        for (0..ahead.pace) |_| {
-            if (ahead.takeOfRow(1)) |line| prefetch(line);
+    /// Prefetches a few lines, between the loops.
+    pub inline fn prefetchSome(queue: *PrefetchQueue) void {
+        for (0..queue.pace) |_| {
+            if (queue.takeOfRow(1)) |line| prefetchLine(line);
         }
     }
 
-    /// Lines that a loop asks for, some in each step.
+    /// Lines that a loop prefetches, some in each step.
     pub const Lines = struct {
         at: usize,
 
-        pub inline fn ask(lines: *Lines, comptime count: u32) void {
-            inline for (0..count) |i| prefetch(lines.at + i * line_bytes);
+        pub inline fn prefetch(lines: *Lines, comptime count: u32) void {
+            inline for (0..count) |i| prefetchLine(lines.at + i * line_bytes);
             lines.at += count * line_bytes;
         }
     };
 
-    /// The next lines where it is the turn of a loop: rows that do not fit the registers together take turns in asking.
-    pub inline fn takeIf(ahead: *Ahead, is_turn: bool, count: u32, instead: [*]const u8) Lines {
-        return if (is_turn) ahead.take(count, instead) else .{ .at = @intFromPtr(instead) };
+    /// The next lines where it is the turn of a loop: query rows that do not fit the registers together take turns.
+    pub inline fn takeIf(queue: *PrefetchQueue, is_turn: bool, count: u32, instead: [*]const u8) Lines {
+        return if (is_turn) queue.take(count, instead) else .{ .at = @intFromPtr(instead) };
     }
 
-    /// The next `count` lines, for a loop to ask for them. Where there are none it asks for those `instead`, which it reads
-    /// itself: they are there. To look for a page that is not, or to ask twice for a line that is under way, takes long.
-    pub inline fn take(ahead: *Ahead, count: u32, instead: [*]const u8) Lines {
-        return .{ .at = ahead.takeOfRow(count) orelse @intFromPtr(instead) };
+    /// The next `count` lines, for a loop to prefetch. Where there are none it prefetches those at `instead`, which it reads
+    /// itself: they are there. A prefetch takes long where its page is not there, or where its line is in flight already.
+    pub inline fn take(queue: *PrefetchQueue, count: u32, instead: [*]const u8) Lines {
+        return .{ .at = queue.takeOfRow(count) orelse @intFromPtr(instead) };
     }
 
-    /// The first of the next `count` lines. Where a row ends before, they are asked for at once.
-    inline fn takeOfRow(ahead: *Ahead, count: u32) ?usize {
-        const place = &ahead.place;
-        const at = place.at;
+    /// The first of the next `count` lines, or null where the row ends before: then they are prefetched at once.
+    inline fn takeOfRow(queue: *PrefetchQueue, count: u32) ?usize {
+        const cursor = &queue.cursor;
+        const at = cursor.at;
         const end = at + count * line_bytes;
-        if (end > place.row_end) {
+        if (end > cursor.row_end) {
             @branchHint(.unlikely);
-            ahead.askAcross(count);
+            queue.prefetchAcross(count);
             return null;
         }
-        place.at = end;
+        cursor.at = end;
         return at;
     }
 
-    noinline fn askAcross(ahead: *Ahead, count: u32) void {
+    noinline fn prefetchAcross(queue: *PrefetchQueue, count: u32) void {
         for (0..count) |_| {
-            prefetch(ahead.next() orelse {
+            prefetchLine(queue.next() orelse {
                 // Nothing is left to look for.
-                ahead.pace = 0;
+                queue.pace = 0;
                 return;
             });
         }
     }
 
-    /// The next line, or null when all have been asked for.
-    fn next(ahead: *Ahead) ?usize {
-        while (ahead.place.at >= ahead.place.row_end) {
-            if (!ahead.nextRow()) return null;
+    /// The next line, or null when the queue is empty.
+    fn next(queue: *PrefetchQueue) ?usize {
+        while (queue.cursor.at >= queue.cursor.row_end) {
+            if (!queue.nextRow()) return null;
         }
-        defer ahead.place.at += line_bytes;
-        return ahead.place.at;
+        defer queue.cursor.at += line_bytes;
+        return queue.cursor.at;
     }
 
-    fn nextRow(ahead: *Ahead) bool {
-        const place = &ahead.place;
-        if (place.heads_left == 0) return ahead.nextPart();
-        place.rows_left -= 1;
-        if (place.rows_left != 0) {
-            place.at = place.row_end - place.row_bytes + place.row_stride;
-            place.row_end += place.row_stride;
+    fn nextRow(queue: *PrefetchQueue) bool {
+        const cursor = &queue.cursor;
+        if (cursor.heads_left == 0) return queue.nextSpan();
+        assert(cursor.rows_left != 0);
+        cursor.rows_left -= 1;
+        if (cursor.rows_left != 0) {
+            cursor.at = cursor.row_end - cursor.row_bytes + cursor.row_stride;
+            cursor.row_end += cursor.row_stride;
             return true;
         }
-        const source = ahead.parts[ahead.part_next - 1].source;
-        place.stretch += 1;
-        if (place.stretch == source.stretch_count) {
-            place.stretch = 0;
-            place.heads_left -= 1;
-            if (place.heads_left == 0) return ahead.nextPart();
-            place.head_offset += source.head_stride;
+        const source = queue.spans[queue.span_next - 1].source;
+        cursor.stretch += 1;
+        if (cursor.stretch == source.stretch_count) {
+            cursor.stretch = 0;
+            cursor.heads_left -= 1;
+            if (cursor.heads_left == 0) return queue.nextSpan();
+            cursor.head_offset += source.head_stride;
         }
-        place.begin(source.stretch(place.stretch));
+        cursor.begin(source.stretch(cursor.stretch));
         return true;
     }
 
-    fn nextPart(ahead: *Ahead) bool {
-        const place = &ahead.place;
-        if (ahead.part_next == ahead.parts.len) return false;
-        const part = ahead.parts[ahead.part_next];
-        ahead.part_next += 1;
-        if (part.source.stretch_count == 0 or part.head_count == 0) return ahead.nextPart();
-        place.stretch = 0;
-        place.heads_left = part.head_count;
-        place.head_offset = if (part.head_first == 0) 0 else part.head_first * part.source.head_stride;
-        var rows = part.source.stretch(0);
-        if (part.source.stretch_count == 1 and rows.row_count == 1 and rows.row_bytes == part.source.head_stride) {
-            // Heads without gaps are one.
-            rows.row_bytes *= part.head_count;
-            place.heads_left = 1;
+    fn nextSpan(queue: *PrefetchQueue) bool {
+        const cursor = &queue.cursor;
+        if (queue.span_next == queue.spans.len) return false;
+        const span = queue.spans[queue.span_next];
+        queue.span_next += 1;
+        if (span.source.stretch_count == 0 or span.head_count == 0) return queue.nextSpan();
+        cursor.stretch = 0;
+        cursor.heads_left = span.head_count;
+        cursor.head_offset = if (span.head_first == 0) 0 else span.head_first * span.source.head_stride;
+        var rows = span.source.stretch(0);
+        if (span.source.stretch_count == 1 and rows.row_count == 1 and rows.row_bytes == span.source.head_stride) {
+            // Heads without gaps are one row.
+            rows.row_bytes *= span.head_count;
+            cursor.heads_left = 1;
         }
-        place.begin(rows);
+        cursor.begin(rows);
         return true;
     }
 };
@@ -280,7 +289,7 @@ pub const Ahead = struct {
 const testing = std.testing;
 
 /// Some heads of one source, and nothing behind them.
-fn headsOf(source: *const Source, first: u32, count: u32) [2]Ahead.Part {
+fn headsOf(source: *const Source, first: u32, count: u32) [2]PrefetchQueue.HeadSpan {
     return .{
         .{ .source = source, .head_first = first, .head_count = count },
         .{ .source = source, .head_first = 0, .head_count = 0 },
@@ -288,16 +297,16 @@ fn headsOf(source: *const Source, first: u32, count: u32) [2]Ahead.Part {
 }
 
 /// Every line of `expected` once.
-fn expectLines(ahead: *Ahead, expected: []const usize) !void {
+fn expectLines(queue: *PrefetchQueue, expected: []const usize) !void {
     var seen: [4096]bool = @splat(false);
-    try testing.expectEqual(expected.len, ahead.share);
+    try testing.expectEqual(expected.len, queue.share);
     for (0..expected.len) |_| {
-        const line = ahead.next() orelse return error.LineMissing;
+        const line = queue.next() orelse return error.LineMissing;
         const index = std.mem.indexOfScalar(usize, expected, line) orelse return error.OtherLine;
         try testing.expect(!seen[index]);
         seen[index] = true;
     }
-    try testing.expectEqual(null, ahead.next());
+    try testing.expectEqual(null, queue.next());
 }
 
 /// The lines of some bytes of a plane.
@@ -313,7 +322,7 @@ const Needed = struct {
     }
 };
 
-test "Ahead asks for each line of a tile's planes once" {
+test "PrefetchQueue gives each line of a tile's planes once" {
     // Nothing at these addresses is read.
     const first = 0x10_0000;
     const head_stride = 0x8_0000;
@@ -344,9 +353,9 @@ test "Ahead asks for each line of a tile's planes once" {
         };
         var source: Source = undefined;
         source.init(&tile, side, plane.head_dim, 1);
-        var ahead: Ahead = undefined;
-        ahead.init(headsOf(&source, 1, 2), 1);
-        try expectLines(&ahead, needed.lines[0..needed.count]);
+        var queue: PrefetchQueue = undefined;
+        queue.init(headsOf(&source, 1, 2), 1);
+        try expectLines(&queue, needed.lines[0..needed.count]);
     };
 }
 
@@ -368,20 +377,20 @@ test "Heads without gaps are one row" {
     };
     var source: Source = undefined;
     source.init(&tile, .keys, plane.head_dim, 1);
-    var ahead: Ahead = undefined;
-    ahead.init(headsOf(&source, 0, 3), 1);
+    var queue: PrefetchQueue = undefined;
+    queue.init(headsOf(&source, 0, 3), 1);
     const line_count = 3 * plane.bytes() / line_bytes;
-    try testing.expectEqual(0x10_0000, ahead.next());
-    ahead.plan(0, 1);
+    try testing.expectEqual(0x10_0000, queue.next());
+    queue.plan(0, 1);
     const instead: [*]const u8 = @ptrFromInt(0x20_0000);
-    try testing.expectEqual(0x10_0000 + line_bytes, ahead.take(line_count - 1, instead).at);
-    try testing.expectEqual(line_count, ahead.pace);
-    try testing.expectEqual(0x20_0000, ahead.take(1, instead).at);
-    try testing.expectEqual(0, ahead.pace);
-    try testing.expectEqual(null, ahead.next());
+    try testing.expectEqual(0x10_0000 + line_bytes, queue.take(line_count - 1, instead).at);
+    try testing.expectEqual(line_count, queue.pace);
+    try testing.expectEqual(0x20_0000, queue.take(1, instead).at);
+    try testing.expectEqual(0, queue.pace);
+    try testing.expectEqual(null, queue.next());
 }
 
-test "Ahead asks for two sources one after the other, and plans what is left to ask for" {
+test "PrefetchQueue gives two sources one after the other, and plans what the loops leave" {
     const run: table.Run = .{ .keys = @ptrFromInt(0x10_0000), .values = @ptrFromInt(0x20_0000), .position = 0, .token_count = 2 };
     const tile: table.TileRuns = .{
         .storage = .{
@@ -399,20 +408,20 @@ test "Ahead asks for two sources one after the other, and plans what is left to 
     keys.init(&tile, .keys, 32, 1);
     var values: Source = undefined;
     values.init(&tile, .values, 32, 1);
-    var ahead: Ahead = undefined;
-    ahead.init(.{ headsOf(&values, 0, 2)[0], headsOf(&keys, 1, 1)[0] }, 1);
-    ahead.plan(5, 2);
-    try testing.expectEqual(4, ahead.pace); // of 12 lines
-    try expectLines(&ahead, &.{
+    var queue: PrefetchQueue = undefined;
+    queue.init(.{ headsOf(&values, 0, 2)[0], headsOf(&keys, 1, 1)[0] }, 1);
+    queue.plan(5, 2);
+    try testing.expectEqual(4, queue.pace); // of 12 lines
+    try expectLines(&queue, &.{
         0x20_0000, 0x20_0040, 0x20_0080, 0x20_00c0,
         0x20_1000, 0x20_1040, 0x20_1080, 0x20_10c0,
         0x10_1000, 0x10_1040, 0x10_1080, 0x10_10c0,
     });
-    ahead.plan(13, 2);
-    try testing.expectEqual(0, ahead.pace);
+    queue.plan(13, 2);
+    try testing.expectEqual(0, queue.pace);
 }
 
-test "Ahead asks for each line of rows of floats once" {
+test "PrefetchQueue gives each line of rows of floats once" {
     const runs = [_]table.Run{
         .{ .keys = @ptrFromInt(0x10_0000), .values = @ptrFromInt(0x20_0000), .position = 3, .token_count = 2 },
         .{ .keys = @ptrFromInt(0x11_0000), .values = @ptrFromInt(0x21_0000), .position = 9, .token_count = 1 },
@@ -425,7 +434,7 @@ test "Ahead asks for each line of rows of floats once" {
     // 80 elements: 160 bytes are 3 lines, 320 bytes are 5.
     var source: Source = undefined;
     source.init(&tile, .keys, 80, 1);
-    var keys: Ahead = undefined;
+    var keys: PrefetchQueue = undefined;
     keys.init(headsOf(&source, 0, 1), 1);
     try expectLines(&keys, &.{
         0x10_0000,        0x10_0000 + 64,        0x10_0000 + 128,
@@ -435,9 +444,9 @@ test "Ahead asks for each line of rows of floats once" {
     // The head behind it.
     keys.init(headsOf(&source, 1, 1), 1);
     try testing.expectEqual(0x10_1000, keys.next());
-    // Two heads side by side: each of two turns asks for half of the lines.
+    // Two heads side by side: each of two turns has half of the lines.
     source.init(&tile, .values, 40, 2);
-    var values: Ahead = undefined;
+    var values: PrefetchQueue = undefined;
     values.init(headsOf(&source, 0, 1), 2);
     try testing.expectEqual(8, values.share);
     values.init(headsOf(&source, 0, 1), 1);
@@ -448,7 +457,7 @@ test "Ahead asks for each line of rows of floats once" {
     try expectLines(&values, &expected);
 }
 
-test "Ahead of no rows asks for nothing" {
+test "PrefetchQueue of no rows gives nothing" {
     const tile: table.TileRuns = .{
         .storage = .{ .dtype_k = .f16, .dtype_v = .f16, .token_stride_k = 2, .token_stride_v = 2, .head_stride_k = 2, .head_stride_v = 2 },
         .runs = undefined,
@@ -456,9 +465,9 @@ test "Ahead of no rows asks for nothing" {
     };
     var source: Source = undefined;
     source.init(&tile, .keys, 80, 1);
-    var ahead: Ahead = undefined;
-    ahead.init(headsOf(&source, 0, 1), 1);
-    ahead.plan(3, 2);
-    ahead.askSome();
-    try testing.expectEqual(0x10_0000, ahead.take(2, @ptrFromInt(0x10_0000)).at);
+    var queue: PrefetchQueue = undefined;
+    queue.init(headsOf(&source, 0, 1), 1);
+    queue.plan(3, 2);
+    queue.prefetchSome();
+    try testing.expectEqual(0x10_0000, queue.take(2, @ptrFromInt(0x10_0000)).at);
 }

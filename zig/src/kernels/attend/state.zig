@@ -17,8 +17,8 @@ const Vector = simd.Vector;
 const VectorU32 = simd.VectorU32;
 const negative_infinity = -std.math.inf(f32);
 
-/// Makes `score_max` the maximum of a row: older sums are rescaled.
-pub inline fn moveMaximum(row: *table.Row, score_max: f32, sums: []f32) void {
+/// Makes `score_max` the maximum of a row, and rescales its sums.
+pub inline fn moveMaximum(row: *table.QueryRow, score_max: f32, sums: []f32) void {
     const rescale = exp.exp(@as(Vector, @splat(row.score_max - score_max)));
     row.score_max = score_max;
     row.weight_sum *= rescale[0];
@@ -31,9 +31,9 @@ pub inline fn moveMaximum(row: *table.Row, score_max: f32, sums: []f32) void {
 
 /// See `Table.merge`.
 pub fn merge(
-    row: *table.Row,
+    row: *table.QueryRow,
     sums: [*]f32,
-    next_row: *const table.Row,
+    next_row: *const table.QueryRow,
     next_sums: [*]const f32,
     head_dim_padded: u32,
 ) callconv(.c) void {
@@ -52,7 +52,7 @@ pub fn merge(
     }
 }
 
-fn weightOf(row: *const table.Row, score_max: f32) Vector {
+fn weightOf(row: *const table.QueryRow, score_max: f32) Vector {
     if (row.weight_sum == 0) return @splat(0);
     return exp.exp(@as(Vector, @splat(row.score_max - score_max)));
 }
@@ -80,7 +80,7 @@ pub fn finish(task: *const table.FinishTask) callconv(.c) f32 {
     return @floatCast(@as(f64, score_max) + exp.ln(weight_sum));
 }
 
-/// Is none of `count` numbers infinite or NaN?
+/// Whether none of `count` numbers is infinite or NaN.
 pub inline fn areFinite(numbers: [*]const f32, count: u32) bool {
     var largest: VectorU32 = @splat(0);
     var at: u32 = 0;

@@ -51,7 +51,7 @@ pub fn dequantizeRecords(
             const record = records[r * comptime group.recordBytes(format) ..];
             const scale = convert.f16Values(@splat(std.mem.readInt(u16, record[0..2], .little)));
             inline for (0..vectors) |v| {
-                // Of q4_0 the first half of the values are low nibbles, the second half high ones.
+                // In q4_0 the first half of the values are low nibbles, the second half high ones.
                 const at = v * lanes % (if (format == .q8_0) columns else columns / 2);
                 const bytes: @Vector(lanes, u8) = record[2 + at ..][0..lanes].*;
                 const shift = v * lanes / (columns / 2) * 4;
@@ -130,17 +130,17 @@ inline fn loadQuad(
     if (side == .values) {
         const shift: u5 = plane.codePlace(token, dim).shift;
         inline for (&words, 0..) |*word, v| {
-            const place = bytes + plane.codeOffset(token, dim + @as(u32, v * lanes));
-            const stored: VectorU32 = @bitCast(place[0 .. 4 * lanes].*);
+            const source = bytes + plane.codeOffset(token, dim + @as(u32, v * lanes));
+            const stored: VectorU32 = @bitCast(source[0 .. 4 * lanes].*);
             word.* = stored >> @splat(shift) & @as(VectorU32, @splat(mask));
         }
         return words;
     }
-    const place = bytes + plane.codeOffset(token, dim);
+    const source = bytes + plane.codeOffset(token, dim);
     var pieces: [columns / group.quad]Quad = undefined;
     inline for (0..pieces.len / quads) |w| {
         // [token][dim] to [dim][token]
-        const stored: @Vector(16, u8) = place[w * group.vector_bytes ..][0..16].*;
+        const stored: @Vector(16, u8) = source[w * group.vector_bytes ..][0..16].*;
         const transposed = [16]i32{ 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15 };
         const four: Quad = @bitCast(@shuffle(u8, stored, undefined, transposed));
         inline for (0..quads) |k| pieces[w * quads + k] = four >> @splat(bits * k) & @as(Quad, @splat(mask));

@@ -1,4 +1,4 @@
-//! Vectors as bytes, by x86's instructions that round and saturate: what codes and digits are packed with.
+//! Packing vectors into bytes, for codes and for digits, by x86's instructions that round and saturate.
 
 const builtin = @import("builtin");
 const simd = @import("../lanes.zig");
@@ -24,7 +24,7 @@ const Digits = @Vector(lanes * 4, i8);
 /// Bits of a low digit: a number is 2^7 times its high digit and the low one.
 pub const low_bits = 7;
 
-/// Numbers of 15 bits, -2^14 to 2^14 - 1, as what is above their lowest seven bits and what these bits are, 0 to 127.
+/// Numbers of 15 bits, -2^14 to 2^14 - 1, as high digits and low ones: a low digit is the lowest seven bits, 0 to 127.
 pub inline fn digits(numbers: [4]VectorI32) struct { Digits, Digits } {
     const mask: VectorI16 = @splat((1 << low_bits) - 1);
     const words = if (builtin.cpu.arch == .x86_64)
@@ -52,7 +52,7 @@ inline fn joinWords(a: VectorI32, b: VectorI32) VectorI16 {
     return @bitCast(parts);
 }
 
-// What does not fit becomes the smallest i32: defined, unlike @intFromFloat.
+// A float that does not fit becomes the smallest i32: defined, unlike @intFromFloat.
 
 inline fn rounded(x: Vector) VectorI32 {
     return if (lanes == 4) asm ("cvtps2dq %[x], %[n]"

@@ -96,7 +96,7 @@ const Rows = struct {
         return convert.load(.f32, rows.first + token * rows.token_stride + dim * @sizeOf(f32));
     }
 
-    /// Of `token_count` tokens and `dim_count` dims; widened in `scratch` where they are stored in fewer bits.
+    /// Rows of `token_count` tokens and `dim_count` dims, widened in `scratch` where they are stored in fewer bits.
     fn of(
         task: *const table.QuantizeTask,
         token_first: usize,
@@ -112,8 +112,8 @@ const Rows = struct {
             inline .f16, .bf16 => |dtype| for (0..token_count) |token| {
                 var dim: usize = 0;
                 while (dim < dim_count) : (dim += lanes) {
-                    const place = source + token * task.token_stride + dim * comptime dtype.elementBytes();
-                    scratch[token * dim_count + dim ..][0..lanes].* = convert.load(dtype, place);
+                    const from = source + token * task.token_stride + dim * comptime dtype.elementBytes();
+                    scratch[token * dim_count + dim ..][0..lanes].* = convert.load(dtype, from);
                 }
             },
             else => unreachable,
@@ -122,7 +122,7 @@ const Rows = struct {
     }
 };
 
-/// What the codes of `lanes` values are rounded from.
+/// The codes of `lanes` values before they are rounded.
 inline fn exactCodes(comptime dtype: Dtype, x: Vector, inverse: Vector, min: Vector) Vector {
     return switch (dtype) {
         .q8_0 => x * inverse,
@@ -158,7 +158,7 @@ inline fn codesOfFour(comptime dtype: Dtype, exact: [group.quad]Vector) Bytes {
     return bytes;
 }
 
-/// Codes of four vectors: see `codesOfFour`.
+/// Bytes of the codes of four vectors: see `codesOfFour`.
 const Bytes = @Vector(group.quad * lanes, u8);
 
 /// Formats with a group for each token: 64 tokens by one group at a time.
@@ -212,7 +212,7 @@ inline fn tokenParameters(
     }
 }
 
-/// Of `lanes` tokens: for q8_0 the largest magnitude, for q4_0 the first value that has it.
+/// Extremes of `lanes` tokens: for q8_0 the largest magnitude, for q4_0 the first value that has it.
 inline fn extremes(comptime dtype: Dtype, rows: Rows, first: usize, count: usize) Vector {
     var least: [lanes]Vector = undefined;
     var largest: [lanes]Vector = undefined;
@@ -236,7 +236,7 @@ inline fn extremes(comptime dtype: Dtype, rows: Rows, first: usize, count: usize
     if (dtype == .q8_0) return high;
     const low = simd.foldLanes(smaller, least);
     var found: [lanes]f32 = @select(f32, -low > high, low, high);
-    // Of x and -x the one that stands first; of zeros any.
+    // Where both x and -x are extremes, the one that comes first; where all are zeros, any.
     const is_tie: std.meta.Int(.unsigned, lanes) = @bitCast((-low == high) & (high != zero));
     if (is_tie != 0) for (0..lanes) |i| {
         if (is_tie >> @intCast(i) & 1 == 0) continue;
@@ -326,7 +326,7 @@ inline fn packKeys(
             }
             bytes_of.* = codesOfFour(dtype, exact);
         }
-        const place = bytes + plane.codeOffset(@intCast(token), @intCast(dim));
+        const destination = bytes + plane.codeOffset(@intCast(token), @intCast(dim));
         const line_first = bytes + plane.codeOffset(@intCast(token / group.lane_count * group.lane_count), @intCast(dim));
         inline for (0..vectors_filled) |w| {
             var sixteen: @Vector(4, u32) = @splat(0);
@@ -335,20 +335,20 @@ inline fn packKeys(
                 const piece = std.simd.extract(four_tokens[index / pieces_a_vector], index % pieces_a_vector * 16, 16);
                 sixteen |= @as(@Vector(4, u32), @bitCast(piece)) << @splat(bits * k);
             }
-            place[w * group.vector_bytes ..][0..16].* = @bitCast(sixteen);
+            destination[w * group.vector_bytes ..][0..16].* = @bitCast(sixteen);
         }
         // All lines are written four times, four tokens at a time.
         const lines_at_once = (vectors_filled + group.quad - 1) / group.quad;
         inline for (0..lines_at_once) |i| {
             const line = token % group.lane_count / group.quad * lines_at_once + i;
-            askForNext(plane, line_first + line * group.vector_bytes);
+            prefetchNext(plane, line_first + line * group.vector_bytes);
         }
     }
 }
 
-/// Asks for the line of the next plane that stands where one of this plane was written: codes go to memory that was not
-/// used for long, and planes are stored one after the other.
-inline fn askForNext(plane: Plane, line: [*]const u8) void {
+/// Prefetches the line of the next plane that is where one of this plane was written: codes go to memory that was not used
+/// for long, and planes are stored one after the other.
+inline fn prefetchNext(plane: Plane, line: [*]const u8) void {
     @prefetch(line + plane.bytes(), .{ .rw = .write });
 }
 
@@ -367,23 +367,23 @@ inline fn packValues(
     const tokens_a_word = comptime group.quad * (8 / bits);
     var dim: usize = 0;
     while (dim < group_size) : (dim += lanes) {
-        var place = bytes + plane.codeOffset(@intCast(token_first), @intCast(dim_first + dim));
+        var destination = bytes + plane.codeOffset(@intCast(token_first), @intCast(dim_first + dim));
         var t: usize = 0;
         while (t < chunk) : (t += tokens_a_word) {
             var words: VectorU32 = @splat(0);
             inline for (0..tokens_a_word / group.quad) |k| {
                 var exact: [group.quad]Vector = undefined;
                 inline for (&exact, 0..) |*vector, i| {
-                    const from = t + k * group.quad + i;
-                    const inverse: Vector = @splat(parameters.inverse[from]);
-                    const min: Vector = @splat(parameters.min[from]);
-                    vector.* = exactCodes(dtype, rows.at(from, dim), inverse, min);
+                    const source = t + k * group.quad + i;
+                    const inverse: Vector = @splat(parameters.inverse[source]);
+                    const min: Vector = @splat(parameters.min[source]);
+                    vector.* = exactCodes(dtype, rows.at(source, dim), inverse, min);
                 }
                 words |= @as(VectorU32, @bitCast(codesOfFour(dtype, exact))) << @splat(bits * k);
             }
-            place[0 .. 4 * lanes].* = transposed(@bitCast(words));
-            askForNext(plane, place);
-            place += group.vector_bytes;
+            destination[0 .. 4 * lanes].* = transposed(@bitCast(words));
+            prefetchNext(plane, destination);
+            destination += group.vector_bytes;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From the extremes of a group to its scale and min, and to what its codes are made with.
+//! Scale, min and 1 / scale of a group, from its extremes.
 //!
 //! A vector here has one group in each lane, where a division costs as much for all of them as for one.
 
@@ -12,7 +12,7 @@ const Vector = simd.Vector;
 const VectorU16 = simd.VectorU16;
 const VectorU32 = simd.VectorU32;
 
-/// What codes are made with: of `count` groups, a group in each lane.
+/// The parameters of the codes of `count` groups, a group in each lane.
 pub fn Parameters(comptime count: usize) type {
     return struct {
         /// 1 / scale, or 0 where that is not finite.
@@ -31,7 +31,7 @@ pub fn Parameters(comptime count: usize) type {
     };
 }
 
-/// The same of `lanes` groups.
+/// The parameters of `lanes` groups.
 const Groups = struct { inverse: Vector, min: Vector, scale_bits: VectorU16, min_bits: VectorU16 };
 
 pub const zero: Vector = @splat(0);
@@ -60,7 +60,9 @@ pub inline fn affine(comptime dtype: Dtype, least: Vector, largest: Vector) Grou
     // A step too small for f16 is stored as the smallest one, lest all values become the min.
     const vanished = (rounded == zero) & (high > low);
     const scale = @select(f32, vanished, @as(Vector, @splat(0x1p-24)), rounded);
-    const min_bits = convert.f16Bits(if (dtype == .i8) low + @as(Vector, @splat(-comptime dtype.codeRange()[0])) * scale else low);
+    // Code 0 is the least one, but in i8.
+    const codes_below_zero: Vector = @splat(-comptime dtype.codeRange()[0]);
+    const min_bits = convert.f16Bits(if (dtype == .i8) low + codes_below_zero * scale else low);
     return .{
         .inverse = inverseOf(scale),
         .min = convert.f16Values(min_bits),

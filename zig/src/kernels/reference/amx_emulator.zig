@@ -5,7 +5,7 @@
 //! TILEZERO, TILERELEASE, TDPBSSD) and not from `attend/tile_register.zig`, since no CPU here would contradict the two of them:
 //!
 //!     opcode            mod   instruction
-//!     NP 0F38.W0 49     mem   LDTILECFG: shapes from memory, all tiles zeroed
+//!     NP 0F38.W0 49     mem   LDTILECFG: shapes from memory, all tile registers zeroed
 //!     NP 0F38.W0 49     11    TILERELEASE
 //!     F2 0F38.W0 49     11    TILEZERO reg
 //!     F2 0F38.W0 4B     mem   TILELOADD reg: row i from base + i * index; zeros beyond the rows and bytes of the shape
@@ -27,8 +27,8 @@ const posix = std.posix;
 /// Where the handler knows the machine it is on.
 pub const is_here = builtin.cpu.arch == .x86_64 and builtin.os.tag == .linux;
 
-/// The kernels of the level `amx`: on the CPU's own tiles, or on those of this file. Null where the CPU lacks other
-/// instructions of that level.
+/// The kernels of the level `amx`: on the CPU's own tile registers, or on those of this file. Null where the CPU lacks
+/// other instructions of that level.
 pub fn kernels() ?*const dispatch.Table {
     if (comptime !is_here) return null;
     if (dispatch.tableOf(.amx)) |table| return table;
@@ -44,9 +44,9 @@ const linked = struct {
 /// Instructions this thread has emulated.
 pub threadlocal var instruction_count: u64 = 0;
 
-/// Whether this thread has released the tiles it configured.
+/// Whether this thread has released the tile registers it configured.
 pub fn isReleased() bool {
-    return !tiles.is_configured;
+    return !tile_registers.is_configured;
 }
 
 var previous: ?posix.Sigaction = null;
@@ -69,7 +69,7 @@ fn onIllegalInstruction(_: posix.SIG, _: *const posix.siginfo_t, context_pointer
         posix.sigaction(.ILL, &previous.?, null);
         return;
     };
-    tiles.execute(instruction);
+    tile_registers.execute(instruction);
     instruction_count += 1;
     context.rip += instruction.byte_count;
 }
@@ -91,11 +91,11 @@ const register_places = [16]u8{ 13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 
 
 const Instruction = struct {
     operation: Operation,
-    /// ModRM.reg, ModRM.rm and VEX.vvvv as tiles.
+    /// ModRM.reg, ModRM.rm and VEX.vvvv as tile registers.
     reg: u3 = 0,
     rm: u3 = 0,
     vvvv: u3 = 0,
-    /// base, and index of a tile's rows.
+    /// Address of the first row, and bytes from one row to the next.
     base: u64 = 0,
     index: u64 = 0,
     byte_count: u8,
@@ -132,10 +132,10 @@ const Instruction = struct {
             0x5e => if (has_memory or prefix != .xf2) return null else .tdpbssd,
             else => return null,
         };
-        // VEX holds the top bits of register numbers inverted: there are 8 tiles.
+        // VEX holds the top bits of register numbers inverted: there are 8 tile registers.
         const vvvv = ~code[2] >> 3 & 0xf;
-        expect(code[1] & 0x80 != 0, "a tile above tmm7");
-        expect(vvvv == 0 or operation == .tdpbssd and vvvv < 8, "VEX.vvvv names no tile");
+        expect(code[1] & 0x80 != 0, "a tile register above tmm7");
+        expect(vvvv == 0 or operation == .tdpbssd and vvvv < 8, "VEX.vvvv names no tile register");
         var instruction: Instruction = .{
             .operation = operation,
             .reg = @intCast(modrm >> 3 & 7),
@@ -161,7 +161,7 @@ const Instruction = struct {
             base = sib & 7;
             expect(sib >> 6 == 0, "a scale other than 1");
             if (index != 4) instruction.index = registers[register_places[index]];
-        } else expect(instruction.operation == .ldtilecfg, "rows of a tile without an index");
+        } else expect(instruction.operation == .ldtilecfg, "rows of a tile register without an index");
         expect(mod == 1 or mod == 0 and base != 5, "a displacement of 32 bits");
         if (mod == 1) {
             expect(code[instruction.byte_count] == 0, "a displacement other than 0");
@@ -172,78 +172,78 @@ const Instruction = struct {
     }
 };
 
-threadlocal var tiles: Tiles = .{};
+threadlocal var tile_registers: TileRegisters = .{};
 
 /// TILECFG and TILEDATA of palette 1.
-const Tiles = struct {
+const TileRegisters = struct {
     is_configured: bool = false,
-    tile: [8]Tile = @splat(.{}),
+    registers: [8]TileRegister = @splat(.{}),
 
     const rows_max = 16;
     const row_bytes_max = 64;
 
-    const Tile = struct {
+    const TileRegister = struct {
         row_count: u8 = 0,
         row_bytes: u8 = 0,
         rows: [rows_max][row_bytes_max]u8 = @splat(@splat(0)),
 
-        fn dword(tile: *const Tile, row: usize, column: usize) [4]i8 {
-            return @bitCast(tile.rows[row][4 * column ..][0..4].*);
+        fn dword(register: *const TileRegister, row: usize, column: usize) [4]i8 {
+            return @bitCast(register.rows[row][4 * column ..][0..4].*);
         }
     };
 
-    fn execute(self: *Tiles, instruction: Instruction) void {
+    fn execute(self: *TileRegisters, instruction: Instruction) void {
         switch (instruction.operation) {
             .ldtilecfg => self.configure(@ptrFromInt(instruction.base)),
             .tilerelease => self.* = .{},
             .tilezero => self.configured(instruction.reg).rows = @splat(@splat(0)),
             .tileloadd => {
-                const tile = self.configured(instruction.reg);
-                tile.rows = @splat(@splat(0));
-                for (tile.rows[0..tile.row_count], 0..) |*row, i| {
+                const register = self.configured(instruction.reg);
+                register.rows = @splat(@splat(0));
+                for (register.rows[0..register.row_count], 0..) |*row, i| {
                     const source: [*]const u8 = @ptrFromInt(instruction.base +% i *% instruction.index);
-                    @memcpy(row[0..tile.row_bytes], source);
+                    @memcpy(row[0..register.row_bytes], source);
                 }
             },
             .tilestored => {
-                const tile = self.configured(instruction.reg);
-                for (tile.rows[0..tile.row_count], 0..) |*row, i| {
+                const register = self.configured(instruction.reg);
+                for (register.rows[0..register.row_count], 0..) |*row, i| {
                     const destination: [*]u8 = @ptrFromInt(instruction.base +% i *% instruction.index);
-                    @memcpy(destination, row[0..tile.row_bytes]);
+                    @memcpy(destination, row[0..register.row_bytes]);
                 }
             },
             .tdpbssd => self.multiply(instruction.reg, instruction.rm, instruction.vvvv),
         }
     }
 
-    /// Byte 0 is the palette, byte 1 the start row, bytes 16 to 31 the bytes of a row of each tile, u16, bytes 48 to 55 the
-    /// rows of each; all others must be 0.
-    fn configure(self: *Tiles, bytes: *const [64]u8) void {
+    /// Loads the shapes. Byte 0 is the palette, byte 1 the start row, bytes 16 to 31 the bytes of a row of each tile register,
+    /// u16, bytes 48 to 55 the rows of each; all others must be 0.
+    fn configure(self: *TileRegisters, bytes: *const [64]u8) void {
         expect(bytes[0] == 1, "a palette other than 1");
         expect(bytes[1] == 0, "a start row");
         expect(std.mem.allEqual(u8, bytes[2..16], 0), "reserved bytes of a configuration");
-        expect(std.mem.allEqual(u8, bytes[32..48], 0), "a row of a tile above tmm7");
-        expect(std.mem.allEqual(u8, bytes[56..64], 0), "rows of a tile above tmm7");
+        expect(std.mem.allEqual(u8, bytes[32..48], 0), "a row of a tile register above tmm7");
+        expect(std.mem.allEqual(u8, bytes[56..64], 0), "rows of a tile register above tmm7");
         self.* = .{ .is_configured = true };
-        for (&self.tile, 0..) |*tile, i| {
+        for (&self.registers, 0..) |*register, i| {
             const row_bytes = std.mem.readInt(u16, bytes[16 + 2 * i ..][0..2], .little);
             const row_count = bytes[48 + i];
-            expect(row_bytes <= row_bytes_max and row_count <= rows_max, "a tile larger than 16 rows of 64 bytes");
-            expect((row_bytes == 0) == (row_count == 0), "a tile with rows or bytes alone");
-            tile.row_bytes = @intCast(row_bytes);
-            tile.row_count = row_count;
+            expect(row_bytes <= row_bytes_max and row_count <= rows_max, "a tile register larger than 16 rows of 64 bytes");
+            expect((row_bytes == 0) == (row_count == 0), "a tile register with rows or bytes alone");
+            register.row_bytes = @intCast(row_bytes);
+            register.row_count = row_count;
         }
     }
 
-    fn configured(self: *Tiles, number: u3) *Tile {
-        expect(self.is_configured, "a tile before LDTILECFG");
-        expect(self.tile[number].row_count != 0, "a tile without a shape");
-        return &self.tile[number];
+    fn configured(self: *TileRegisters, number: u3) *TileRegister {
+        expect(self.is_configured, "a tile register before LDTILECFG");
+        expect(self.registers[number].row_count != 0, "a tile register without a shape");
+        return &self.registers[number];
     }
 
     /// TDPBSSD sums, a, b.
-    fn multiply(self: *Tiles, sums_number: u3, a_number: u3, b_number: u3) void {
-        expect(sums_number != a_number and sums_number != b_number and a_number != b_number, "one tile as two operands");
+    fn multiply(self: *TileRegisters, sums_number: u3, a_number: u3, b_number: u3) void {
+        expect(sums_number != a_number and sums_number != b_number and a_number != b_number, "one tile register as two operands");
         const sums = self.configured(sums_number);
         const a = self.configured(a_number);
         const b = self.configured(b_number);

@@ -10,16 +10,16 @@ const float_reference = @import("float.zig");
 const Dtype = @import("../../dtype.zig").Dtype;
 const Plane = group.Plane;
 
-/// What the codes of a group are made with.
+/// The parameters of the codes of a group.
 pub const Group = struct {
-    /// Exact, before it is rounded to f16.
+    /// The scale before it is rounded to f16.
     step: f32,
-    /// Exact, as stored: of i8 it belongs to code 0, 128 above the smallest.
+    /// The min before it is rounded to f16: in i8 it belongs to code 0, 128 above the smallest.
     min: f32,
     scale_bits: u16,
     min_bits: u16,
 
-    /// Of all values of the group, in ascending order of dims or tokens.
+    /// The parameters for all values of the group, in ascending order of dims or tokens.
     pub fn of(dtype: Dtype, values: []const f32) Group {
         var least = values[0];
         var largest = values[0];
@@ -177,7 +177,7 @@ test "Group: a ramp from 0 to 15 is its own i4 codes" {
     try testing.expectEqual(0x3c00, four.scale_bits);
     try testing.expectEqual(0, four.min_bits);
     for (ramp) |x| try testing.expectEqual(@as(i16, @intFromFloat(x)), four.code(.i4, x));
-    // Of i2 a step is 5: 0 1 2 | 3 to 7 | 8 to 12 | 13 14 15.
+    // In i2 a step is 5: 0 1 2 | 3 to 7 | 8 to 12 | 13 14 15.
     const two: Group = .of(.i2, &ramp);
     for ([_][2]i16{ .{ 0, 0 }, .{ 2, 0 }, .{ 3, 1 }, .{ 7, 1 }, .{ 8, 2 }, .{ 12, 2 }, .{ 13, 3 }, .{ 15, 3 } }) |row| {
         try testing.expectEqual(row[1], two.code(.i2, @floatFromInt(row[0])));
