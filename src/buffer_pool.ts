@@ -6,9 +6,9 @@
 
 import { type AlignedBuffer, createBuffer } from "./aligned_buffer.ts";
 import { KvError } from "./error.ts";
-import type { Library } from "./ffi/exports.ts";
+import { type Library, VALUES } from "./ffi/exports.ts";
 import { library } from "./ffi/library.ts";
-import { bufferPoolRecord, newRecord, uint64At } from "./ffi/record.ts";
+import { newRecord, recordOf, valuesOf } from "./ffi/record.ts";
 import { countText, freedRule, refusal } from "./ffi/status.ts";
 import { BUFFER_RULES, BufferMemory } from "./memory/buffer.ts";
 import { freePartWhenDropped, unwatch } from "./memory/finalization.ts";
@@ -49,8 +49,8 @@ export interface BufferPoolStats {
   readonly reservedBytes: number;
 }
 
-/** Bytes of each size class, as in `zig/src/device/buffer_pool.zig`. */
-const CLASSES: readonly number[] = [2 ** 10, 2 ** 12, 2 ** 14, 2 ** 16, 2 ** 18, 2 ** 20, 2 ** 22, 2 ** 24];
+/** Bytes of each size class. */
+const CLASSES: readonly number[] = VALUES.bufferClassBytes;
 
 /** Elements of a buffer are counted in 31 bits. */
 const BUFFER_BYTES_MAX = (2 ** 31 - 1) * 4;
@@ -106,7 +106,7 @@ export class BufferPool {
     const { buffersPerClass = 32, maxBytes } = givenOptions(options, BUFFER_POOL_NAMES, action);
     checkCount("buffersPerClass", buffersPerClass);
     const limit = maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action);
-    const record = bufferPoolRecord(buffersPerClass, limit);
+    const record = recordOf("bufferPool", { buffersPerClass, maxBytes: limit });
     this.#buffersPerClass = buffersPerClass;
     this.#library = library();
     this.#handle = this.#library.kv_buffer_pool_create(record, record.byteLength);
@@ -191,16 +191,13 @@ export class BufferPool {
     const record = newRecord("bufferPoolStats");
     const status = this.#library.kv_buffer_pool_stats(this.#handle, record, record.byteLength);
     if (status < 0) throw refusal(status, "count the buffers of a pool", POOL_RULES);
-    const hits = uint64At(record, 1), misses = uint64At(record, 3);
+    const { hits, misses, freeBuffers, ...others } = valuesOf("bufferPoolStats", record);
     return {
+      ...others,
       hits,
       misses,
-      allocations: uint64At(record, 5),
-      returns: uint64At(record, 7),
-      drops: uint64At(record, 9),
-      freeBuffers: Object.fromEntries(CLASSES.map((bytes, i) => [bytes, record[13 + i]!])),
+      freeBuffers: Object.fromEntries(CLASSES.map((bytes, i) => [bytes, freeBuffers[i]!])),
       hitRate: hits + misses === 0 ? 0 : hits / (hits + misses),
-      reservedBytes: uint64At(record, 11),
     };
   }
 

@@ -12,19 +12,19 @@
 
 import type { AppendResult, KvCache } from "./cache.ts";
 import { library } from "./ffi/library.ts";
-import { newRecord, uint64At } from "./ffi/record.ts";
+import { newRecord, recordOf, valuesOf } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
+import { appendRows, writeRefusal } from "./memory/append.ts";
 import { attachContiguous, ContiguousMemory, createContiguous } from "./memory/contiguous.ts";
-import { appendRows, rangeRules, writeRefusal } from "./memory/contiguous_rows.ts";
-import { ContiguousSequence } from "./memory/contiguous_sequence.ts";
 import { showAs } from "./memory/inspect.ts";
 import type { Side } from "./memory/view.ts";
 import { APPEND_NAMES, type AppendOptions, STORE_NAMES, type StoreOptions } from "./options/append.ts";
-import { bytesText, type ContiguousCacheOptions, recordOf } from "./options/contiguous.ts";
+import { bytesText, type ContiguousCacheOptions, contiguousValues } from "./options/contiguous.ts";
 import { checkCount } from "./options/counts.ts";
 import type { FloatDType } from "./options/dtype.ts";
 import { givenOptions } from "./options/option_names.ts";
 import { inputCount, inputDtype, type Rows } from "./options/rows.ts";
+import { createSequence, memoryOf, type Sequence } from "./sequence.ts";
 
 /** Where the bytes of a contiguous cache are. */
 export interface ContiguousStats {
@@ -63,12 +63,14 @@ export interface ContiguousStats {
  * `library_unavailable`, `needs_permission`
  */
 export function memoryBytes(options: ContiguousCacheOptions): number {
-  const record = recordOf(options, "plan a cache");
+  const action = "plan a cache";
+  const values = contiguousValues(options, action);
+  const record = recordOf("contiguous", values);
   const bytes = new Float64Array(1);
   const status = library().kv_memory_bytes(record, record.byteLength, bytes, bytes.length);
   if (status < 0) {
-    throw refusal(status, "plan a cache", {
-      out_of_memory: () => `a number of bytes is exact up to 2^53: K and V need ${bytesText(record)} bytes`,
+    throw refusal(status, action, {
+      out_of_memory: () => `a number of bytes is exact up to 2^53: K and V need ${bytesText(values)} bytes`,
     });
   }
   return bytes[0]!;
@@ -100,7 +102,8 @@ const attached = new WeakMap<ContiguousCacheOptions, ContiguousMemory>();
  */
 export class ContiguousCache {
   readonly #memory: ContiguousMemory;
-  readonly #sequences: Map<number, ContiguousSequence> = new Map();
+  /** The objects by index, those that were freed since among them. */
+  readonly #sequences: Map<number, Sequence> = new Map();
 
   static {
     showAs(ContiguousCache, (cache) => {
@@ -137,7 +140,8 @@ export class ContiguousCache {
   static attach(handle: number): ContiguousCache {
     checkCount("handle", handle);
     const memory = attachContiguous(handle);
-    const { layerCount, kvHeadCount, headDim, maxSeqLen } = memory;
+    const { layerCount, maxSeqLen } = memory;
+    const { kvHeadCount, headDim } = memory.shapeOf(0);
     const options = { layerCount, kvHeadCount, headDim, maxSeqLen };
     attached.set(options, memory);
     return new ContiguousCache(options);
@@ -155,22 +159,22 @@ export class ContiguousCache {
 
   /** KV heads of a layer. */
   get kvHeadCount(): number {
-    return this.#memory.kvHeadCount;
+    return this.#memory.shapeOf(0).kvHeadCount;
   }
 
   /** Elements of a head. */
   get headDim(): number {
-    return this.#memory.headDim;
+    return this.#memory.shapeOf(0).headDim;
   }
 
   /** Query heads that `attend` wants; undefined where the length of the queries tells. */
   get qHeadCount(): number | undefined {
-    return this.#memory.qHeadCount;
+    return this.#memory.shapeOf(0).qHeadCount;
   }
 
   /** Elements of a row: `kvHeadCount * headDim`. */
   get kvDim(): number {
-    return this.#memory.kvDim;
+    return this.#memory.kvDimOf(0);
   }
 
   /** Rows each sequence can hold. */
@@ -210,7 +214,7 @@ export class ContiguousCache {
     const vCount = inputCount("v", v, "store");
     const { library, handle } = this.#memory;
     const status = library.kv_contiguous_store(handle, layer, sequence, k, kCount, v, vCount, inputCode);
-    if (status < 0) throw writeRefusal(status, this.#memory, "store", layer, sequence, { k, v, dtype });
+    if (status < 0) throw writeRefusal(status, this.#memory.sequence(sequence), "store", layer, { k, v, dtype });
   }
 
   /**
@@ -242,7 +246,9 @@ export class ContiguousCache {
    */
   append(layer: number, sequence: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
     const { dtype, layout } = givenOptions(options, APPEND_NAMES, "append"); // first, as it may run the caller's code
-    return appendRows(this.#memory, this.#memory.handle, layer, sequence, k, v, dtype, layout);
+    checkCount("layer", layer); // before the sequence
+    checkCount("sequence", sequence);
+    return appendRows(this.#memory.sequence(sequence), layer, k, v, dtype, layout);
   }
 
   /**
@@ -254,9 +260,10 @@ export class ContiguousCache {
    */
   sequence(index: number): KvCache {
     this.getSeqLen(index);
+    const memory = this.#memory.sequence(index);
     const known = this.#sequences.get(index);
-    if (known !== undefined && !known.isFreed) return known;
-    const sequence = new ContiguousSequence(this.#memory, index);
+    if (known !== undefined && memoryOf(known) === memory) return known;
+    const sequence = createSequence(memory);
     this.#sequences.set(index, sequence);
     return sequence;
   }
@@ -294,8 +301,8 @@ export class ContiguousCache {
   getSeqLen(sequence?: number): number {
     const index = this.#only(sequence, "the length");
     checkCount("sequence", index);
-    const length = this.#memory.library.kv_contiguous_seq_len(this.#memory.handle, index);
-    if (length < 0) throw refusal(length, `read sequence ${index}`, rangeRules(this.#memory, 0, index));
+    const length = this.#memory.library.kv_sequence_seq_len(this.#memory.handle, index);
+    if (length < 0) throw refusal(length, `read sequence ${index}`, this.#memory.indexRules(0, index));
     return length;
   }
 
@@ -330,23 +337,16 @@ export class ContiguousCache {
    * @throws {KvError} `stale_handle`
    */
   stats(): ContiguousStats {
-    const record = newRecord("stats");
+    const record = newRecord("contiguousStats");
     const status = this.#memory.library.kv_contiguous_stats(this.#memory.handle, record, record.byteLength);
     if (status < 0) throw refusal(status, "count the bytes of a cache", this.#memory.freedRule);
-    return {
-      sequenceCount: record[1]!,
-      kvBytes: uint64At(record, 2),
-      reservedBytes: uint64At(record, 4),
-      metadataBytes: uint64At(record, 6),
-      paddingBytes: uint64At(record, 8),
-      slabCount: record[10]!,
-    };
+    return valuesOf("contiguousStats", record);
   }
 
   /**
    * The element offset of one number in the logical array of all keys, or of all values.
    *
-   * Logical, because several slabs may hold it; each run of one layer and sequence is whole in one of them.
+   * Logical, because several slabs may hold it; the positions of one layer and sequence are in one of them.
    *
    * @throws {KvError} `layer_out_of_range`, `sequence_out_of_range`, `position_out_of_range`, also for a head or element
    * past those of a row, `stale_handle`
@@ -362,7 +362,7 @@ export class ContiguousCache {
     const status = library.kv_contiguous_offset(handle, layer, sequence, position, kvHead, dim, offset, offset.length);
     if (status < 0) {
       throw refusal(status, "compute an offset", {
-        ...rangeRules(this.#memory, layer, sequence),
+        ...this.#memory.indexRules(layer, sequence),
         position_out_of_range: () =>
           `a sequence is [${this.maxSeqLen}][${this.kvHeadCount}][${this.headDim}]: ` +
           `asked for [${position}][${kvHead}][${dim}]`,
@@ -404,8 +404,6 @@ export class ContiguousCache {
   #side(side: Side, layer: number, sequence: number): Float32Array | Uint16Array {
     checkCount("layer", layer);
     checkCount("sequence", sequence);
-    const rows = this.#memory.rowCount(layer, sequence);
-    if (rows < 0) throw refusal(rows, `read layer ${layer}`, rangeRules(this.#memory, layer, sequence));
-    return this.#memory.rows(layer, sequence, side, 0, rows);
+    return this.#memory.sequence(sequence).allRows(layer, side);
   }
 }

@@ -4,8 +4,9 @@
  * @module
  */
 
+import { VALUES } from "./ffi/exports.ts";
 import { type LevelName, levelNames, library, libraryPath, unreadableVariables } from "./ffi/library.ts";
-import { newRecord, uint64At } from "./ffi/record.ts";
+import { nameOf, newRecord, valuesOf } from "./ffi/record.ts";
 import { adapter } from "./ffi/runtime.ts";
 import { refusal } from "./ffi/status.ts";
 import { finalizedCaches } from "./memory/finalization.ts";
@@ -75,16 +76,20 @@ export function systemInfo(): SystemInfo {
   const record = newRecord("system");
   const status = library().kv_system_info(record, record.byteLength);
   if (status < 0) throw refusal(status, "read the facts of the system");
+  const { level, levels, cpuCount, threadCount, memoryLimitBytes, liveHandles, reservedBytes, maxBytes } = valuesOf(
+    "system",
+    record,
+  );
   return {
-    level: levelNames(1 << record[1]!)[0]!,
-    levels: levelNames(record[2]!),
-    cpuCount: record[3]!,
-    threadCount: record[7]!,
-    memoryLimitBytes: uint64At(record, 4),
-    liveCaches: record[6]!,
+    level: nameOf("level", level),
+    levels: levelNames(levels),
+    cpuCount,
+    threadCount,
+    memoryLimitBytes,
+    liveCaches: liveHandles,
     finalizedCaches: finalizedCaches(),
-    reservedBytes: uint64At(record, 8),
-    maxBytes: uint64At(record, 10) || Infinity,
+    reservedBytes,
+    maxBytes: maxBytes || Infinity,
     libraryPath: libraryPath(),
     unreadableVariables: unreadableVariables(),
     runtime: adapter.name,
@@ -117,7 +122,9 @@ export function setThreadCount(count: number): void {
   checkCount("count", count);
   const status = library().kv_thread_count_set(count);
   if (status < 0) {
-    throw refusal(status, "set the thread count", { invalid_config: () => `it must be 1 to 256: count is ${count}` });
+    throw refusal(status, "set the thread count", {
+      invalid_config: () => `it must be 1 to ${VALUES.threadCountMax}: count is ${count}`,
+    });
   }
 }
 

@@ -11,42 +11,38 @@
 
 import { type BlockPool, poolMemoryOf } from "./block_pool.ts";
 import { KvError } from "./error.ts";
-import { newRecord, policyRecord } from "./ffi/record.ts";
+import { newRecord, recordOf } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
+import { POOL_EMPTY } from "./memory/append.ts";
+import { attend } from "./memory/attend.ts";
 import { BATCH_RULES, batchFreedRule, lengthsText, missingRowsTextOf } from "./memory/batch.ts";
 import { fidelityOf, type HeadFidelity } from "./memory/fidelity.ts";
 import { showAs } from "./memory/inspect.ts";
 import { attachPaged, createPaged, PagedMemory } from "./memory/paged.ts";
 import { type PagedStats, pagedStatsOf } from "./memory/paged_stats.ts";
 import { type BlockPoolStats, poolStatsOf } from "./memory/pool.ts";
-import type { SequenceMemory } from "./memory/sequence.ts";
-import type { AppendOptions } from "./options/append.ts";
-import {
-  type AttendOptions,
-  attendRefusal,
-  givenCount,
-  lseCount,
-  NO_FLOATS,
-  NO_PARENTS,
-  readAttend,
-  writeAttend,
-} from "./options/attend.ts";
+import { isPaged, newSequence, type SequenceMemory } from "./memory/sequence.ts";
+import { APPEND_NAMES, type AppendOptions } from "./options/append.ts";
+import { ATTEND_NAMES, type AttendOptions, readAttend } from "./options/attend.ts";
 import { countsOf } from "./options/batch.ts";
 import { checkCount } from "./options/counts.ts";
 import type { FloatDType } from "./options/dtype.ts";
-import { formatWords, type KvFormat } from "./options/format.ts";
+import { BLOCK_LIMITS, formatWords, type KvFormat } from "./options/format.ts";
 import { rowsRule } from "./options/not_finite.ts";
 import { checkOptions, type OptionNames, optionNames } from "./options/option_names.ts";
 import { largestBlock, type LayerShape, type PagedOptions } from "./options/paged.ts";
-import { type Policy, policyWords } from "./options/policy.ts";
-import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./options/rows.ts";
-import { createSequence, layerShape, memoryOf, POOL_EMPTY, type Sequence } from "./sequence.ts";
+import { type Policy, policyValues } from "./options/policy.ts";
+import { inputCount, inputDtype, layoutCode, type Rows } from "./options/rows.ts";
+import { createSequence, layerShape, memoryOf, type Sequence } from "./sequence.ts";
 
 /** What a {@linkcode PagedCache} is made of. */
 export interface PagedCacheOptions extends PagedOptions {
   /** Blocks shared with other caches; needs layers of one shape, which with `blockSize` and `dtype` is the pool's. */
   readonly pool?: BlockPool;
 }
+
+/** What a batch has before its counts are known. */
+const NO_COUNTS = new Uint32Array(0);
 
 /** Which sequences an append is for, and how the rows are stored in their arrays. */
 export interface BatchAppendOptions extends AppendOptions {
@@ -57,12 +53,10 @@ export interface BatchAppendOptions extends AppendOptions {
 }
 
 /** The names of {@linkcode BatchAppendOptions}. */
-export const BATCH_APPEND_NAMES: OptionNames = optionNames<BatchAppendOptions>({
-  sequences: true,
-  tokenCounts: true,
-  dtype: true,
-  layout: true,
-});
+const BATCH_APPEND_NAMES: OptionNames = new Set([
+  ...optionNames<Omit<BatchAppendOptions, keyof AppendOptions>>({ sequences: true, tokenCounts: true }),
+  ...APPEND_NAMES,
+]);
 
 /** Which sequences attend, and how. */
 export interface BatchAttendOptions extends AttendOptions {
@@ -81,21 +75,10 @@ export interface BatchAttendOptions extends AttendOptions {
 }
 
 /** The names of {@linkcode BatchAttendOptions}. */
-export const BATCH_ATTEND_NAMES: OptionNames = optionNames<BatchAttendOptions>({
-  sequences: true,
-  queryCounts: true,
-  queryCount: true,
-  softmaxScale: true,
-  causal: true,
-  windowTokens: true,
-  sinkTokens: true,
-  softcap: true,
-  alibiSlopes: true,
-  sinkLogits: true,
-  treeParents: true,
-  into: true,
-  lse: true,
-});
+const BATCH_ATTEND_NAMES: OptionNames = new Set([
+  ...optionNames<Omit<BatchAttendOptions, keyof AttendOptions>>({ sequences: true, queryCounts: true }),
+  ...ATTEND_NAMES,
+]);
 
 /** The memory of a cache that was made elsewhere, by the options that describe it: how `attach` tells the constructor. */
 const attached = new WeakMap<PagedCacheOptions, PagedMemory>();
@@ -253,7 +236,7 @@ export class PagedCache {
    * @throws {KvError} `out_of_memory`, `stale_handle`
    */
   sequence(): Sequence {
-    return createSequence(this.#memory);
+    return createSequence(newSequence(this.#memory));
   }
 
   /**
@@ -295,7 +278,7 @@ export class PagedCache {
     if (status < 0) {
       const n = counts.reduce((sum, count) => sum + count, 0);
       throw refusal(status, `append ${countText(n, "token")} to layer ${layer}`, {
-        ...memory.layerRules(layer),
+        ...memory.indexRules(layer),
         ...BATCH_RULES,
         ...batchFreedRule(batch, memory),
         not_finite: () => rowsRule({ k, v, dtype, layout }, memory.shapeOf(layer), memory.storedAs(layer)),
@@ -321,48 +304,26 @@ export class PagedCache {
   attend(layer: number, q: Float32Array, options: BatchAttendOptions): Float32Array {
     const action = "attend";
     checkOptions(options, BATCH_ATTEND_NAMES, action); // first, as it may run the caller's code
-    const { sequences, queryCounts } = options;
+    const { sequences, queryCounts: counts } = options;
     const given = readAttend(options);
     const batch = batchOf(sequences);
-    checkCount("layer", layer);
     const memory = this.#memory;
-    const record = memory.attendRecord;
-    writeAttend(record, q, given);
-    const counts = countsOf("queryCounts", queryCounts, batch.length, action, given.queryCount);
-    const { alibiSlopes = NO_FLOATS, sinkLogits = NO_FLOATS, treeParents = NO_PARENTS, lse = NO_FLOATS } = given;
-    const handles = this.#handles(batch, action);
-    const qCount = inputCount("q", q, action);
-    const output = given.into ?? new Float32Array(qCount);
-    const status = memory.library.kv_paged_attend(
-      memory.handle,
+    let queryCounts: Uint32Array = NO_COUNTS;
+    return attend(
+      memory,
       layer,
-      handles,
-      counts,
-      handles.length,
       q,
-      qCount,
-      record.words,
-      record.words.byteLength,
-      alibiSlopes,
-      givenCount("alibiSlopes", alibiSlopes),
-      sinkLogits,
-      givenCount("sinkLogits", sinkLogits),
-      treeParents,
-      givenCount("treeParents", treeParents),
-      output,
-      outputCount("into", output),
-      lse,
-      lseCount(lse),
-    );
-    if (status < 0) {
-      const n = counts.reduce((sum, count) => sum + count, 0);
-      throw attendRefusal(status, layer, q, given, n, memory.shapeOf(layer), {
-        ...memory.layerRules(layer),
+      given,
+      () => {
+        queryCounts = countsOf("queryCounts", counts, batch.length, action, given.queryCount);
+        return { cache: memory.handle, sequences: this.#handles(batch, action), queryCounts };
+      },
+      () => ({
+        ...memory.indexRules(layer),
         ...batchFreedRule(batch, memory),
-        position_out_of_range: () => missingRowsTextOf(batch, counts, layer, given),
-      });
-    }
-    return output;
+        position_out_of_range: () => missingRowsTextOf(batch, queryCounts, layer, given),
+      }),
+    );
   }
 
   /**
@@ -418,7 +379,7 @@ export class PagedCache {
     const group = memory.groups[layer] ?? memory.layers.length; // out of range stays out of range
     const record = newRecord("poolStats");
     const status = memory.library.kv_paged_pool_stats(memory.handle, group, k, v, record, record.byteLength);
-    if (status < 0) throw refusal(status, action, memory.layerRules(layer));
+    if (status < 0) throw refusal(status, action, memory.indexRules(layer));
     return poolStatsOf(record);
   }
 
@@ -470,15 +431,15 @@ export class PagedCache {
     const action = "update the policy of a cache";
     const memory = this.#memory;
     const { blockSize, retentionTokens, measuresFidelity, layers } = memory;
-    const words = policyWords(policy, { action, blockSize, retentionTokens, measuresFidelity, layers });
-    const record = policyRecord(words);
+    const values = policyValues(policy, { action, blockSize, retentionTokens, measuresFidelity, layers });
+    const record = recordOf("policy", values);
     const status = memory.library.kv_paged_update_policy(memory.handle, record, record.byteLength);
     if (status >= 0) return;
     throw refusal(status, action, {
       ...memory.freedRule,
       block_too_large: () => {
-        const bytes = largestBlock(layers, blockSize, memory.dtype, words);
-        return `a block must fit in maxBytes and in 1 GiB: it would have ${bytes} bytes`;
+        const bytes = largestBlock(layers, blockSize, memory.dtype, values);
+        return `a block must fit in ${BLOCK_LIMITS}: it would have ${bytes} bytes`;
       },
     });
   }
@@ -506,7 +467,7 @@ export class PagedCache {
     this.free();
   }
 
-  /** To be asked for last, when no code of the caller's runs any more. */
+  /** The handles of a batch, asked for last, when no code of the caller's runs any more. */
   #handles(batch: readonly SequenceMemory[], action: string): Uint32Array {
     const stranger = batch.findIndex(({ cache }) => cache.handle !== this.#memory.handle && cache.handle !== 0);
     if (stranger >= 0 && this.#memory.handle !== 0) {
@@ -519,5 +480,9 @@ export class PagedCache {
 /** The native sequences of a batch. */
 function batchOf(sequences: readonly Sequence[]): SequenceMemory[] {
   if (!Array.isArray(sequences)) throw new TypeError(`sequences must be an array: ${typeof sequences}`);
-  return Array.from(sequences, memoryOf);
+  return Array.from(sequences, (sequence) => {
+    const memory = memoryOf(sequence);
+    if (isPaged(memory)) return memory;
+    throw new TypeError("a sequence must be one of a PagedCache: it is one of a ContiguousCache");
+  });
 }

@@ -13,9 +13,10 @@
  */
 
 import { KvError } from "./error.ts";
+import { ENUMS, VALUES } from "./ffi/exports.ts";
 import { library } from "./ffi/library.ts";
 import { refusal } from "./ffi/status.ts";
-import { checkCount, HEAD_DIM_MAX } from "./options/counts.ts";
+import { checkCount } from "./options/counts.ts";
 import { type DType, dtypeCode, type QuantizedDType } from "./options/dtype.ts";
 import { planeBytes } from "./options/format.ts";
 import { notFiniteRule } from "./options/not_finite.ts";
@@ -370,15 +371,15 @@ function planeOf(shape: PlaneShape & { readonly dtype: DType }, among: readonly 
     );
   }
   checkCount("headDim", headDim);
-  if (headDim % 32 !== 0 || headDim === 0 || headDim > HEAD_DIM_MAX) {
+  if (headDim % 32 !== 0 || headDim === 0 || headDim > VALUES.headDimMax) {
     throw new KvError(
       "invalid_config",
-      `Cannot ${action} as headDim must be a multiple of 32 up to ${HEAD_DIM_MAX}: headDim is ${headDim}`,
+      `Cannot ${action} as headDim must be a multiple of 32 up to ${VALUES.headDimMax}: headDim is ${headDim}`,
     );
   }
   const groupSize = side === "k" ? blockSize : headDim % 64 === 0 ? 64 : 32;
   return {
-    words: [code, side === "k" ? 0 : 1, blockSize, headDim],
+    words: [code, ENUMS.side[side === "k" ? "keys" : "values"], blockSize, headDim],
     values: blockSize * headDim,
     bytes: planeBytes(dtype, groupSize, headDim, blockSize),
   };

@@ -1,5 +1,7 @@
 /**
- * One sequence of a paged cache: a table of blocks that it may share with others.
+ * One sequence of a cache, whatever layout is behind it.
+ *
+ * What only a paged cache can do is refused on a sequence of a contiguous one.
  *
  * @module
  */
@@ -15,53 +17,37 @@ import type {
   View,
 } from "./cache.ts";
 import { KvError } from "./error.ts";
-import { newRecord, VIEW } from "./ffi/record.ts";
+import type { Library } from "./ffi/exports.ts";
+import { nameOf, newRecord } from "./ffi/record.ts";
 import { countText, refusal } from "./ffi/status.ts";
-import { gatherRows, type GatherSource } from "./memory/gather.ts";
+import { appendRows } from "./memory/append.ts";
+import { attend, oneOf } from "./memory/attend.ts";
+import type { CacheMemory } from "./memory/cache.ts";
+import { gatherRows } from "./memory/gather.ts";
 import { showAs } from "./memory/inspect.ts";
 import { packedViewsOf } from "./memory/packed_view.ts";
-import type { PagedMemory } from "./memory/paged.ts";
-import { attachSequence, forkSequence, newSequence, SequenceMemory } from "./memory/sequence.ts";
-import { Appended, tierOf, viewsOf } from "./memory/view.ts";
+import { attachSequence, forkSequence, isPaged, type PagedSequence, SequenceMemory } from "./memory/sequence.ts";
+import { VIEW, viewsOf } from "./memory/view.ts";
 import { APPEND_NAMES, type AppendOptions } from "./options/append.ts";
-import {
-  ATTEND_NAMES,
-  type AttendOptions,
-  attendRefusal,
-  givenCount,
-  lseCount,
-  NO_FLOATS,
-  NO_PARENTS,
-  readAttend,
-  writeAttend,
-} from "./options/attend.ts";
-import {
-  checkTokens,
-  checkWords,
-  pendingText,
-  SEQUENCE_COMMIT_NAMES,
-  type SequenceCommitOptions,
-} from "./options/commit.ts";
+import { ATTEND_NAMES, type AttendOptions, readAttend } from "./options/attend.ts";
+import { checkTokens, checkWords, COMMIT_NAMES, pendingText, type SequenceCommitOptions } from "./options/commit.ts";
 import { checkCount } from "./options/counts.ts";
 import type { GatherOptions } from "./options/gather.ts";
-import { type AppendedRows, rowsRule } from "./options/not_finite.ts";
 import { givenOptions } from "./options/option_names.ts";
 import type { LayerShape } from "./options/paged.ts";
 import { missingRowsText } from "./options/retention.ts";
-import { inputCount, inputDtype, layoutCode, outputCount, type Rows } from "./options/rows.ts";
+import type { Rows } from "./options/rows.ts";
 import { lengthOf } from "./options/typed_array.ts";
 
-/** Why there is no run, by its number in the ABI. */
-const REASONS = [undefined, "head_major", "not_adjacent", "quantized", "evicted", "on_gpu"] as const;
-
-/** Makes an empty sequence. */
-export let createSequence: (cache: PagedMemory) => Sequence;
+/** Makes the object of a native sequence. */
+export let createSequence: (memory: SequenceMemory) => Sequence;
 
 /** The native sequence of a `Sequence`; throws TypeError for anything else. */
 export let memoryOf: (sequence: Sequence) => SequenceMemory;
 
 /**
- * One token stream in a {@linkcode PagedCache}, made by its `sequence` or by `fork`.
+ * One token stream in a {@linkcode PagedCache}, made by its `sequence` or by `fork`; a sequence of a
+ * {@linkcode ContiguousCache} is one, too, with the verbs of {@linkcode KvCache}.
  *
  * Free it with `using` or `free`; a dropped one is freed at some garbage collection. It keeps its cache.
  *
@@ -86,12 +72,18 @@ export class Sequence implements KvCache {
   readonly #memory: SequenceMemory;
 
   static {
-    showAs(Sequence, (sequence) => {
-      if (sequence.#memory.handle === 0) return undefined;
-      const { seqLen, maxSeqLen, layerCount, kvHeadCount, headDim } = sequence;
-      return { seqLen, residentTokens: sequence.residentTokens(), maxSeqLen, layerCount, kvHeadCount, headDim };
-    });
-    createSequence = (cache) => new Sequence(newSequence(cache));
+    showAs(
+      Sequence,
+      (sequence) => {
+        const { handle, cache } = sequence.#memory;
+        if (handle === 0) return undefined;
+        const { seqLen, maxSeqLen, layerCount, kvHeadCount, headDim } = sequence;
+        const residents = cache.isPaged ? { residentTokens: sequence.residentTokens() } : {};
+        return { seqLen, ...residents, maxSeqLen, layerCount, kvHeadCount, headDim };
+      },
+      (sequence) => sequence.#memory.cache.isPaged ? "Sequence" : "ContiguousSequence",
+    );
+    createSequence = (memory) => new Sequence(memory);
     memoryOf = (sequence) => {
       if (typeof sequence === "object" && sequence !== null && #memory in sequence) return sequence.#memory;
       throw new TypeError(`a sequence must be a Sequence: ${sequence === null ? "null" : typeof sequence}`);
@@ -103,6 +95,8 @@ export class Sequence implements KvCache {
       throw new TypeError("a Sequence is made by the sequence() of a PagedCache");
     }
     this.#memory = memory;
+    // KvCache has none where rows are token-major, and programs ask whether there is one.
+    if (!memory.cache.isPaged) Object.defineProperty(this, "packedViews", { value: undefined });
   }
 
   /**
@@ -137,14 +131,18 @@ export class Sequence implements KvCache {
     return new Sequence(attachSequence(handle));
   }
 
-  /** The number that opens this sequence elsewhere, see {@linkcode Sequence.attach}; 0 once freed. */
+  /**
+   * The number that opens this sequence elsewhere, see {@linkcode Sequence.attach}; 0 once freed.
+   *
+   * @throws {KvError} `unsupported` in a contiguous cache, which is attached as a whole
+   */
   get handle(): number {
-    return this.#memory.handle;
+    return this.#paged("open a sequence elsewhere").handle;
   }
 
   /** Transformer layers. */
   get layerCount(): number {
-    return this.#memory.cache.layers.length;
+    return this.#memory.cache.layerCount;
   }
 
   /** KV heads of layer 0. */
@@ -173,7 +171,7 @@ export class Sequence implements KvCache {
    * @throws {KvError} `stale_handle`
    */
   get seqLen(): number {
-    const length = this.#library.kv_sequence_seq_len(this.#memory.handle);
+    const length = this.#library.kv_sequence_seq_len(this.#memory.handle, this.#memory.index);
     if (length < 0) throw refusal(length, "read the length of a sequence", this.#memory.cache.freedRule);
     return length;
   }
@@ -204,7 +202,7 @@ export class Sequence implements KvCache {
    * @throws {KvError} `stale_handle`
    */
   get rewindableTo(): number {
-    const length = this.#library.kv_sequence_rewindable_to(this.#memory.handle);
+    const length = this.#library.kv_sequence_rewindable_to(this.#memory.handle, this.#memory.index);
     if (length < 0) throw refusal(length, "read how far a sequence can be rewound", this.#memory.cache.freedRule);
     return length;
   }
@@ -237,17 +235,7 @@ export class Sequence implements KvCache {
    */
   append(layer: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
     const { dtype, layout } = givenOptions(options, APPEND_NAMES, "append"); // first, as it may run the caller's code
-    checkCount("layer", layer);
-    const inputCode = inputDtype(k, v, dtype);
-    const order = layoutCode(layout);
-    const kCount = inputCount("k", k, "append");
-    const vCount = inputCount("v", v, "append");
-    const memory = this.#memory;
-    memory.checkOwn("append");
-    const start = this.#library.kv_sequence_append(memory.handle, layer, k, kCount, v, vCount, inputCode, order);
-    if (start < 0) throw this.#appendRefusal(start, layer, { k, v, dtype, layout });
-    memory.settle(start);
-    return new Appended(memory, layer, start, kCount / memory.cache.kvDimOf(layer));
+    return appendRows(this.#memory, layer, k, v, dtype, layout);
   }
 
   /**
@@ -258,7 +246,7 @@ export class Sequence implements KvCache {
    * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
    */
   commit(n: number, options?: SequenceCommitOptions): void {
-    const { tokens, kept } = givenOptions(options, SEQUENCE_COMMIT_NAMES, "commit"); // first, as it may run the caller's code
+    const { tokens, kept } = givenOptions(options, COMMIT_NAMES, "commit"); // first, as it may run the caller's code
     checkCount("n", n);
     checkTokens(tokens, n);
     const memory = this.#memory;
@@ -267,12 +255,12 @@ export class Sequence implements KvCache {
     memory.checkOwn(action);
     let status: number;
     if (kept === undefined) {
-      status = library.kv_sequence_commit(memory.handle, n);
+      status = library.kv_sequence_commit(memory.handle, memory.index, n);
     } else {
       checkWords("kept", kept);
       const count = lengthOf(kept);
       if (count !== n) throw new KvError("invalid_size", `Cannot ${action} as kept must have as many rows: ${count}`);
-      status = library.kv_sequence_commit_kept(memory.handle, kept, count);
+      status = library.kv_sequence_commit_kept(memory.handle, memory.index, kept, count);
     }
     if (status < 0) {
       const rule = kept === undefined ? "have exactly that many rows pending" : "have equally many rows pending";
@@ -294,26 +282,20 @@ export class Sequence implements KvCache {
     checkCount("layer", layer);
     if (kvLen !== undefined) checkCount("kvLen", kvLen);
     const memory = this.#memory;
-    const rules = memory.cache.layerRules(layer);
+    const rules = memory.rules(layer);
     const action = `read layer ${layer} as one run`;
     const rows = memory.rowCount(layer);
     if (rows < 0) throw refusal(rows, action, rules);
     const record = newRecord("view");
-    const length = this.#library.kv_sequence_contiguous_kv(
-      memory.handle,
-      layer,
-      kvLen ?? rows,
-      record,
-      record.byteLength,
-    );
+    const length = memory.contiguousKv(layer, kvLen ?? rows, record);
     if (length < 0) {
       throw refusal(length, action, {
         ...rules,
         position_out_of_range: () => `it has ${countText(rows, "row")}: kvLen is ${kvLen}`,
       });
     }
-    const reason = REASONS[record[VIEW.reason]!];
-    if (reason !== undefined) return { ok: false, reason };
+    const reason = nameOf("reason", record[VIEW.reason]!);
+    if (reason !== "none") return { ok: false, reason };
     const k = memory.run(layer, "k", record, length);
     const v = memory.run(layer, "v", record, length);
     return { ok: true, k, v, length };
@@ -325,7 +307,7 @@ export class Sequence implements KvCache {
    * @throws {KvError} as {@linkcode KvCache.gather}
    */
   gather(layer: number, options?: GatherOptions): GatheredRows {
-    return gatherRows(this.#copies, layer, options);
+    return gatherRows(this.#memory, layer, options);
   }
 
   /**
@@ -362,7 +344,7 @@ export class Sequence implements KvCache {
     checkCount("n", n);
     const memory = this.#memory;
     memory.checkOwn(`truncate to ${countText(n, "token")}`);
-    const status = this.#library.kv_sequence_truncate(memory.handle, n);
+    const status = this.#library.kv_sequence_truncate(memory.handle, memory.index, n);
     if (status < 0) {
       throw refusal(status, `truncate to ${countText(n, "token")}`, {
         ...memory.cache.freedRule,
@@ -383,8 +365,8 @@ export class Sequence implements KvCache {
    */
   layerDevice(layer: number): DevicePlacement {
     checkCount("layer", layer);
-    const placement = this.#library.kv_sequence_layer_device(this.#memory.handle, layer);
-    if (placement < 0) throw refusal(placement, `place layer ${layer}`, this.#memory.cache.layerRules(layer));
+    const placement = this.#library.kv_sequence_layer_device(this.#memory.handle, this.#memory.index, layer);
+    if (placement < 0) throw refusal(placement, `place layer ${layer}`, this.#memory.rules(layer));
     return placement === 0 ? { device: "cpu", gpu: -1 } : { device: "cuda", gpu: placement - 1 };
   }
 
@@ -395,39 +377,13 @@ export class Sequence implements KvCache {
    */
   attend(layer: number, q: Float32Array, options?: AttendOptions): Float32Array {
     const given = readAttend(givenOptions(options, ATTEND_NAMES, "attend")); // first, as it may run the caller's code
-    checkCount("layer", layer);
-    const { cache, handle } = this.#memory;
-    const record = cache.attendRecord;
-    writeAttend(record, q, given);
-    const { alibiSlopes = NO_FLOATS, sinkLogits = NO_FLOATS, treeParents = NO_PARENTS, lse = NO_FLOATS } = given;
-    const qCount = inputCount("q", q, "attend");
-    const output = given.into ?? new Float32Array(qCount);
-    const status = cache.library.kv_sequence_attend(
-      handle,
-      layer,
-      q,
-      qCount,
-      record.words,
-      record.words.byteLength,
-      alibiSlopes,
-      givenCount("alibiSlopes", alibiSlopes),
-      sinkLogits,
-      givenCount("sinkLogits", sinkLogits),
-      treeParents,
-      givenCount("treeParents", treeParents),
-      output,
-      outputCount("into", output),
-      lse,
-      lseCount(lse),
-    );
-    if (status < 0) {
-      const { queryCount = 1 } = given;
-      throw attendRefusal(status, layer, q, given, queryCount, cache.shapeOf(layer), {
-        ...cache.layerRules(layer),
-        position_out_of_range: () => missingRowsText(this.#memory.seen(layer), queryCount, cache.sightOf(layer, given)),
-      });
-    }
-    return output;
+    const memory = this.#memory;
+    const { cache } = memory;
+    const { queryCount = 1 } = given;
+    return attend(cache, layer, q, given, (buffers) => oneOf(memory, queryCount, buffers), () => ({
+      ...memory.rules(layer),
+      position_out_of_range: () => missingRowsText(memory.seen(layer), queryCount, cache.sightOf(layer, given)),
+    }));
   }
 
   /**
@@ -435,42 +391,43 @@ export class Sequence implements KvCache {
    *
    * A shared block is copied at the first append into it, by whichever sequence comes first.
    *
-   * @throws {KvError} `out_of_memory`, `stale_handle`
+   * @throws {KvError} `out_of_memory`, `stale_handle`; `unsupported` in a contiguous cache
    */
   fork(): Sequence {
-    return new Sequence(forkSequence(this.#memory));
+    const memory = this.#paged("fork a sequence");
+    return new Sequence(forkSequence(memory.cache, memory));
   }
 
   /**
    * The blocks of a layer's rows in order: the block of positions `i * blockSize` and on, -1 where none of them is seen.
    *
-   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`; `unsupported` in a contiguous cache
    */
   blockTable(layer: number): Int32Array {
     checkCount("layer", layer);
-    return this.#memory.blocks(layer, "kv_sequence_block_table");
+    return this.#paged("read the blocks of a sequence").blocks(layer, "kv_sequence_block_table");
   }
 
   /**
    * How many sequences have each of the blocks of `blockTable`, to see or to be rewound to; 0 where none of its rows is
    * seen.
    *
-   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`; `unsupported` in a contiguous cache
    */
   blockReferences(layer: number): Int32Array {
     checkCount("layer", layer);
-    return this.#memory.blocks(layer, "kv_sequence_block_references");
+    return this.#paged("read the blocks of a sequence").blocks(layer, "kv_sequence_block_references");
   }
 
   /**
    * Where each of the blocks of `blockTable` is; `null` where none of its rows is seen.
    *
-   * @throws {KvError} `layer_out_of_range`, `stale_handle`
+   * @throws {KvError} `layer_out_of_range`, `stale_handle`; `unsupported` in a contiguous cache
    */
   blockTiers(layer: number): (Tier | null)[] {
     checkCount("layer", layer);
-    const tiers = this.#memory.blocks(layer, "kv_sequence_block_tiers");
-    return Array.from(tiers, (tier) => tier < 0 ? null : tierOf(tier));
+    const tiers = this.#paged("read the blocks of a sequence").blocks(layer, "kv_sequence_block_tiers");
+    return Array.from(tiers, (tier) => tier < 0 ? null : nameOf("tier", tier));
   }
 
   /**
@@ -480,8 +437,8 @@ export class Sequence implements KvCache {
    */
   residentTokens(layer: number = 0): number {
     checkCount("layer", layer);
-    const rows = this.#library.kv_sequence_resident_count(this.#memory.handle, layer);
-    if (rows < 0) throw refusal(rows, `count the rows of layer ${layer}`, this.#memory.cache.layerRules(layer));
+    const rows = this.#memory.residentCount(layer);
+    if (rows < 0) throw refusal(rows, `count the rows of layer ${layer}`, this.#memory.rules(layer));
     return rows;
   }
 
@@ -500,53 +457,26 @@ export class Sequence implements KvCache {
     if (!this.#memory.isAttached) this.free();
   }
 
-  get #library(): PagedMemory["library"] {
+  get #library(): Library {
     return this.#memory.cache.library;
   }
 
-  /** The sequence, as a copy sees it; an option may yet free it, so the handle is asked for at each call. */
-  get #copies(): GatherSource {
+  /** What only a sequence of a paged cache has, or the refusal of an action. */
+  #paged(action: string): PagedSequence {
     const memory = this.#memory;
-    const { cache } = memory;
-    const { library } = cache;
-    return {
-      residentCount: (layer) => library.kv_sequence_resident_count(memory.handle, layer),
-      kvDimOf: (layer) => cache.kvDimOf(layer),
-      copyRows: (layer, ...args) => library.kv_sequence_gather(memory.handle, layer, ...args),
-      rangeRules: (layer) => cache.layerRules(layer),
-    };
+    if (isPaged(memory)) return memory;
+    throw new KvError("unsupported", `Cannot ${action} as it is one of a contiguous cache: a PagedCache has such`);
   }
 
   #pendingText(): string {
     const length = this.seqLen;
     return pendingText(this.layerCount, (layer) => this.#memory.rowCount(layer) - length);
   }
-
-  #appendRefusal(status: number, layer: number, rows: AppendedRows): KvError {
-    const { cache } = this.#memory;
-    const kCount = lengthOf(rows.k), vCount = lengthOf(rows.v);
-    const n = Math.ceil(kCount / cache.kvDimOf(layer));
-    return refusal(status, `append ${countText(n, "token")} to layer ${layer}`, {
-      ...cache.layerRules(layer),
-      cache_full: () =>
-        `the sequence holds at most ${cache.maxSeqLen}: current length is ${this.#memory.rowCount(layer)}`,
-      invalid_size: () =>
-        `k and v must be equally long, a multiple of ${
-          cache.kvDimOf(layer)
-        } elements: k has ${kCount}, v has ${vCount}`,
-      not_finite: () => rowsRule(rows, cache.shapeOf(layer), cache.storedAs(layer)),
-      pool_empty: () => POOL_EMPTY,
-    });
-  }
 }
 
-/** The rule about blocks, the same for every append. */
-export const POOL_EMPTY = "no block is free and the byte limit of the pool would be passed";
-
 /** The shape of a layer. */
-export function layerShape(cache: PagedMemory, layer: number): LayerShape {
+export function layerShape(cache: CacheMemory, layer: number): LayerShape {
   checkCount("layer", layer);
-  const shape = cache.layers[layer];
-  if (shape !== undefined) return shape;
-  throw new KvError("layer_out_of_range", `Cannot read a shape as ${cache.layerRules(layer).layer_out_of_range()}`);
+  if (layer < cache.layerCount) return cache.shapeOf(layer);
+  throw new KvError("layer_out_of_range", `Cannot read a shape as ${cache.indexRules(layer).layer_out_of_range()}`);
 }

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import process from "node:process";
 import { test } from "node:test";
-import { ContiguousCache, type ContiguousCacheOptions, memoryBytes, systemInfo } from "../mod.ts";
+import { ContiguousCache, type ContiguousCacheOptions, memoryBytes, PagedCache, Sequence, systemInfo } from "../mod.ts";
 import { assertCode } from "./cache_cases.ts";
 import { Random } from "./oracle.ts";
 
@@ -490,4 +490,52 @@ test("an attached cache reads, writes and attends, owns nothing and gives no arr
   }
   assert.throws(() => ContiguousCache.attach(-1), RangeError);
   assert.throws(() => ContiguousCache.attach("1" as unknown as number), TypeError);
+});
+
+test("a sequence of it is a Sequence, and what only a paged cache has is refused", () => {
+  using cache = new ContiguousCache({ layerCount: 1, kvHeadCount: 1, headDim: 2, maxSeqLen: 8 });
+  const sequence = cache.sequence(0);
+  assert.ok(sequence instanceof Sequence);
+  assert.equal(sequence.packedViews, undefined);
+  const paged: (() => unknown)[] = [
+    () => sequence.handle,
+    () => sequence.fork(),
+    () => sequence.blockTable(0),
+    () => sequence.blockReferences(0),
+    () => sequence.blockTiers(0),
+  ];
+  for (const body of paged) assertCode("unsupported", body, /one of a contiguous cache/);
+  using other = new PagedCache({ layerCount: 1, kvHeadCount: 1, headDim: 2, maxSeqLen: 8 });
+  const row = new Float32Array(2);
+  assert.throws(() => other.append(0, row, row, { sequences: [sequence] }), TypeError);
+  assert.deepEqual(sequence.layerShape(0), { kvHeadCount: 1, headDim: 2 });
+  assert.equal(sequence.residentTokens(), 0);
+});
+
+test("pending rows of an accepted path stay, the others go", () => {
+  using cache = new ContiguousCache({ layerCount: 2, kvHeadCount: 1, headDim: 1, maxSeqLen: 8 });
+  const sequence = cache.sequence(0);
+  assert.ok(sequence instanceof Sequence);
+  for (const layer of [0, 1]) sequence.append(layer, Float32Array.of(1, 2, 3), Float32Array.of(4, 5, 6));
+  sequence.commit(2, { kept: Uint32Array.of(0, 2) });
+  assert.equal(sequence.seqLen, 2);
+  for (const layer of [0, 1]) {
+    const { k, v } = sequence.gather(layer);
+    assert.deepEqual([...k, ...v], [1, 3, 4, 6]);
+  }
+});
+
+test("there may be more sequences than handles, each reached by its index", () => {
+  const sequenceCount = 70_000;
+  using cache = new ContiguousCache({ layerCount: 1, kvHeadCount: 1, headDim: 1, maxSeqLen: 2, sequenceCount });
+  for (let index = 0; index < sequenceCount; index++) {
+    assert.equal(cache.append(0, index, Float32Array.of(index), Float32Array.of(index + 1)).start, 0);
+  }
+  cache.advance();
+  for (const index of [0, 1, 65_535, 65_536, sequenceCount - 1]) {
+    assert.equal(cache.getSeqLen(index), 1);
+    assert.deepEqual([...cache.getKeys(0, index), ...cache.getValues(0, index)], [index, index + 1]);
+    assert.deepEqual([...cache.sequence(index).attend(0, Float32Array.of(1))], [index + 1]);
+  }
+  assertCode("sequence_out_of_range", () => cache.append(0, sequenceCount, new Float32Array(1), new Float32Array(1)));
 });

@@ -93,7 +93,7 @@ export class CacheFuzzer {
     const sequence = this.#dice.below(subject.sequenceCount), layer = this.#dice.below(subject.layerCount);
     const seqLen = subject.seqLens[sequence]!;
     this.#dice.check(subject.cache.getSeqLen(sequence) === seqLen, `sequence ${sequence} has ${seqLen} rows`);
-    const rows = call("kv_contiguous_row_count", [subject.cache.handle, layer, sequence]);
+    const rows = call("kv_sequence_row_count", [subject.cache.handle, sequence, layer]);
     const expected = seqLen + subject.pending[layer]![sequence]!;
     this.#dice.check(rows === expected, `layer ${layer} of sequence ${sequence} has ${rows} rows, not ${expected}`);
     this.#dice.check(expected <= subject.maxSeqLen, "more rows than there is room for");

@@ -39,8 +39,8 @@ for (const seed of [20261121, Date.now() >>> 0]) {
       .concat(["new: out_of_memory", "attach: stale_handle", "view: stale_view", "view after free: stale_view"])
       .concat(["after free: stale_handle", "meddled append: stale_handle", "meddled append: TypeError", "drop: ok"])
       .concat([
-        "kv_contiguous_append: ok",
-        "kv_contiguous_attend: ok",
+        "kv_sequence_append: ok",
+        "kv_attend: ok",
         "kv_contiguous_free: ok",
         "kv_contiguous_stats: -12",
       ]);

@@ -4,7 +4,25 @@
  * @module
  */
 
-import { call, GEOMETRY, type Name, names, rolesOf, unitOf, type Word } from "./abi_calls.ts";
+import {
+  call,
+  CAUSAL,
+  ENUMS,
+  fieldsOf,
+  GEOMETRY,
+  type Kind,
+  kindsOf,
+  LAYER,
+  type Name,
+  names,
+  PAGED,
+  POOL,
+  recordOf,
+  recordsOf,
+  rolesOf,
+  type Values,
+  type Word,
+} from "./abi_calls.ts";
 import { ABSURD, type Dice } from "./fuzz_dice.ts";
 
 /** A handle, and the export that ends it. */
@@ -16,6 +34,18 @@ interface Live {
 /** Handles that are kept alive at once. */
 const LIVE_MAX = 16;
 
+/** Records that say how much may be reserved. */
+type Limited = "contiguous" | "pool" | "paged" | "bufferPool";
+
+/** The exports that take one. */
+const LIMITED: Partial<Record<Name, Limited>> = {
+  kv_memory_bytes: "contiguous",
+  kv_contiguous_create: "contiguous",
+  kv_pool_create: "pool",
+  kv_paged_create: "paged",
+  kv_buffer_pool_create: "bufferPool",
+};
+
 /** Handles of its own, and every export. */
 export class WordFuzzer {
   readonly #dice: Dice;
@@ -25,7 +55,8 @@ export class WordFuzzer {
   /** The last ones that are not. */
   readonly #stale: number[] = [0];
   /** Reading memory for its rate is no call to make a million times. */
-  readonly #names: readonly Name[] = names.filter((name) => name !== "kv_read_rate");
+  readonly #names: readonly Name[] = names.filter((name) => name !== "kv_read_rate")
+    .concat(["kv_attend", "kv_attend", "kv_sequence_append"]); // they serve both layouts, any number of sequences
 
   /** `isOwned` tells the handles that belong to objects, and are left alone. */
   constructor(dice: Dice, isOwned: (handle: number) => boolean) {
@@ -37,24 +68,26 @@ export class WordFuzzer {
   /** Any export with any words; counts are never larger than their buffers. */
   step(): void {
     const name = this.#dice.pick(this.#names);
-    const roles = rolesOf(name);
+    const kinds = kindsOf(name);
+    const alive = kinds.filter((kind) => this.#live.some(({ free }) => free === `kv_${kind}_free`));
+    const kind = kinds.length === 0 ? undefined : this.#dice.pick(alive.length === 0 ? kinds : alive);
     const words: Word[] = [];
     const isGood = !this.#dice.oneIn(4);
     if (name.endsWith("_free") && !this.#dice.oneIn(4)) return; // or there would be nothing to call
     // One size for all buffers of a good call: keys are as long as values, and the output as the queries.
     const bytes = 16 << this.#dice.below(5);
     let honest = Infinity;
-    for (const role of roles) {
-      if (role === "count") {
+    for (const { name: parameter, is, unit } of rolesOf(name)) {
+      if (is === "count") {
         words.push(this.#dice.oneIn(isGood ? 20 : 4) ? this.#dice.below(honest + 1) : honest);
         honest = Infinity;
-      } else if (role.includes(":")) {
-        const buffer = this.#buffer(role.split(":")[0]!, isGood ? bytes : undefined);
-        honest = Math.min(honest, Math.floor(buffer.byteLength / unitOf(role)));
+      } else if (is === "buffer") {
+        const buffer = this.#buffer(name, parameter, kind, isGood ? bytes : undefined);
+        honest = Math.min(honest, Math.floor(buffer.byteLength / unit));
         if (this.#dice.oneIn(64) && buffer.buffer instanceof ArrayBuffer) buffer.buffer.transfer(); // no memory is safe
         words.push(buffer);
       } else {
-        words.push(this.#word(role, isGood));
+        words.push(this.#word(name, parameter, is === "handle" ? kind : undefined, isGood));
       }
     }
     // `fuzz.ts` says why. A handle changed at random may name a cache that was dropped and not yet finalized.
@@ -83,32 +116,43 @@ export class WordFuzzer {
   /** Forgets a handle that was freed, and those of the sequences that went with it. */
   #retire(index: number): void {
     this.#stale.push(...this.#live.splice(index, 1).map(({ handle }) => handle));
-    const isGone = ({ handle, free }: Live) => free === "kv_sequence_free" && call("kv_sequence_seq_len", [handle]) < 0;
+    const isGone = ({ handle, free }: Live) =>
+      free === "kv_sequence_free" && call("kv_sequence_seq_len", [handle, 0]) < 0;
     this.#stale.push(...this.#live.filter(isGone).map(({ handle }) => handle));
     this.#live.splice(0, this.#live.length, ...this.#live.filter((live) => !isGone(live)));
     this.#stale.splice(0, this.#stale.length - 16);
   }
 
-  #word(role: string, isGood: boolean): number {
+  #word(name: Name, parameter: string, kind: Kind | undefined, isGood: boolean): number {
     if (!isGood && this.#dice.oneIn(3)) {
       return this.#dice.oneIn(2) ? this.#dice.pick(ABSURD) : this.#dice.below(2 ** 24) * 256 + this.#dice.below(256);
     }
-    if (role.startsWith("@")) return this.#handle(role.slice(1), isGood);
-    switch (role) {
+    if (kind !== undefined) return this.#handle(kind, isGood);
+    if (name === "kv_max_bytes_set") return this.#dice.below(isGood ? 2 : 4);
+    switch (parameter) {
       case "level":
         return this.#dice.below(8);
-      case "tokens":
+      case "token_count":
+      case "seq_len":
+      case "row_count":
+      case "start":
+      case "view_first":
+      case "block_count":
+      case "buffer_count":
         return this.#dice.below(4);
-      case "format":
-        return 3 + this.#dice.below(isGood ? 2 : 6);
+      case "dtype":
+        if (/^kv_(rows|block)_/.test(name)) return ENUMS.dtype.q8_0 + this.#dice.below(isGood ? 2 : 6);
+        return this.#dice.below(isGood ? 2 : 4);
       case "block_size":
         return isGood ? 64 : 64 * this.#dice.below(6);
       case "head_dim":
         return isGood ? 32 : 16 * this.#dice.below(20);
-      case "class":
+      case "class_bytes":
         return 1024 << 2 * this.#dice.below(5);
       case "bytes":
         return this.#dice.below(2 ** 17);
+      case "index": // a sequence with a handle of its own has none
+        return isGood && this.#dice.oneIn(2) ? 0 : this.#dice.below(isGood ? 2 : 4);
       default:
         return this.#dice.below(isGood ? 2 : 4);
     }
@@ -122,79 +166,53 @@ export class WordFuzzer {
     return this.#dice.oneIn(2) ? this.#dice.pick(any) : (this.#dice.pick(any) ^ 1 << this.#dice.below(32)) >>> 0;
   }
 
-  /** A buffer for one role; of `goodBytes` and with sensible contents, or of any size with any. */
-  #buffer(role: string, goodBytes: number | undefined): ArrayBufferView {
+  /** A buffer for one parameter; of `goodBytes` and with sensible contents, or of any size with any. */
+  #buffer(name: Name, parameter: string, kind: Kind | undefined, goodBytes: number | undefined): ArrayBufferView {
     const isGood = goodBytes !== undefined;
-    const sure = true;
-    const words = (list: readonly number[]) => Uint32Array.from([list.length * 4 + 4, ...list]);
-    if (isGood && role === "geometry") {
-      const [layers, sequences, heads, dim, rows] = GEOMETRY;
-      const dtypes = [this.#dice.below(3), this.#dice.below(3)];
-      return words([layers, sequences, 1 + this.#dice.below(heads), dim, rows, ...dtypes, 2 ** 24, 0]);
+    const record = LIMITED[name];
+    if (isGood && parameter === "options") {
+      if (record !== undefined) return this.#options(record);
+      if (name === "kv_attend") return this.#attend();
     }
-    if (isGood && role === "pool_record") return words([2, 2, 4, 4, this.#dice.below(3), 0, 2 ** 20, 0]);
-    if (isGood && role === "buffer_pool_record") return words([this.#dice.below(4), 2 ** 20, 0]);
-    if (isGood && role === "paged_record") {
-      const retention = this.#dice.oneIn(2) ? [0, 0] : [4, this.#dice.below(5)];
-      const dtypes = [this.#dice.below(3), this.#dice.below(3)];
-      const pool = this.#dice.oneIn(2) ? this.#handle("pool", sure) : 0;
-      const limit = pool === 0 ? 2 ** 20 : 0, measures = this.#dice.below(2);
-      return words([
-        2,
-        4,
-        40,
-        ...dtypes,
-        ...retention,
-        limit,
-        0,
-        pool,
-        0,
-        ...this.#policy(),
-        measures,
-        this.#dice.below(8),
-      ]);
+    if (isGood && parameter === "policy") return recordOf("policy", this.#policy());
+    if (isGood && name === "kv_paged_create" && parameter === "layers") {
+      return recordsOf("layer", [this.#layer(), this.#layer()]);
     }
-    if (isGood && role === "policy") return words(this.#policy());
-    if (isGood && role === "layers") {
-      const layer = () => [2, 4, this.#dice.oneIn(4) ? 5 : 0, ...(this.#dice.oneIn(4) ? this.#store() : [0, 0])];
-      return Uint32Array.from([...layer(), ...layer()]);
+    if (parameter === "sequences" || name === "kv_paged_reset") {
+      const one = () => kind === "contiguous" ? this.#dice.below(isGood ? 2 : 4) : this.#handle("sequence", isGood);
+      const length = isGood && name === "kv_attend" && !this.#dice.oneIn(4) ? 1 : this.#dice.below(4);
+      return Uint32Array.from({ length }, one);
     }
-    if (role === "handles") {
-      return Uint32Array.from({ length: this.#dice.below(4) }, () => this.#handle("sequence", isGood));
+    // One query or a few, which is what a good call has room for.
+    if (isGood && parameter === "query_counts") return Uint32Array.of(1 + this.#dice.below(2), this.#dice.below(2));
+    if (isGood && /^(token_counts|parents|kept)$/.test(parameter)) {
+      return Uint32Array.from({ length: 3 }, () => this.#dice.below(3));
     }
-    if (isGood && role === "numbers") return Uint32Array.from({ length: 3 }, () => this.#dice.below(3));
-    if (isGood && role === "options") {
-      const flags = this.#dice.oneIn(4) ? this.#dice.below(64) : 1;
-      return words([
-        1 + this.#dice.below(2),
-        flags,
-        0x3f000000,
-        1 + this.#dice.below(5),
-        this.#dice.below(3),
-        0x3f800000,
-      ]);
+    if (isGood && /^(system|stats|info|views?|appended|options)$/.test(parameter)) {
+      const bytes = 4 * (1 + this.#dice.below(40));
+      return Uint32Array.from({ length: bytes / 4 }, (_, i) => i === 0 ? bytes : 0);
     }
-    if (isGood && role === "record") return words(new Array(this.#dice.below(40)).fill(0));
-    if (isGood && /^(slopes|logits|parents)$/.test(role)) return new Uint8Array(this.#dice.oneIn(4) ? goodBytes : 0);
-    if (isGood && role === "plane_rows") {
-      return new Float32Array(this.#floats.buffer, 4 * this.#dice.below(8192), 2048).slice();
+    if (isGood && /^(alibi_slopes|sink_logits|tree_parents)$/.test(parameter)) {
+      return new Uint8Array(this.#dice.oneIn(8) ? goodBytes : 0);
     }
-    if (isGood && role === "plane") return new Uint8Array(64 * this.#dice.pick([18, 34])).fill(this.#dice.below(0x7c));
-    if (isGood && role === "record_rows") {
-      return new Float32Array(this.#floats.buffer, 4 * this.#dice.below(8192), 64).slice();
+    const isBlock = name.startsWith("kv_block_");
+    if (isGood && parameter === "rows") {
+      return new Float32Array(this.#floats.buffer, 4 * this.#dice.below(8192), isBlock ? 2048 : 64).slice();
     }
-    if (isGood && role === "records") return new Uint8Array(2 * this.#dice.pick([18, 34])).fill(this.#dice.below(0x7c));
+    if (isGood && (parameter === "plane" || parameter === "records")) {
+      return new Uint8Array((isBlock ? 64 : 2) * this.#dice.pick([18, 34])).fill(this.#dice.below(0x7c));
+    }
     const bytes = goodBytes ?? (this.#dice.oneIn(8) ? 0 : this.#dice.below(257));
     const shift = this.#dice.oneIn(2) ? this.#dice.below(8) : 0;
     const buffer = this.#dice.oneIn(8) ? new SharedArrayBuffer(bytes + shift) : new ArrayBuffer(bytes + shift);
     const array = new Uint8Array(buffer, shift);
-    if (/geometry|_record$/.test(role)) {
+    if (record !== undefined && parameter === "options") {
       // Never without a limit: a cache may be as large as the machine, and then takes long to make.
       for (let i = 0; i < bytes; i++) {
         array[i] = this.#dice.oneIn(3) ? this.#dice.below(256) : i % 4 === 0 ? this.#dice.below(48) : 0;
       }
       if (bytes >= 4 && this.#dice.oneIn(2)) array.set([bytes & 252, 0, 0, 0]);
-      const limitAt = role === "pool_record" ? 28 : role === "buffer_pool_record" ? 8 : 32;
+      const limitAt = fieldsOf(record).maxBytes * 4;
       if (bytes > limitAt) array.set([0, 0, 0, 1, 0, 0, 0, 0].slice(0, bytes - limitAt), limitAt);
     } else if (isGood) {
       array.set(new Uint8Array(this.#floats.buffer, 4 * this.#dice.below(8192), bytes));
@@ -205,12 +223,69 @@ export class WordFuzzer {
     return this.#dice.oneIn(4) ? new DataView(buffer, shift) : array;
   }
 
-  /** The words of a policy for blocks of 4: floats in the store. */
-  #policy(): number[] {
-    return [this.#dice.below(2), ...this.#store(), 4 * this.#dice.below(3), this.#dice.below(9), 0, 0];
+  /** What a cache or a pool is made of, never without a limit. */
+  #options(record: Limited): Uint32Array {
+    const dtypes = { dtypeK: this.#dice.below(3), dtypeV: this.#dice.below(3) };
+    switch (record) {
+      case "contiguous": {
+        const kvHeadCount = 1 + this.#dice.below(GEOMETRY.kvHeadCount);
+        return recordOf(record, { ...GEOMETRY, ...dtypes, kvHeadCount, maxBytes: 2 ** 24 });
+      }
+      case "pool":
+        return recordOf(record, { ...POOL, headDim: 4, blockSize: 4, ...dtypes, dtypeV: 0, maxBytes: 2 ** 20 });
+      case "bufferPool":
+        return recordOf(record, { buffersPerClass: this.#dice.below(4), maxBytes: 2 ** 20 });
+      case "paged": {
+        const isOnPool = this.#dice.oneIn(2), sure = true;
+        const retention = this.#dice.oneIn(2) ? {} : { retentionTokens: 4, retentionSinkTokens: this.#dice.below(5) };
+        const pool = isOnPool ? this.#handle("pool", sure) : 0;
+        return recordOf(record, {
+          ...PAGED,
+          maxSeqLen: 40,
+          ...dtypes,
+          ...retention,
+          maxBytes: pool === 0 ? 2 ** 20 : 0,
+          pool,
+          ...this.#policy(),
+          measuresFidelity: this.#dice.below(2),
+          rewindTokens: this.#dice.below(8),
+        });
+      }
+    }
   }
 
-  #store(): number[] {
+  #attend(): Uint32Array {
+    return recordOf("attend", {
+      flags: this.#dice.oneIn(4) ? this.#dice.below(64) : CAUSAL.flags,
+      softmaxScale: 0.5,
+      windowTokens: 1 + this.#dice.below(5),
+      sinkTokens: this.#dice.below(3),
+      softcap: 1,
+    });
+  }
+
+  #layer(): Values<"layer"> {
+    const window = { windowTokens: this.#dice.oneIn(4) ? 5 : 0 };
+    if (!this.#dice.oneIn(4)) return { ...LAYER, ...window };
+    const [storeK, storeV] = this.#store();
+    return { ...LAYER, ...window, storeK, storeV };
+  }
+
+  /** A policy for blocks of 4: floats in the store. */
+  #policy(): Values<"policy"> {
+    const [policyStoreK, policyStoreV] = this.#store();
+    return {
+      policyKind: this.#dice.below(2),
+      policyStoreK,
+      policyStoreV,
+      policyTailTokens: 4 * this.#dice.below(3),
+      policySinkTokens: this.#dice.below(9),
+      policyMaxLogitError: 0,
+      policyQueryNorm: 0,
+    };
+  }
+
+  #store(): [k: number, v: number] {
     return [1 + this.#dice.below(3), 1 + this.#dice.below(3)];
   }
 

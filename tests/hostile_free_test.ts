@@ -190,7 +190,7 @@ function made(
   create: "kv_pool_create" | "kv_buffer_pool_create",
   free: "kv_pool_free" | "kv_buffer_pool_free",
 ): { handle: number; free: () => void } {
-  const handle = call(create, goodWords(create, 0));
+  const handle = call(create, goodWords(create));
   assert.ok(handle > 0, `${create}: ${handle}`);
   return { handle, free: () => assert.equal(call(free, [handle]), 0) };
 }

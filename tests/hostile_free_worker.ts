@@ -108,7 +108,7 @@ function nativeVerbs({ kind, handle }: Extract<Target, { handle: number }>): Ver
   };
   const verbs = names.filter((name) => kinds[kind].test(name));
   return Object.fromEntries(verbs.map((name) => [name, () => {
-    const result = call(name, [handle, ...goodWords(name, handle).slice(1)]);
+    const result = call(name, [handle, ...goodWords(name).slice(1)]);
     if (result >= 0 && /_(acquire|clone)$/.test(name)) call("kv_buffer_free", [result]);
     if (result < 0) throw result;
   }]));

@@ -20,15 +20,14 @@ import {
   type Rows,
   systemInfo,
 } from "../mod.ts";
-import { EXPORTS } from "../src/ffi/exports.ts";
 import { STATUS } from "../src/ffi/status.ts";
-import { call, GEOMETRY, goodWords, type Name, names, rolesOf, type Word } from "./abi_calls.ts";
+import { call, GEOMETRY, goodWords, kindsOf, type Name, names, recordOf, rolesOf, type Word } from "./abi_calls.ts";
 import { assertCode } from "./cache_cases.ts";
 import { inDeno } from "./child.ts";
 import { Random } from "./oracle.ts";
 import type { Scribble } from "./scribble_worker.ts";
 
-const [layerCount, sequenceCount, kvHeadCount, headDim, maxSeqLen] = GEOMETRY;
+const { layerCount, sequenceCount, kvHeadCount, headDim, maxSeqLen } = GEOMETRY;
 const KV_DIM = kvHeadCount * headDim;
 
 /** A cache of `GEOMETRY` whose sequence 1 has 3 rows. */
@@ -84,23 +83,30 @@ function freeCreated(name: Name, result: number): void {
   if (name.endsWith("_create") && result > 0) call("kv_contiguous_free", [result]);
 }
 
-test("every export is described word by word", () => {
+test("a good call of every export is known, word by word", () => {
   for (const name of names) {
-    const words = rolesOf(name).map((role) => role.includes(":") ? "buffer" : /(^|_)bytes$/.test(role) ? "f64" : "u32");
-    assert.deepEqual(words, EXPORTS[name].parameters, name);
+    for (const kind of kindsOf(name).length === 0 ? [undefined] : kindsOf(name)) {
+      goodWords(name, {}, kind).forEach((word, i) => {
+        const { is, name: parameter } = rolesOf(name)[i]!;
+        assert.equal(typeof word === "number", is !== "buffer", `${name} ${parameter}`);
+      });
+    }
   }
 });
 
 /** The exports that take no handle but that of a contiguous cache; the others share their bodies' checks of buffers. */
-const callable = names.filter((name) => /^kv_(contiguous|abi|system|level|read|memory|rows|block)_/.test(name));
+const callable = names.filter((name) =>
+  /^kv_(contiguous|abi|system|level|read|memory|rows|block)_/.test(name) ||
+  (kindsOf(name).includes("contiguous") && !name.startsWith("kv_contiguous_"))
+);
 
 test("a buffer may begin at any address", () => {
   for (const name of callable) {
     for (const shift of [1, 2, 3]) {
       using first = cacheFor(name);
       using second = cacheFor(name);
-      const words = goodWords(name, first.handle);
-      const shifted = goodWords(name, (CHANGES.test(name) ? second : first).handle).map((word) => {
+      const words = goodWords(name, { contiguous: first.handle });
+      const shifted = goodWords(name, { contiguous: (CHANGES.test(name) ? second : first).handle }).map((word) => {
         if (typeof word === "number") return word;
         const bytes = new Uint8Array(word.byteLength + shift).subarray(shift);
         bytes.set(new Uint8Array(word.buffer, word.byteOffset, word.byteLength));
@@ -127,7 +133,7 @@ test("any kind of buffer will do: views, shared, resizable and growable memory",
   for (const name of callable) {
     for (const memory of memories) {
       using cache = cacheFor(name);
-      const words = goodWords(name, cache.handle).map((word) => {
+      const words = goodWords(name, { contiguous: cache.handle }).map((word) => {
         if (typeof word === "number") return word;
         const bytes = new Uint8Array(memory(word.byteLength));
         bytes.set(new Uint8Array(word.buffer, word.byteOffset, word.byteLength));
@@ -145,8 +151,8 @@ test("a detached buffer with a count is invalid_size, whichever it is, and no ot
   const before = snapshot(cache);
   for (const name of callable.filter((name) => name !== "kv_abi_manifest")) {
     rolesOf(name).forEach((role, index) => {
-      if (!role.includes(":")) return;
-      const words = goodWords(name, cache.handle);
+      if (role.is !== "buffer") return;
+      const words = goodWords(name, { contiguous: cache.handle });
       const buffer = words[index] as Float32Array<ArrayBuffer>;
       if (buffer.byteLength === 0) return;
       const others = words.filter((_, i) => i !== index);
@@ -168,12 +174,12 @@ test("what is no word is a TypeError or taken for a word, and ends nothing", () 
   const wrong = [NaN, -1, 2 ** 32, 1.5, -0, Infinity, undefined, null, "1", 5n, {}, [], true, Symbol.iterator];
   for (const name of callable.filter((name) => name !== "kv_read_rate")) {
     rolesOf(name).forEach((role, index) => {
-      if (role === "count") return;
+      if (role.is === "count") return;
       for (const value of wrong) {
         // A number is a pointer to Bun, so numbers are never given for a buffer: TypeScript checks what they are.
-        if (role.includes(":") && (typeof value === "number" || typeof value === "bigint")) continue;
+        if (role.is === "buffer" && (typeof value === "number" || typeof value === "bigint")) continue;
         using cache = cacheFor(name);
-        const words: unknown[] = goodWords(name, cache.handle);
+        const words: unknown[] = goodWords(name, { contiguous: cache.handle });
         words[index] = value;
         let result: number;
         try {
@@ -1007,10 +1013,11 @@ test("a rate over more memory than there is is refused", () => {
 
 test("more caches than there are handles are out of memory, and all come back", { timeout: 60_000 }, () => {
   const before = systemInfo();
-  const geometry = Uint32Array.of(40, 1, 1, 1, 1, 1, 0, 0, 0, 0);
+  const one = { layerCount: 1, sequenceCount: 1, kvHeadCount: 1, headDim: 1, maxSeqLen: 1 };
+  const geometry = recordOf("contiguous", { ...GEOMETRY, ...one });
   const handles: number[] = [];
   let status = 0;
-  while ((status = call("kv_contiguous_create", [geometry, 40])) > 0) handles.push(status);
+  while ((status = call("kv_contiguous_create", [geometry, geometry.byteLength])) > 0) handles.push(status);
   assert.equal(status, STATUS.out_of_memory);
   assertCode("out_of_memory", () => new ContiguousCache({ layerCount: 1, kvHeadCount: 1, headDim: 1, maxSeqLen: 1 }));
   // Every other one first: the memory between them is now in many pieces.

@@ -442,6 +442,23 @@ test("the runtimes are named in src/ffi/{deno,bun,runtime}.ts only", () => {
   assertNone(runtimeNameComplaints(only(/^(src\/.*|mod)\.ts$/)));
 });
 
+/** Fields of a record that are read or written by a number; the first word, which says the size, has no name. */
+function recordComplaints(sources: Files): string[] {
+  return [...sources].flatMap(([path, source]) => {
+    const found = /\b\w*(record|records|words)\[[1-9]\d*\]/i.exec(codeOf(source));
+    return found ? [`${path} has ${found[0]}`] : [];
+  });
+}
+
+test("the fields of a record have names", () => {
+  const bad = sample({
+    "src/a.ts": "record[0] = 8; const rows = record[3]!;",
+    "tests/a_test.ts": "systemWords[2]; words[VIEW.start];",
+  });
+  assert.deepEqual(recordComplaints(bad), ["src/a.ts has record[3]", "tests/a_test.ts has systemWords[2]"]);
+  assertNone(recordComplaints(only(/^(src|tests)\/.*\.ts$/)));
+});
+
 /** What was left behind while working. */
 function leftoverComplaints(sources: Files): string[] {
   // The words are put together here, or this file would complain of itself.

@@ -277,7 +277,7 @@ for (const seed of SEEDS) {
         );}
     }
     assert.ok(
-      done.migrated > STEPS / 10 && done.reopened > STEPS / 50 && done.ended > STEPS / 10,
+      done.migrated > STEPS / 20 && done.reopened > STEPS / 50 && done.ended > STEPS / 10,
       JSON.stringify(done),
     );
     for (const { sequence } of pairs) sequence.free();

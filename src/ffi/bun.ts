@@ -9,7 +9,7 @@
 
 import { existsSync } from "node:fs";
 import process from "node:process";
-import { EXPORTS, type Library, type Word } from "./exports.ts";
+import { EXPORTS, type Library, RESULT, type Word, wordsOf } from "./exports.ts";
 
 /** The part of `bun:ffi` that is used here. */
 interface BunFfi {
@@ -36,8 +36,8 @@ export const viewBytesMax: number = 2 ** 32;
 
 /** Opens the library at `path`; throws what Bun throws. */
 export function open(path: string): Library {
-  const symbols = Object.entries(EXPORTS).map(([symbol, row]) =>
-    [symbol, { args: row.parameters.map(argument), returns: row.result }] as const
+  const symbols = Object.entries(EXPORTS).map(([symbol, parameters]) =>
+    [symbol, { args: wordsOf(parameters).map(argument), returns: RESULT }] as const
   );
   try {
     return ffi().dlopen(path, Object.fromEntries(symbols)).symbols;

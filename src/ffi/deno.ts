@@ -8,14 +8,14 @@
  */
 
 import { KvError } from "../error.ts";
-import { EXPORTS, type Library } from "./exports.ts";
+import { EXPORTS, type Library, RESULT, type Word, wordsOf } from "./exports.ts";
 
 type State = "granted" | "prompt" | "denied";
 type Permission = { name: "ffi"; path?: string } | { name: "read"; path: string } | { name: "env"; variable: string };
 
 /** The part of Deno that is used here. */
 interface DenoApi {
-  dlopen(path: string, symbols: typeof EXPORTS): { symbols: Library };
+  dlopen(path: string, symbols: Record<string, { parameters: Word[]; result: Word }>): { symbols: Library };
   readonly permissions: {
     querySync(permission: Permission): { state: State };
     requestSync(permission: Permission): { state: State };
@@ -44,7 +44,10 @@ export const viewBytesMax: number = Infinity;
 
 /** Opens the library at `path`; throws what Deno throws. */
 export function open(path: string): Library {
-  return api().dlopen(path, EXPORTS).symbols;
+  const symbols = Object.entries(EXPORTS).map(([symbol, parameters]) =>
+    [symbol, { parameters: wordsOf(parameters), result: RESULT }] as const
+  );
+  return api().dlopen(path, Object.fromEntries(symbols)).symbols;
 }
 
 /** A variable of the environment, if reading it is allowed already: a library asks nobody for its own settings. */

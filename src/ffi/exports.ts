@@ -1,8 +1,8 @@
 /**
- * The C ABI as TypeScript sees it: one row for every symbol of the library.
+ * The C ABI as TypeScript sees it: symbols, records, and the numbers that have a name on both sides.
  *
- * The same table stands in `zig/src/abi.zig`, and the library prints its own as a manifest (`kv_abi_manifest`); a test
- * proves the two equal. A row says which words cross, never what they mean: that is told by the body of the same noun
+ * The same tables stand in `zig/src/abi.zig`, and the library prints its own as a manifest (`kv_abi_manifest`); a test
+ * proves them equal. A row says what crosses under which name; what a call does is told by the body of the same noun
  * in `zig/src/abi/`.
  *
  * Only five kinds of word cross. A 64-bit integer argument would leave Deno's fast path (3 ns become 60 to 90), so
@@ -15,295 +15,469 @@
 /** A kind of word that may cross the boundary. */
 export type Word = "u32" | "i32" | "f32" | "f64" | "buffer";
 
+/** The name of a parameter, and its word. */
+export type Parameter = `${string} ${Word}`;
+
+/** The word of every result. */
+export const RESULT: Word = "i32";
+
 /** The version of the ABI below; the library answers `kv_abi_version` with the same number. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 4;
 
-/** Every symbol of the library, in the order of `zig/src/abi.zig`. */
+/** Every symbol of the library, in the order of `zig/src/abi.zig`, and its parameters. */
 export const EXPORTS = {
-  // () -> the ABI version
-  kv_abi_version: { parameters: [], result: "i32" },
-  // (text, text_bytes) -> bytes of the manifest, written when they fit
-  kv_abi_manifest: { parameters: ["buffer", "u32"], result: "i32" },
-  // (SystemRecord out, bytes)
-  kv_system_info: { parameters: ["buffer", "u32"], result: "i32" },
-  // (level, 0 for the highest there is) -> the level in force
-  kv_level_set: { parameters: ["u32"], result: "i32" },
-  // (bytes, 0 for no limit)
-  kv_max_bytes_set: { parameters: ["f64"], result: "i32" },
-  // () -> MiB that all caches, pools and buffers of the process have reserved
-  kv_reserved_mib: { parameters: [], result: "i32" },
-  // (count)
-  kv_thread_count_set: { parameters: ["u32"], result: "i32" },
-  // (bytes, thread_count, bytes a second out, count)
-  kv_read_rate: { parameters: ["f64", "u32", "buffer", "u32"], result: "i32" },
-  // (ContiguousRecord, bytes, bytes out, count)
-  kv_memory_bytes: { parameters: ["buffer", "u32", "buffer", "u32"], result: "i32" },
+  // -> the version
+  kv_abi_version: [],
+  // -> bytes of the text, which is written where they fit
+  kv_abi_manifest: ["text buffer", "text_bytes u32"],
+  kv_system_info: ["system buffer", "system_bytes u32"],
+  // 0 for the highest there is -> the level in force
+  kv_level_set: ["level u32"],
+  // 0 for no limit
+  kv_max_bytes_set: ["bytes f64"],
+  // -> MiB that all caches, pools and buffers of the process have reserved
+  kv_reserved_mib: [],
+  kv_thread_count_set: ["thread_count u32"],
+  kv_read_rate: ["bytes f64", "thread_count u32", "rate buffer", "rate_count u32"],
+  kv_memory_bytes: ["options buffer", "options_bytes u32", "bytes buffer", "bytes_count u32"],
 
-  // (dtype, f32 rows, count, records out, bytes)
-  kv_rows_quantize: { parameters: ["u32", "buffer", "u32", "buffer", "u32"], result: "i32" },
-  // (dtype, records, bytes, f32 rows out, count)
-  kv_rows_dequantize: { parameters: ["u32", "buffer", "u32", "buffer", "u32"], result: "i32" },
-  // (dtype, side, block_size, head_dim, f32 rows, count, plane out, bytes)
-  kv_block_quantize: {
-    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32", "buffer", "u32"],
-    result: "i32",
-  },
-  // (dtype, side, block_size, head_dim, plane, bytes, f32 rows out, count)
-  kv_block_dequantize: {
-    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32", "buffer", "u32"],
-    result: "i32",
-  },
-  // (dtype, side, block_size, head_dim, records, bytes, plane out, bytes)
-  kv_block_pack: {
-    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32", "buffer", "u32"],
-    result: "i32",
-  },
-  // (dtype, side, block_size, head_dim, plane, bytes, records out, bytes)
-  kv_block_unpack: {
-    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32", "buffer", "u32"],
-    result: "i32",
-  },
+  // `sequences` are handles of those of a paged cache, or indices of those of a contiguous one
+  kv_attend: [
+    "cache u32",
+    "layer u32",
+    "sequences buffer",
+    "query_counts buffer",
+    "sequence_count u32",
+    "options buffer",
+    "options_bytes u32",
+    "q buffer",
+    "q_count u32",
+    "alibi_slopes buffer",
+    "alibi_slope_count u32",
+    "sink_logits buffer",
+    "sink_logit_count u32",
+    "tree_parents buffer",
+    "tree_parent_count u32",
+    "output buffer",
+    "output_count u32",
+    "lse buffer",
+    "lse_count u32",
+  ],
 
-  // (ContiguousRecord, bytes) -> handle
-  kv_contiguous_create: { parameters: ["buffer", "u32"], result: "i32" },
-  // (handle)
-  kv_contiguous_free: { parameters: ["u32"], result: "i32" },
-  // (handle, ContiguousRecord out, bytes)
-  kv_contiguous_config: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, sequence, k, k_count, v, v_count, dtype)
-  kv_contiguous_store: {
-    parameters: ["u32", "u32", "u32", "buffer", "u32", "buffer", "u32", "u32"],
-    result: "i32",
-  },
-  // (handle, layer, sequence, k, k_count, v, v_count, dtype, layout) -> start
-  kv_contiguous_append: {
-    parameters: ["u32", "u32", "u32", "buffer", "u32", "buffer", "u32", "u32", "u32"],
-    result: "i32",
-  },
-  // (handle)
-  kv_contiguous_advance: { parameters: ["u32"], result: "i32" },
-  // (handle)
-  kv_contiguous_reset: { parameters: ["u32"], result: "i32" },
-  // (handle, sequence, token_count)
-  kv_contiguous_commit: { parameters: ["u32", "u32", "u32"], result: "i32" },
-  // (handle, sequence, seq_len)
-  kv_contiguous_truncate: { parameters: ["u32", "u32", "u32"], result: "i32" },
-  // (handle, sequence) -> committed tokens
-  kv_contiguous_seq_len: { parameters: ["u32", "u32"], result: "i32" },
-  // (handle, layer, sequence) -> committed and pending rows of that layer
-  kv_contiguous_row_count: { parameters: ["u32", "u32", "u32"], result: "i32" },
-  // (handle, layer, sequence) -> a number that changes whenever a view of that layer goes stale
-  kv_contiguous_generation: { parameters: ["u32", "u32", "u32"], result: "i32" },
-  // (handle, bytes out, count)
-  kv_contiguous_memory_bytes: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle, StatsRecord out, bytes)
-  kv_contiguous_stats: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, sequence, position, kv_head, dim, element offset out, count)
-  kv_contiguous_offset: {
-    parameters: ["u32", "u32", "u32", "u32", "u32", "u32", "buffer", "u32"],
-    result: "i32",
-  },
-  // (handle, layer, sequence, RowsRecord out, bytes) -> rows
-  kv_contiguous_keys: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, sequence, RowsRecord out, bytes) -> rows
-  kv_contiguous_values: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, sequence, ViewRecord out, bytes) -> views, 0 or 1
-  kv_contiguous_views: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, sequence, row_count, ViewRecord out, bytes) -> rows
-  kv_contiguous_contiguous_kv: {
-    parameters: ["u32", "u32", "u32", "u32", "buffer", "u32"],
-    result: "i32",
-  },
-  // (handle, layer, sequence, k out, k_count, v out, v_count, dtype) -> rows
-  kv_contiguous_gather: {
-    parameters: ["u32", "u32", "u32", "buffer", "u32", "buffer", "u32", "u32"],
-    result: "i32",
-  },
-  // (handle, layer) -> 0 for the CPU, n for GPU n - 1
-  kv_contiguous_layer_device: { parameters: ["u32", "u32"], result: "i32" },
-  // (handle, layer, sequence, q, q_count, AttendRecord, bytes, alibi_slopes, count, sink_logits, count,
-  //  tree_parents, count, output out, output_count, lse out, lse_count)
-  kv_contiguous_attend: {
-    parameters: [
-      "u32",
-      "u32",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-    ],
-    result: "i32",
-  },
+  kv_rows_quantize: ["dtype u32", "rows buffer", "row_count u32", "records buffer", "records_bytes u32"],
+  kv_rows_dequantize: ["dtype u32", "records buffer", "records_bytes u32", "rows buffer", "row_count u32"],
+  kv_block_quantize: [
+    "dtype u32",
+    "side u32",
+    "block_size u32",
+    "head_dim u32",
+    "rows buffer",
+    "row_count u32",
+    "plane buffer",
+    "plane_bytes u32",
+  ],
+  kv_block_dequantize: [
+    "dtype u32",
+    "side u32",
+    "block_size u32",
+    "head_dim u32",
+    "plane buffer",
+    "plane_bytes u32",
+    "rows buffer",
+    "row_count u32",
+  ],
+  kv_block_pack: [
+    "dtype u32",
+    "side u32",
+    "block_size u32",
+    "head_dim u32",
+    "records buffer",
+    "records_bytes u32",
+    "plane buffer",
+    "plane_bytes u32",
+  ],
+  kv_block_unpack: [
+    "dtype u32",
+    "side u32",
+    "block_size u32",
+    "head_dim u32",
+    "plane buffer",
+    "plane_bytes u32",
+    "records buffer",
+    "records_bytes u32",
+  ],
 
-  // (PoolRecord, bytes) -> handle
-  kv_pool_create: { parameters: ["buffer", "u32"], result: "i32" },
-  // (handle)
-  kv_pool_free: { parameters: ["u32"], result: "i32" },
-  // (handle, block_count, dtype_k, dtype_v): blocks of one format
-  kv_pool_prewarm: { parameters: ["u32", "u32", "u32", "u32"], result: "i32" },
-  // (handle, dtype_k, dtype_v, PoolStatsRecord out, bytes): the blocks of one format
-  kv_pool_stats: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
+  // -> the cache
+  kv_contiguous_create: ["options buffer", "options_bytes u32"],
+  kv_contiguous_free: ["cache u32"],
+  kv_contiguous_config: ["cache u32", "options buffer", "options_bytes u32"],
+  kv_contiguous_store: [
+    "cache u32",
+    "layer u32",
+    "sequence_index u32",
+    "k buffer",
+    "k_count u32",
+    "v buffer",
+    "v_count u32",
+    "dtype u32",
+  ],
+  kv_contiguous_advance: ["cache u32"],
+  kv_contiguous_reset: ["cache u32"],
+  kv_contiguous_memory_bytes: ["cache u32", "bytes buffer", "bytes_count u32"],
+  kv_contiguous_stats: ["cache u32", "stats buffer", "stats_bytes u32"],
+  kv_contiguous_offset: [
+    "cache u32",
+    "layer u32",
+    "sequence_index u32",
+    "position u32",
+    "kv_head u32",
+    "dim u32",
+    "offset buffer",
+    "offset_count u32",
+  ],
 
-  // (PagedRecord, bytes, layers, word_count) -> handle
-  kv_paged_create: { parameters: ["buffer", "u32", "buffer", "u32"], result: "i32" },
-  // (handle)
-  kv_paged_free: { parameters: ["u32"], result: "i32" },
-  // (handle, PagedRecord out, bytes, layers out, word_count)
-  kv_paged_config: { parameters: ["u32", "buffer", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, sequences, token_counts, sequence_count, k, k_count, v, v_count, dtype, layout)
-  kv_paged_append: {
-    parameters: ["u32", "u32", "buffer", "buffer", "u32", "buffer", "u32", "buffer", "u32", "u32", "u32"],
-    result: "i32",
-  },
-  // (handle, layer, sequences, query_counts, sequence_count, q, q_count, AttendRecord, bytes, alibi_slopes, count,
-  //  sink_logits, count, tree_parents, count, output out, output_count, lse out, lse_count)
-  kv_paged_attend: {
-    parameters: [
-      "u32",
-      "u32",
-      "buffer",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-    ],
-    result: "i32",
-  },
-  // (handle, beams, parents, count)
-  kv_paged_reorder: { parameters: ["u32", "buffer", "buffer", "u32"], result: "i32" },
-  // (handle, sequences that stay, count)
-  kv_paged_reset: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle, PolicyRecord, bytes)
-  kv_paged_update_policy: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, f64[] out, count) -> KV heads: 10 numbers of each
-  kv_paged_fidelity: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, PagedStatsRecord out, bytes)
-  kv_paged_stats: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle, group, dtype_k, dtype_v, PoolStatsRecord out, bytes): the blocks of one format
-  kv_paged_pool_stats: { parameters: ["u32", "u32", "u32", "u32", "buffer", "u32"], result: "i32" },
+  // -> the pool
+  kv_pool_create: ["options buffer", "options_bytes u32"],
+  kv_pool_free: ["pool u32"],
+  kv_pool_prewarm: ["pool u32", "block_count u32", "dtype_k u32", "dtype_v u32"],
+  kv_pool_stats: ["pool u32", "dtype_k u32", "dtype_v u32", "stats buffer", "stats_bytes u32"],
 
-  // (cache) -> handle
-  kv_sequence_create: { parameters: ["u32"], result: "i32" },
-  // (handle)
-  kv_sequence_free: { parameters: ["u32"], result: "i32" },
-  // (handle) -> handle of its cache
-  kv_sequence_cache: { parameters: ["u32"], result: "i32" },
-  // (handle) -> handle of the child
-  kv_sequence_fork: { parameters: ["u32"], result: "i32" },
-  // (handle, layer, k, k_count, v, v_count, dtype, layout) -> start
-  kv_sequence_append: { parameters: ["u32", "u32", "buffer", "u32", "buffer", "u32", "u32", "u32"], result: "i32" },
-  // (handle, token_count)
-  kv_sequence_commit: { parameters: ["u32", "u32"], result: "i32" },
-  // (handle, indices of the pending rows that stay, count)
-  kv_sequence_commit_kept: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle, seq_len)
-  kv_sequence_truncate: { parameters: ["u32", "u32"], result: "i32" },
-  // (handle) -> committed tokens
-  kv_sequence_seq_len: { parameters: ["u32"], result: "i32" },
-  // (handle) -> the length from which on a truncate is exact
-  kv_sequence_rewindable_to: { parameters: ["u32"], result: "i32" },
-  // (handle, layer) -> committed and pending rows, evicted ones included
-  kv_sequence_row_count: { parameters: ["u32", "u32"], result: "i32" },
-  // (handle, layer) -> rows that are there
-  kv_sequence_resident_count: { parameters: ["u32", "u32"], result: "i32" },
-  // (handle, layer) -> a number that changes whenever a view of that layer goes stale
-  kv_sequence_generation: { parameters: ["u32", "u32"], result: "i32" },
-  // (handle, layer, start, view_first, ViewRecord[] out, bytes) -> views from `start` on
-  kv_sequence_views: { parameters: ["u32", "u32", "u32", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, row_count, ViewRecord out, bytes) -> rows
-  kv_sequence_contiguous_kv: { parameters: ["u32", "u32", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, k out, k_count, v out, v_count, dtype) -> rows
-  kv_sequence_gather: { parameters: ["u32", "u32", "buffer", "u32", "buffer", "u32", "u32"], result: "i32" },
-  // (handle, layer) -> 0 for the CPU, n for GPU n - 1
-  kv_sequence_layer_device: { parameters: ["u32", "u32"], result: "i32" },
-  // (handle, layer, i32[] out, count) -> entries of the block table
-  kv_sequence_block_table: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, i32[] out, count) -> entries: the references of each block
-  kv_sequence_block_references: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, i32[] out, count) -> entries: the tier of each block, -1 for an evicted one
-  kv_sequence_block_tiers: { parameters: ["u32", "u32", "buffer", "u32"], result: "i32" },
-  // (handle, layer, q, q_count, AttendRecord, bytes, alibi_slopes, count, sink_logits, count, tree_parents, count,
-  //  output out, output_count, lse out, lse_count)
-  kv_sequence_attend: {
-    parameters: [
-      "u32",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-      "buffer",
-      "u32",
-    ],
-    result: "i32",
-  },
+  // -> the cache
+  kv_paged_create: ["options buffer", "options_bytes u32", "layers buffer", "layers_bytes u32"],
+  kv_paged_free: ["cache u32"],
+  // no bytes of layers: they are not wanted
+  kv_paged_config: ["cache u32", "options buffer", "options_bytes u32", "layers buffer", "layers_bytes u32"],
+  kv_paged_append: [
+    "cache u32",
+    "layer u32",
+    "sequences buffer",
+    "token_counts buffer",
+    "sequence_count u32",
+    "k buffer",
+    "k_count u32",
+    "v buffer",
+    "v_count u32",
+    "dtype u32",
+    "layout u32",
+  ],
+  kv_paged_reorder: ["cache u32", "sequences buffer", "parents buffer", "sequence_count u32"],
+  kv_paged_reset: ["cache u32", "kept buffer", "kept_count u32"],
+  kv_paged_update_policy: ["cache u32", "policy buffer", "policy_bytes u32"],
+  // -> KV heads, a record of each
+  kv_paged_fidelity: ["cache u32", "layer u32", "heads buffer", "heads_bytes u32"],
+  kv_paged_stats: ["cache u32", "stats buffer", "stats_bytes u32"],
+  kv_paged_pool_stats: ["cache u32", "group u32", "dtype_k u32", "dtype_v u32", "stats buffer", "stats_bytes u32"],
 
-  // (BufferPoolRecord, bytes) -> handle
-  kv_buffer_pool_create: { parameters: ["buffer", "u32"], result: "i32" },
-  // (pool)
-  kv_buffer_pool_free: { parameters: ["u32"], result: "i32" },
-  // (pool, class_bytes, buffer_count)
-  kv_buffer_pool_prewarm: { parameters: ["u32", "u32", "u32"], result: "i32" },
-  // (pool, buffer_count)
-  kv_buffer_pool_prewarm_all: { parameters: ["u32", "u32"], result: "i32" },
-  // (pool)
-  kv_buffer_pool_clear: { parameters: ["u32"], result: "i32" },
-  // (pool, BufferPoolStatsRecord out, bytes)
-  kv_buffer_pool_stats: { parameters: ["u32", "buffer", "u32"], result: "i32" },
+  // -> the sequence. The four from here on and the three about blocks are of paged caches alone
+  kv_sequence_create: ["cache u32"],
+  kv_sequence_free: ["sequence u32"],
+  // -> its cache
+  kv_sequence_cache: ["sequence u32"],
+  // -> the child
+  kv_sequence_fork: ["sequence u32"],
+  // -> start
+  kv_sequence_append: [
+    "sequence u32",
+    "index u32",
+    "layer u32",
+    "k buffer",
+    "k_count u32",
+    "v buffer",
+    "v_count u32",
+    "dtype u32",
+    "layout u32",
+    "appended buffer",
+    "appended_bytes u32",
+  ],
+  kv_sequence_commit: ["sequence u32", "index u32", "token_count u32"],
+  // `kept` are indices of the pending rows that stay
+  kv_sequence_commit_kept: ["sequence u32", "index u32", "kept buffer", "kept_count u32"],
+  kv_sequence_truncate: ["sequence u32", "index u32", "seq_len u32"],
+  // -> committed tokens
+  kv_sequence_seq_len: ["sequence u32", "index u32"],
+  // -> the length from which on a truncate is exact
+  kv_sequence_rewindable_to: ["sequence u32", "index u32"],
+  // -> committed and pending rows, evicted ones included
+  kv_sequence_row_count: ["sequence u32", "index u32", "layer u32"],
+  // -> rows that are there
+  kv_sequence_resident_count: ["sequence u32", "index u32", "layer u32"],
+  // -> a number that changes whenever a view of that layer goes stale
+  kv_sequence_generation: ["sequence u32", "index u32", "layer u32"],
+  // -> views from `start` on; those from number `view_first` on are written
+  kv_sequence_views: [
+    "sequence u32",
+    "index u32",
+    "layer u32",
+    "start u32",
+    "view_first u32",
+    "views buffer",
+    "views_bytes u32",
+  ],
+  // -> rows
+  kv_sequence_contiguous_kv: [
+    "sequence u32",
+    "index u32",
+    "layer u32",
+    "row_count u32",
+    "view buffer",
+    "view_bytes u32",
+  ],
+  // -> rows
+  kv_sequence_gather: [
+    "sequence u32",
+    "index u32",
+    "layer u32",
+    "k buffer",
+    "k_count u32",
+    "v buffer",
+    "v_count u32",
+    "dtype u32",
+  ],
+  // -> 0 for the CPU, n for GPU n - 1
+  kv_sequence_layer_device: ["sequence u32", "index u32", "layer u32"],
+  // -> entries of the block table
+  kv_sequence_block_table: ["sequence u32", "layer u32", "entries buffer", "entry_count u32"],
+  // -> entries: the references of each block
+  kv_sequence_block_references: ["sequence u32", "layer u32", "entries buffer", "entry_count u32"],
+  // -> entries: the tier of each block, -1 for an evicted one
+  kv_sequence_block_tiers: ["sequence u32", "layer u32", "entries buffer", "entry_count u32"],
 
-  // (pool, bytes) -> handle
-  kv_buffer_acquire: { parameters: ["u32", "f64"], result: "i32" },
-  // (handle)
-  kv_buffer_free: { parameters: ["u32"], result: "i32" },
-  // (handle) -> handle of the copy
-  kv_buffer_clone: { parameters: ["u32"], result: "i32" },
-  // (handle, BufferRecord out, bytes)
-  kv_buffer_info: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle) -> elements that were appended
-  kv_buffer_length: { parameters: ["u32"], result: "i32" },
-  // (handle, values, count) -> elements that were appended
-  kv_buffer_extend: { parameters: ["u32", "buffer", "u32"], result: "i32" },
-  // (handle)
-  kv_buffer_clear: { parameters: ["u32"], result: "i32" },
+  // -> the pool
+  kv_buffer_pool_create: ["options buffer", "options_bytes u32"],
+  kv_buffer_pool_free: ["pool u32"],
+  kv_buffer_pool_prewarm: ["pool u32", "class_bytes u32", "buffer_count u32"],
+  kv_buffer_pool_prewarm_all: ["pool u32", "buffer_count u32"],
+  kv_buffer_pool_clear: ["pool u32"],
+  kv_buffer_pool_stats: ["pool u32", "stats buffer", "stats_bytes u32"],
+
+  // -> the buffer
+  kv_buffer_acquire: ["pool u32", "bytes f64"],
+  kv_buffer_free: ["buffer u32"],
+  // -> the copy
+  kv_buffer_clone: ["buffer u32"],
+  kv_buffer_info: ["buffer u32", "info buffer", "info_bytes u32"],
+  // -> elements that were appended
+  kv_buffer_length: ["buffer u32"],
+  // -> elements that were appended
+  kv_buffer_extend: ["buffer u32", "values buffer", "value_count u32"],
+  kv_buffer_clear: ["buffer u32"],
 } as const;
 
-/** What JavaScript passes for the words of a row; every row of `EXPORTS` must pass the check this makes. */
-type Arguments<Words extends readonly Word[]> = {
-  -readonly [I in keyof Words]: Words[I] extends "buffer" ? ArrayBufferView : number;
-};
+/** What JavaScript passes for a parameter. */
+type Argument<Row extends Parameter> = Row extends `${string} buffer` ? ArrayBufferView : number;
+
+/** What JavaScript passes for the parameters of a row. */
+type Arguments<Row extends readonly Parameter[]> = { -readonly [I in keyof Row]: Argument<Row[I]> };
 
 /** The opened library: one function for each row of `EXPORTS`. */
 export type Library = {
-  readonly [Name in keyof typeof EXPORTS]: (...args: Arguments<(typeof EXPORTS)[Name]["parameters"]>) => number;
+  readonly [Name in keyof typeof EXPORTS]: (...args: Arguments<(typeof EXPORTS)[Name]>) => number;
 };
+
+/** The words of a row. */
+export function wordsOf(parameters: readonly Parameter[]): Word[] {
+  return parameters.map((parameter) => parameter.slice(parameter.lastIndexOf(" ") + 1) as Word);
+}
+
+/** What a field of a record holds; 64 bits take two words, low first, and an array is of u32. */
+export type Field = "u32" | "i32" | "f32" | "u64" | "f64" | `u32[${number}]`;
+
+/** Every record, with its fields in order behind the first word, which says its size in bytes. */
+export const RECORDS = {
+  system: {
+    level: "u32",
+    levels: "u32",
+    cpuCount: "u32",
+    memoryLimitBytes: "u64",
+    liveHandles: "u32",
+    threadCount: "u32",
+    reservedBytes: "u64",
+    maxBytes: "u64",
+  },
+  contiguous: {
+    layerCount: "u32",
+    sequenceCount: "u32",
+    kvHeadCount: "u32",
+    headDim: "u32",
+    maxSeqLen: "u32",
+    dtypeK: "u32",
+    dtypeV: "u32",
+    maxBytes: "u64",
+    qHeadCount: "u32",
+  },
+  contiguousStats: {
+    sequenceCount: "u32",
+    kvBytes: "u64",
+    reservedBytes: "u64",
+    metadataBytes: "u64",
+    paddingBytes: "u64",
+    slabCount: "u32",
+  },
+  append: { start: "u32", generation: "u32" },
+  view: {
+    keys: "u64",
+    values: "u64",
+    start: "u32",
+    length: "u32",
+    dtypeK: "u32",
+    dtypeV: "u32",
+    tokenStride: "u32",
+    headStride: "u32",
+    tier: "u32",
+    delta: "i32",
+    generation: "u32",
+    blockSize: "u32",
+    reason: "u32",
+    bytesK: "u32",
+    bytesV: "u32",
+  },
+  attend: { flags: "u32", softmaxScale: "f32", windowTokens: "u32", sinkTokens: "u32", softcap: "f32" },
+  pool: {
+    layerCount: "u32",
+    kvHeadCount: "u32",
+    headDim: "u32",
+    blockSize: "u32",
+    dtypeK: "u32",
+    dtypeV: "u32",
+    maxBytes: "u64",
+  },
+  poolStats: {
+    totalBlocks: "u32",
+    freeBlocks: "u32",
+    usedBlocks: "u32",
+    peakBlocks: "u32",
+    prewarmed: "u32",
+    blockBytes: "u64",
+    hits: "u64",
+    misses: "u64",
+    allocations: "u64",
+    returns: "u64",
+    drops: "u64",
+    reservedBytes: "u64",
+    metadataBytes: "u64",
+  },
+  paged: {
+    layerCount: "u32",
+    blockSize: "u32",
+    maxSeqLen: "u32",
+    dtypeK: "u32",
+    dtypeV: "u32",
+    retentionTokens: "u32",
+    retentionSinkTokens: "u32",
+    maxBytes: "u64",
+    pool: "u32",
+    groupCount: "u32",
+    policyKind: "u32",
+    policyStoreK: "u32",
+    policyStoreV: "u32",
+    policyTailTokens: "u32",
+    policySinkTokens: "u32",
+    policyMaxLogitError: "f32",
+    policyQueryNorm: "f32",
+    measuresFidelity: "u32",
+    rewindTokens: "u32",
+  },
+  layer: {
+    kvHeadCount: "u32",
+    headDim: "u32",
+    windowTokens: "u32",
+    storeK: "u32",
+    storeV: "u32",
+    qHeadCount: "u32",
+  },
+  policy: {
+    policyKind: "u32",
+    policyStoreK: "u32",
+    policyStoreV: "u32",
+    policyTailTokens: "u32",
+    policySinkTokens: "u32",
+    policyMaxLogitError: "f32",
+    policyQueryNorm: "f32",
+  },
+  headFidelity: {
+    keyRowCount: "f64",
+    keyCosineMean: "f64",
+    keyCosineMin: "f64",
+    keyErrorMax: "f64",
+    valueRowCount: "f64",
+    valueCosineMean: "f64",
+    valueCosineMin: "f64",
+    valueErrorMax: "f64",
+    queryNormMax: "f64",
+    logitErrorBound: "f64",
+  },
+  pagedStats: {
+    sequenceCount: "u32",
+    tailTokenCount: "u64",
+    storeTokenCount: "u64",
+    warmTokenCount: "u64",
+    tailBytes: "u64",
+    storeBytes: "u64",
+    f32Bytes: "u64",
+    tableEntries: "u64",
+    evictions: "u64",
+    metadataBytes: "u64",
+    usedBlocks: "u32",
+    groupCount: "u32",
+    usedBytes: "u64",
+    reservedBytes: "u64",
+  },
+  bufferPool: { buffersPerClass: "u32", maxBytes: "u64" },
+  bufferPoolStats: {
+    hits: "u64",
+    misses: "u64",
+    allocations: "u64",
+    returns: "u64",
+    drops: "u64",
+    reservedBytes: "u64",
+    freeBuffers: "u32[8]",
+  },
+  buffer: { address: "u64", capacity: "u32", length: "u32" },
+} as const;
+
+/** The numbers that stand for a name. */
+export const ENUMS = {
+  status: {
+    ok: 0,
+    invalid_config: -1,
+    layer_out_of_range: -2,
+    sequence_out_of_range: -3,
+    position_out_of_range: -4,
+    invalid_size: -5,
+    not_finite: -6,
+    cache_full: -7,
+    pool_empty: -8,
+    out_of_memory: -9,
+    block_too_large: -10,
+    commit_mismatch: -11,
+    stale_handle: -12,
+    stale_view: -13,
+    unsupported: -14,
+    bad_snapshot: -15,
+    snapshot_mismatch: -16,
+    no_device: -17,
+    needs_permission: -18,
+    aborted: -19,
+  },
+  dtype: { f32: 0, f16: 1, bf16: 2, q8_0: 3, q4_0: 4, i8: 5, i4: 6, i2: 7 },
+  side: { keys: 0, values: 1 },
+  layout: { token_major: 0, head_major: 1 },
+  tier: { tail: 0, store: 1, warm: 2 },
+  reason: { none: 0, head_major: 1, not_adjacent: 2, quantized: 3, evicted: 4, on_gpu: 5 },
+  policyKind: { tailOnly: 0, tiered: 1 },
+  device: { cpu: 0 },
+  level: { v2: 1, v3: 2, avx512: 3, amx: 4, neon: 5, dotprod: 6 },
+  attendFlag: { causal: 1, softmaxScale: 2, softcap: 4, window: 8 },
+} as const;
+
+/** Limits and defaults that both sides have. */
+export const VALUES = {
+  headDimMax: 256,
+  blockSizeMax: 256,
+  blockSizeDefault: 64,
+  maxSeqLenMax: 2147483647,
+  slabBytesMax: 1073741824,
+  treeNodeCountMax: 64,
+  threadCountMax: 256,
+  bufferClassBytes: [1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216],
+} as const;

@@ -16,8 +16,9 @@
 import { closeSync, openSync, readSync, statSync } from "node:fs";
 import process from "node:process";
 import { KvError } from "../error.ts";
-import { ABI_VERSION, type Library } from "./exports.ts";
+import { ABI_VERSION, ENUMS, type Library } from "./exports.ts";
 import { namedPlace, packagePlaces, packageRoot } from "./places.ts";
+import { nameOf, newRecord, type Values, valuesOf } from "./record.ts";
 import { adapter, isKnown, VARIABLES } from "./runtime.ts";
 import { nameMemoryLimit } from "./status.ts";
 
@@ -31,17 +32,11 @@ interface Opened {
 /** What helps wherever the library is not found. */
 const NAME_IT = "name one in KVERN_LIB (which Deno reads with --allow-env=KVERN_LIB)";
 
-/** CPU levels by name; the numbers are those of the ABI. */
-export const LEVELS = { v2: 1, v3: 2, avx512: 3, amx: 4, neon: 5, dotprod: 6 } as const;
-
 /** A CPU level: which instructions the kernels may use. */
-export type LevelName = keyof typeof LEVELS;
+export type LevelName = keyof typeof ENUMS.level;
 
 /** A number of no level. */
 const NO_LEVEL = 2 ** 32 - 1;
-
-/** Words of the SystemRecord; `record.ts` reads the others. */
-const SYSTEM_WORDS = 12;
 
 let opened: Opened | undefined;
 
@@ -62,7 +57,7 @@ export function unreadableVariables(): string[] {
 
 /** The names of the levels whose bits, `1 << level`, are set in `mask`, lowest first. */
 export function levelNames(mask: number): LevelName[] {
-  return (Object.keys(LEVELS) as LevelName[]).filter((level) => (mask >>> LEVELS[level] & 1) === 1);
+  return (Object.keys(ENUMS.level) as LevelName[]).filter((level) => (mask >>> ENUMS.level[level] & 1) === 1);
 }
 
 /** Tries what may be opened without asking first, then what the user may yet allow. */
@@ -171,23 +166,22 @@ function prepare(library: Library): Library {
  * comes later, in a Worker say, may say the same or nothing.
  */
 function setLevel(library: Library, level: string | undefined): void {
-  const known = Object.keys(LEVELS).find((name) => name === level) as LevelName | undefined;
-  const wanted = known !== undefined ? LEVELS[known] : level ? NO_LEVEL : 0;
+  const known = Object.keys(ENUMS.level).find((name) => name === level) as LevelName | undefined;
+  const wanted = known !== undefined ? ENUMS.level[known] : level ? NO_LEVEL : 0;
   if (library.kv_level_set(wanted) >= 0) return;
-  const system = systemWords(library);
-  const available = levelNames(system[2]!);
+  const system = systemOf(library);
+  const available = levelNames(system.levels);
   const rule = available.some((name) => name === level)
-    ? `the process uses ${levelNames(1 << system[1]!)[0]} since its first use of kvern`
+    ? `the process uses ${nameOf("level", system.level)} since its first use of kvern`
     : `this CPU has ${available.join(", ")}`;
   throw new KvError("invalid_config", `Cannot use the level KVERN_LEVEL names as ${rule}: KVERN_LEVEL is ${level}`);
 }
 
 /** The facts of the process. */
-function systemWords(library: Library): Uint32Array {
-  const system = new Uint32Array(new ArrayBuffer(SYSTEM_WORDS * 4));
-  system[0] = system.byteLength;
-  library.kv_system_info(system, system.byteLength);
-  return system;
+function systemOf(library: Library): Values<"system"> {
+  const record = newRecord("system");
+  library.kv_system_info(record, record.byteLength);
+  return valuesOf("system", record);
 }
 
 /** Limits what the process reserves to what `KVERN_MAX_BYTES` says, which holds for its life as the level does. */
@@ -195,8 +189,7 @@ function setMaxBytes(library: Library, bytes: string | undefined): void {
   const wanted = bytes ? Number(bytes) : 0;
   const isCount = !bytes || (/^[0-9]+$/.test(bytes) && wanted > 0 && Number.isSafeInteger(wanted));
   const settled = isCount && library.kv_max_bytes_set(wanted) >= 0;
-  const system = systemWords(library);
-  const inForce = system[11]! * 2 ** 32 + system[10]!;
+  const inForce = systemOf(library).maxBytes;
   if (!settled) {
     const rule = isCount
       ? `the process may reserve ${inForce === 0 ? "any number of bytes" : inForce} since its first use of kvern`
@@ -206,7 +199,7 @@ function setMaxBytes(library: Library, bytes: string | undefined): void {
   if (inForce !== 0) nameMemoryLimit(inForce);
 }
 
-/** As many threads for the calls of this thread as `KVERN_THREADS` says. */
+/** Sets how many threads the calls of this thread may use to what `KVERN_THREADS` says. */
 function setThreads(library: Library, threads: string | undefined): void {
   if (!threads) return;
   if (!/^[0-9]{1,9}$/.test(threads) || library.kv_thread_count_set(Number(threads)) < 0) {

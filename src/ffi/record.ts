@@ -1,85 +1,147 @@
 /**
- * Options and facts as the words of a record.
+ * Records by the names of their fields, and numbers by what they stand for.
  *
  * A record is an array of 4-byte words whose first says its size in bytes, so that either side may know more fields
- * than the other. A 64-bit value is two words, low first. Only plain numbers here: what they mean is said by the files
- * that ask.
+ * than the other. Where a field stands follows from the table in `exports.ts`; nobody else counts words. What the numbers
+ * mean is said by the files that ask.
  *
  * @module
  */
 
-/** Words in each record, as this module knows them. */
-export const RECORD_WORDS = {
-  contiguous: 11,
-  system: 12,
-  stats: 12,
-  rows: 8,
-  view: 18,
-  attend: 7,
-  pool: 9,
-  poolStats: 22,
-  paged: 21,
-  policy: 8,
-  pagedStats: 26,
-  bufferPool: 4,
-  bufferPoolStats: 21,
-  buffer: 5,
-} as const;
+import { ENUMS, type Field, RECORDS } from "./exports.ts";
 
-/** Flags of the AttendRecord: which of its fields count. */
-export const ATTEND_FLAGS = { causal: 1, softmaxScale: 2, softcap: 4, window: 8 } as const;
+/** Words of every platform there is a library for. */
+const LITTLE_ENDIAN = true;
 
-/** Words of the ViewRecord. */
-export const VIEW = {
-  keys: 1,
-  values: 3,
-  start: 5,
-  length: 6,
-  dtypeK: 7,
-  dtypeV: 8,
-  tokenStride: 9,
-  headStride: 10,
-  tier: 11,
-  delta: 12,
-  generation: 13,
-  blockSize: 14,
-  reason: 15,
-  bytesK: 16,
-  bytesV: 17,
-} as const;
+/** The name of a record. */
+export type RecordName = keyof typeof RECORDS;
 
-/** The numbers of a ContiguousRecord. */
-export interface ContiguousWords {
-  readonly layerCount: number;
-  readonly sequenceCount: number;
-  readonly kvHeadCount: number;
-  readonly headDim: number;
-  readonly maxSeqLen: number;
-  readonly dtypeK: number;
-  readonly dtypeV: number;
-  /** 0 is the default limit. */
-  readonly maxBytes: number;
-  /** 0 where the length of the queries tells. */
-  readonly qHeadCount: number;
+/** What a record says: a number for each field, exact up to 2^53, and several for an array. */
+export type Values<Name extends RecordName> = {
+  readonly [F in keyof typeof RECORDS[Name]]: typeof RECORDS[Name][F] extends `u32[${number}]` ? readonly number[]
+    : number;
+};
+
+/** The word where each field of a record begins. */
+export type FieldWords<Name extends RecordName> = { readonly [F in keyof typeof RECORDS[Name]]: number };
+
+/** Words of a field. */
+function wordsIn(field: Field): number {
+  if (field === "u64" || field === "f64") return 2;
+  return field.startsWith("u32[") ? Number(field.slice(4, -1)) : 1;
 }
 
-/** An AttendRecord: one memory, seen as words and as floats. */
-export interface AttendRecord {
-  readonly words: Uint32Array;
-  readonly floats: Float32Array;
+/** A field of a record, and the word where it begins. */
+interface FieldWord {
+  readonly name: string;
+  readonly kind: Field;
+  readonly word: number;
+}
+
+/** The fields of a record in order, and how many words it has. */
+interface RecordShape {
+  readonly fields: readonly FieldWord[];
+  readonly wordCount: number;
+}
+
+const shapes: ReadonlyMap<string, RecordShape> = new Map(
+  Object.entries(RECORDS).map(([record, kinds]) => {
+    let wordCount = 1; // the size
+    const fields = Object.entries(kinds).map(([name, kind]: [string, Field]) => {
+      const word = wordCount;
+      wordCount += wordsIn(kind);
+      return { name, kind, word };
+    });
+    return [record, { fields, wordCount }];
+  }),
+);
+
+function shapeOf(name: RecordName): RecordShape {
+  return shapes.get(name)!;
+}
+
+/** The word where each field of a record begins, for those who read or write one of them at a time. */
+export function fieldsOf<Name extends RecordName>(name: Name): FieldWords<Name> {
+  return Object.fromEntries(shapeOf(name).fields.map(({ name, word }) => [name, word])) as FieldWords<Name>;
+}
+
+/** Words of a record, as this module knows it. */
+export function recordWords(name: RecordName): number {
+  return shapeOf(name).wordCount;
 }
 
 /** A fresh record with its size filled in; over an own ArrayBuffer, which Bun never moves. */
-export function newRecord(kind: keyof typeof RECORD_WORDS): Uint32Array {
-  const words = new Uint32Array(new ArrayBuffer(RECORD_WORDS[kind] * 4));
-  words[0] = words.byteLength;
-  return words;
+export function newRecord(name: RecordName): Uint32Array {
+  return newRecords(name, 1);
 }
 
-/** A fresh AttendRecord. */
-export function newAttendRecord(): AttendRecord {
-  const words = newRecord("attend");
-  return { words, floats: new Float32Array(words.buffer) };
+/** Room for `count` records, one after the other; the first word is the size of each. */
+export function newRecords(name: RecordName, count: number): Uint32Array {
+  const words = recordWords(name);
+  const records = new Uint32Array(new ArrayBuffer(words * count * 4));
+  if (count > 0) records[0] = words * 4;
+  return records;
+}
+
+/** The record number `index` of several. */
+export function recordAt(name: RecordName, records: Uint32Array, index: number): Uint32Array {
+  const words = recordWords(name);
+  return records.subarray(index * words, (index + 1) * words);
+}
+
+/** The record that says `values`. */
+export function recordOf<Name extends RecordName>(name: Name, values: Values<Name>): Uint32Array {
+  const record = newRecord(name);
+  write(name, record, values);
+  return record;
+}
+
+/** The records that say `values`, one after the other. */
+export function recordsOf<Name extends RecordName>(name: Name, values: readonly Values<Name>[]): Uint32Array {
+  const records = newRecords(name, values.length);
+  values.forEach((each, i) => {
+    const record = recordAt(name, records, i);
+    record[0] = record.byteLength;
+    write(name, record, each);
+  });
+  return records;
+}
+
+function write<Name extends RecordName>(name: Name, record: Uint32Array, values: Values<Name>): void {
+  const view = new DataView(record.buffer, record.byteOffset, record.byteLength);
+  const numbers = new Map<string, number | readonly number[]>(Object.entries(values));
+  for (const { name: field, kind, word } of shapeOf(name).fields) {
+    const value = numbers.get(field)!;
+    if (typeof value !== "number") record.set(value, word);
+    else if (kind === "u64") record.set(uint64Words(value), word);
+    else if (kind === "f64") view.setFloat64(word * 4, value, LITTLE_ENDIAN);
+    else if (kind === "f32") view.setFloat32(word * 4, value, LITTLE_ENDIAN);
+    else record[word] = value;
+  }
+}
+
+/** What a record says. */
+export function valuesOf<Name extends RecordName>(name: Name, record: Uint32Array): Values<Name> {
+  const view = new DataView(record.buffer, record.byteOffset, record.byteLength);
+  const values = shapeOf(name).fields.map(({ name: field, kind, word }) => [field, read(kind, word)] as const);
+  return Object.fromEntries(values) as Values<Name>;
+
+  function read(kind: Field, word: number): number | readonly number[] {
+    switch (kind) {
+      case "u32":
+        return record[word]!;
+      case "i32":
+        return view.getInt32(word * 4, LITTLE_ENDIAN);
+      case "f32":
+        return view.getFloat32(word * 4, LITTLE_ENDIAN);
+      case "u64":
+        return uint64At(record, word);
+      case "f64":
+        return view.getFloat64(word * 4, LITTLE_ENDIAN);
+      default:
+        return [...record.subarray(word, word + wordsIn(kind))];
+    }
+  }
 }
 
 /** The 64-bit value at `word`; exact up to 2^53. */
@@ -88,158 +150,12 @@ export function uint64At(record: Uint32Array, word: number): number {
 }
 
 /** The two words of a 64-bit value, low first. */
-function uint64Words(value: number): [low: number, high: number] {
+export function uint64Words(value: number): [low: number, high: number] {
   return [value % 2 ** 32, Math.floor(value / 2 ** 32)];
 }
 
-/** The f32 at `word`. */
-function f32At(record: Uint32Array, word: number): number {
-  return new Float32Array(record.buffer, record.byteOffset, record.length)[word]!;
-}
-
-/** The words of numbers that cross as f32. */
-function f32Words(values: readonly number[]): Uint32Array {
-  return new Uint32Array(Float32Array.from(values).buffer);
-}
-
-/** The numbers of a PoolRecord. */
-export interface PoolWords {
-  readonly layerCount: number;
-  readonly kvHeadCount: number;
-  readonly headDim: number;
-  readonly blockSize: number;
-  readonly dtypeK: number;
-  readonly dtypeV: number;
-  /** 0 is the default limit. */
-  readonly maxBytes: number;
-}
-
-/** The numbers of a PagedRecord. */
-export interface PagedWords {
-  readonly layerCount: number;
-  readonly blockSize: number;
-  readonly maxSeqLen: number;
-  readonly dtypeK: number;
-  readonly dtypeV: number;
-  /** 0 keeps all rows. */
-  readonly retentionTokens: number;
-  readonly retentionSinkTokens: number;
-  /** 0 is the default limit. */
-  readonly maxBytes: number;
-  /** Handle of a pool; 0 for pools of its own. */
-  readonly pool: number;
-  readonly policy: PolicyWords;
-  readonly measuresFidelity: boolean;
-  readonly rewindTokens: number;
-}
-
-/** The numbers of a policy. */
-export interface PolicyWords {
-  /** 0 where nothing leaves the tail, 1 where old rows do. */
-  readonly kind: number;
-  /** One more than the number of a dtype; 0 for both where layers say their own. */
-  readonly storeK: number;
-  readonly storeV: number;
-  readonly tailTokens: number;
-  readonly sinkTokens: number;
-  /** An f32; 0 for none. */
-  readonly maxLogitError: number;
-  /** An f32; 0 for the largest seen. */
-  readonly queryNorm: number;
-}
-
-/** The BufferPoolRecord that says these; a limit of 0 is the default one. */
-export function bufferPoolRecord(buffersPerClass: number, maxBytes: number): Uint32Array {
-  const record = newRecord("bufferPool");
-  record.set([buffersPerClass, ...uint64Words(maxBytes)], 1);
-  return record;
-}
-
-/** The PoolRecord that says `pool`. */
-export function poolRecord(pool: PoolWords): Uint32Array {
-  const record = newRecord("pool");
-  const { layerCount, kvHeadCount, headDim, blockSize, dtypeK, dtypeV, maxBytes } = pool;
-  record.set([layerCount, kvHeadCount, headDim, blockSize, dtypeK, dtypeV, ...uint64Words(maxBytes)], 1);
-  return record;
-}
-
-/** The PagedRecord that says `cache`. */
-export function pagedRecord(cache: PagedWords): Uint32Array {
-  const record = newRecord("paged");
-  const { layerCount, blockSize, maxSeqLen, dtypeK, dtypeV, retentionTokens, retentionSinkTokens } = cache;
-  const words = [layerCount, blockSize, maxSeqLen, dtypeK, dtypeV, retentionTokens, retentionSinkTokens];
-  const rest = [cache.pool, 0, ...policyList(cache.policy), Number(cache.measuresFidelity), cache.rewindTokens];
-  record.set([...words, ...uint64Words(cache.maxBytes), ...rest], 1);
-  return record;
-}
-
-/** The PolicyRecord that says `policy`. */
-export function policyRecord(policy: PolicyWords): Uint32Array {
-  const record = newRecord("policy");
-  record.set(policyList(policy), 1);
-  return record;
-}
-
-function policyList(policy: PolicyWords): number[] {
-  const { kind, storeK, storeV, tailTokens, sinkTokens, maxLogitError, queryNorm } = policy;
-  return [kind, storeK, storeV, tailTokens, sinkTokens, ...f32Words([maxLogitError, queryNorm])];
-}
-
-/** What a PagedRecord says. */
-export function pagedWords(record: Uint32Array): PagedWords {
-  return {
-    layerCount: record[1]!,
-    blockSize: record[2]!,
-    maxSeqLen: record[3]!,
-    dtypeK: record[4]!,
-    dtypeV: record[5]!,
-    retentionTokens: record[6]!,
-    retentionSinkTokens: record[7]!,
-    maxBytes: uint64At(record, 8),
-    pool: record[10]!,
-    policy: {
-      kind: record[12]!,
-      storeK: record[13]!,
-      storeV: record[14]!,
-      tailTokens: record[15]!,
-      sinkTokens: record[16]!,
-      maxLogitError: f32At(record, 17),
-      queryNorm: f32At(record, 18),
-    },
-    measuresFidelity: record[19] !== 0,
-    rewindTokens: record[20]!,
-  };
-}
-
-/** The ContiguousRecord that says `shape`. */
-export function contiguousRecord(shape: ContiguousWords): Uint32Array {
-  const record = newRecord("contiguous");
-  record.set([
-    record.byteLength,
-    shape.layerCount,
-    shape.sequenceCount,
-    shape.kvHeadCount,
-    shape.headDim,
-    shape.maxSeqLen,
-    shape.dtypeK,
-    shape.dtypeV,
-    ...uint64Words(shape.maxBytes),
-    shape.qHeadCount,
-  ]);
-  return record;
-}
-
-/** What a ContiguousRecord says. */
-export function contiguousWords(record: Uint32Array): ContiguousWords {
-  return {
-    layerCount: record[1]!,
-    sequenceCount: record[2]!,
-    kvHeadCount: record[3]!,
-    headDim: record[4]!,
-    maxSeqLen: record[5]!,
-    dtypeK: record[6]!,
-    dtypeV: record[7]!,
-    maxBytes: uint64At(record, 8),
-    qHeadCount: record[10]!,
-  };
+/** The name that a number stands for. */
+export function nameOf<Kind extends keyof typeof ENUMS>(kind: Kind, code: number): keyof typeof ENUMS[Kind] & string {
+  for (const name in ENUMS[kind]) if (ENUMS[kind][name] === code) return name;
+  throw new Error(`Cannot read a ${kind} as the library gave an unknown number: ${code}`);
 }

@@ -8,29 +8,10 @@
  */
 
 import { KvError, type KvErrorCode } from "../error.ts";
+import { ENUMS } from "./exports.ts";
 
-/** The closed list; a code that is missing here fails the type check below. */
-export const STATUS = {
-  invalid_config: -1,
-  layer_out_of_range: -2,
-  sequence_out_of_range: -3,
-  position_out_of_range: -4,
-  invalid_size: -5,
-  not_finite: -6,
-  cache_full: -7,
-  pool_empty: -8,
-  out_of_memory: -9,
-  block_too_large: -10,
-  commit_mismatch: -11,
-  stale_handle: -12,
-  stale_view: -13,
-  unsupported: -14,
-  bad_snapshot: -15,
-  snapshot_mismatch: -16,
-  no_device: -17,
-  needs_permission: -18,
-  aborted: -19,
-} as const;
+/** The closed list of refusals; a code that is missing here fails the type check below. */
+export const STATUS: Omit<typeof ENUMS.status, "ok"> = (({ ok: _, ...refusals }) => refusals)(ENUMS.status);
 
 /** Every code that crosses the boundary; `library_unavailable` arises before there is a boundary. */
 type NativeCode = Exclude<KvErrorCode, "library_unavailable">;

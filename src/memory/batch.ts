@@ -6,7 +6,8 @@
 
 import { CACHE_FREED, type FreedRule } from "../ffi/status.ts";
 import { isMissingRows, missingRowsText } from "../options/retention.ts";
-import type { AskedRows, PagedMemory } from "./paged.ts";
+import type { AskedRows } from "./cache.ts";
+import type { PagedMemory } from "./paged.ts";
 import type { SequenceMemory } from "./sequence.ts";
 
 /** The rules about a batch. */
@@ -18,7 +19,7 @@ export const BATCH_RULES = {
 export function batchFreedRule(batch: readonly SequenceMemory[], cache: PagedMemory): FreedRule {
   return {
     stale_handle: () => {
-      const index = batch.findIndex(({ handle }) => cache.library.kv_sequence_seq_len(handle) < 0);
+      const index = batch.findIndex(({ handle, index }) => cache.library.kv_sequence_seq_len(handle, index) < 0);
       const rule = cache.freedRule.stale_handle();
       return index < 0 || rule === CACHE_FREED ? rule : `${rule}: it is sequence ${index} of the call`;
     },

@@ -9,7 +9,7 @@
 
 import { KvError } from "../error.ts";
 import type { Library } from "../ffi/exports.ts";
-import { newRecord } from "../ffi/record.ts";
+import { newRecord, uint64Words, valuesOf } from "../ffi/record.ts";
 import { adapter } from "../ffi/runtime.ts";
 import { refusal } from "../ffi/status.ts";
 import { detach, isDetached } from "../options/typed_array.ts";
@@ -39,8 +39,7 @@ export class BufferMemory {
   readonly capacity: number;
   /** 0 once it was freed. */
   #handle: number;
-  readonly #addressLow: number;
-  readonly #addressHigh: number;
+  readonly #address: number;
   #arrays: BufferArrays | undefined;
 
   /** Takes over the native buffer of `handle`. */
@@ -50,9 +49,9 @@ export class BufferMemory {
     const record = newRecord("buffer");
     const status = native.kv_buffer_info(handle, record, record.byteLength);
     if (status < 0) throw refusal(status, "look at a buffer", BUFFER_RULES);
-    this.#addressLow = record[1]!;
-    this.#addressHigh = record[2]!;
-    this.capacity = record[3]!;
+    const { address, capacity } = valuesOf("buffer", record);
+    this.#address = address;
+    this.capacity = capacity;
     freePartWhenDropped(this, freeing(native, handle));
   }
 
@@ -74,7 +73,7 @@ export class BufferMemory {
         `Cannot ${action} as an ArrayBuffer has at most ${max} bytes here: ${byteLength}`,
       );
     }
-    const buffer = adapter.view(this.#addressLow, this.#addressHigh, byteLength);
+    const buffer = adapter.view(...uint64Words(this.#address), byteLength);
     owners.set(buffer, this);
     return this.#arrays = { buffer, f32: new Float32Array(buffer), bytes: new Uint8Array(buffer) };
   }

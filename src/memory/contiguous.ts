@@ -1,49 +1,41 @@
 /**
- * The native cache behind a `ContiguousCache` and its sequences: handle, geometry, and the arrays over its memory.
+ * The native cache behind a `ContiguousCache`: handle, geometry, and the sequences that were looked at.
  *
- * Memory of one (layer, sequence) is two runs of rows, K and V: `[position][kv_head][head_dim]`. Each run that is looked
- * at gets one ArrayBuffer over all of it, and every array handed out lies on that buffer. So a handful of buffers is
- * all there is to detach before the memory goes, and as long as one of them is alive it keeps this object alive, and
- * with it the memory.
+ * Keys of one layer of one sequence are one piece of memory, `[position][kv_head][head_dim]`, and so are its values. A
+ * sequence sees each as one block of `maxSeqLen` positions. It is known by its index for the cache's whole life or until it is freed, so that
+ * whoever asks by index and whoever has its object have the same arrays.
  *
  * @module
  */
 
-import { KvError } from "../error.ts";
 import type { Library } from "../ffi/exports.ts";
 import { library } from "../ffi/library.ts";
-import { type AttendRecord, contiguousWords, newAttendRecord, newRecord, uint64At } from "../ffi/record.ts";
-import { adapter } from "../ffi/runtime.ts";
-import { CACHE_FREED, type FreedRule, refusal, unknownHandle } from "../ffi/status.ts";
-import { bytesText, type ContiguousCacheOptions, recordOf } from "../options/contiguous.ts";
-import { type FloatDType, floatDtypeOf } from "../options/dtype.ts";
-import { elementBytes, rowsOver } from "../options/rows.ts";
-import { byteLengthOf, detach, isDetached } from "../options/typed_array.ts";
+import { newRecord, recordOf, type Values, valuesOf } from "../ffi/record.ts";
+import { CACHE_FREED, countText, type FreedRule, refusal, unknownHandle } from "../ffi/status.ts";
+import { type AttendBuffers, newAttendBuffers } from "../options/attend.ts";
+import { bytesText, type ContiguousCacheOptions, contiguousValues } from "../options/contiguous.ts";
+import { type DType, type FloatDType, floatDtypeOf } from "../options/dtype.ts";
+import type { LayerShape } from "../options/paged.ts";
+import type { Sight } from "../options/retention.ts";
+import type { AskedRows, CacheMemory, IndexRules, Resident, SequenceToken } from "./cache.ts";
 import { freeWhenDropped, unwatch } from "./finalization.ts";
-import type { Side } from "./view.ts";
+import { SequenceMemory } from "./sequence.ts";
 
-/** Which memory an ArrayBuffer lies on: an array alone keeps its cache. */
-const owners = new WeakMap<ArrayBuffer, ContiguousMemory>();
-
-/** One native cache, owned or attached. */
-export class ContiguousMemory {
+/** One native cache, owned or attached; an attached one frees nothing. */
+export class ContiguousMemory implements CacheMemory {
   readonly library: Library;
-  /** True if this object frees the native cache; an attached one frees nothing. */
   readonly owned: boolean;
+  readonly isPaged = false;
   readonly layerCount: number;
   readonly sequenceCount: number;
-  readonly kvHeadCount: number;
-  readonly headDim: number;
-  /** Query heads that every query has, where somebody said. */
-  readonly qHeadCount?: number;
-  readonly kvDim: number;
   readonly maxSeqLen: number;
   readonly dtype: { readonly k: FloatDType; readonly v: FloatDType };
-  /** Reused by each attend. */
-  readonly attendRecord: AttendRecord = newAttendRecord();
+  readonly retentionSinkTokens = 0;
+  readonly attendBuffers: AttendBuffers = newAttendBuffers();
+  readonly #shape: LayerShape;
   #handle: number;
-  /** The buffers made over each run, the one in use last; earlier ones may still lie under a caller's array. */
-  readonly #runs: Map<string, ArrayBuffer[]> = new Map();
+  /** The sequences by index. */
+  readonly #sequences: Map<number, { readonly memory: SequenceMemory; readonly token: SequenceToken }> = new Map();
 
   constructor(native: Library, handle: number, owned: boolean) {
     this.library = native;
@@ -52,105 +44,99 @@ export class ContiguousMemory {
     const record = newRecord("contiguous");
     const status = native.kv_contiguous_config(handle, record, record.byteLength);
     if (status < 0) throw refusal(status, `attach the cache of handle ${handle}`, unknownHandle("cache"));
-    const words = contiguousWords(record);
-    this.layerCount = words.layerCount;
-    this.sequenceCount = words.sequenceCount;
-    this.kvHeadCount = words.kvHeadCount;
-    this.headDim = words.headDim;
-    if (words.qHeadCount !== 0) this.qHeadCount = words.qHeadCount;
-    this.kvDim = words.kvHeadCount * words.headDim;
-    this.maxSeqLen = words.maxSeqLen;
-    this.dtype = { k: floatDtypeOf(words.dtypeK), v: floatDtypeOf(words.dtypeV) };
+    const { layerCount, sequenceCount, maxSeqLen, kvHeadCount, headDim, qHeadCount, dtypeK, dtypeV } = valuesOf(
+      "contiguous",
+      record,
+    );
+    this.layerCount = layerCount;
+    this.sequenceCount = sequenceCount;
+    this.maxSeqLen = maxSeqLen;
+    this.#shape = { kvHeadCount, headDim, ...(qHeadCount === 0 ? {} : { qHeadCount }) };
+    this.dtype = { k: floatDtypeOf(dtypeK), v: floatDtypeOf(dtypeV) };
     if (owned) freeWhenDropped(this, freeing(native, handle));
   }
 
-  /** The handle every call takes; 0, which is never valid, once this was freed. */
   get handle(): number {
     return this.#handle;
   }
 
-  /** The rule about what was freed, the same for every call. */
+  get blockSize(): number {
+    return this.maxSeqLen;
+  }
+
   get freedRule(): FreedRule {
-    const isAlive = () => this.library.kv_contiguous_seq_len(this.#handle, 0) >= 0;
+    const isAlive = () => this.library.kv_sequence_seq_len(this.#handle, 0) >= 0;
     return { stale_handle: () => isAlive() ? "the sequence was freed" : CACHE_FREED };
   }
 
-  /** Committed and pending rows of a layer; a negative status if there are none to speak of. */
-  rowCount(layer: number, sequence: number): number {
-    return this.library.kv_contiguous_row_count(this.#handle, layer, sequence);
+  shapeOf(_layer: number): LayerShape {
+    return this.#shape;
   }
 
-  /** Zero-copy elements of one side: `length` rows from row `start`. The indices must be known to be in range. */
-  rows(layer: number, sequence: number, side: Side, start: number, length: number): Float32Array | Uint16Array {
-    const dtype = this.dtype[side];
-    const rowBytes = this.kvDim * elementBytes(dtype);
-    const buffer = this.#run(layer, sequence, side, (start + length) * rowBytes);
-    return rowsOver(buffer, dtype, start * this.kvDim, length * this.kvDim);
+  kvDimOf(_layer: number): number {
+    return this.#shape.kvHeadCount * this.#shape.headDim;
   }
 
-  /** Detaches the arrays over one sequence, or all of them: from then on they have length 0. */
-  detach(sequence?: number): void {
-    for (const [key, buffers] of this.#runs) {
-      if (sequence !== undefined && !key.startsWith(`${sequence}:`)) continue;
-      buffers.forEach(detach);
-      this.#runs.delete(key);
-    }
+  tokenStrideOf(layer: number): number {
+    return this.kvDimOf(layer);
+  }
+
+  indexRules(layer: number, index: number = 0): IndexRules {
+    return {
+      ...this.freedRule,
+      layer_out_of_range: () => `the cache has ${countText(this.layerCount, "layer")}: layer is ${layer}`,
+      sequence_out_of_range: () => `the cache has ${countText(this.sequenceCount, "sequence")}: sequence is ${index}`,
+    };
+  }
+
+  sightOf(_layer: number, { causal, windowTokens = Infinity, sinkTokens }: AskedRows): Sight {
+    return { causal, windowTokens, layerWindowTokens: Infinity, newestTokens: Infinity, sinkTokens };
+  }
+
+  storedAs(_layer: number): { readonly k: readonly DType[]; readonly v: readonly DType[] } {
+    return { k: [this.dtype.k], v: [this.dtype.v] };
+  }
+
+  /** The sequence of an index; calls with one that is out of range are refused. */
+  sequence(index: number): SequenceMemory {
+    const known = this.#sequences.get(index);
+    if (known !== undefined) return known.memory;
+    const token = { handle: this.#handle, index };
+    const memory = new SequenceMemory(this, token);
+    if (index < this.sequenceCount && this.#handle !== 0) this.#sequences.set(index, { memory, token });
+    return memory;
+  }
+
+  leave(resident: Resident, token: SequenceToken): void {
+    if (token.handle === 0) return;
+    resident.detach();
+    if (this.owned) this.library.kv_sequence_truncate(token.handle, token.index, 0);
+    token.handle = 0;
+    this.#sequences.delete(token.index);
   }
 
   /** Detaches all arrays, then frees the native cache if it is owned; harmless when repeated. */
   free(): void {
     if (this.#handle === 0) return;
-    this.detach();
+    for (const { memory, token } of this.#sequences.values()) {
+      memory.detach();
+      token.handle = 0;
+    }
+    this.#sequences.clear();
     unwatch(this);
     if (this.owned) this.library.kv_contiguous_free(this.#handle);
     this.#handle = 0;
-  }
-
-  /** The buffer over a run, with at least `bytes` bytes. */
-  #run(layer: number, sequence: number, side: Side, bytes: number): ArrayBuffer {
-    const key = `${sequence}:${layer}:${side}`;
-    const buffers = (this.#runs.get(key) ?? []).filter((buffer) => !isDetached(buffer));
-    const current = buffers.at(-1);
-    // Both conditions matter: an array without rows needs a buffer, too.
-    if (current !== undefined && byteLengthOf(current) >= bytes) return current;
-
-    const action = "make an array over native memory";
-    if (!this.owned) {
-      throw new KvError(
-        "unsupported",
-        `Cannot ${action} as the cache is attached and its owner could not detach it: use gather() or attend()`,
-      );
-    }
-    const record = newRecord("rows");
-    const status = this.library[side === "k" ? "kv_contiguous_keys" : "kv_contiguous_values"](
-      this.#handle,
-      layer,
-      sequence,
-      record,
-      record.byteLength,
-    );
-    if (status < 0) throw refusal(status, action, this.freedRule);
-    const capacityBytes = uint64At(record, 3);
-    // The whole run where the runtime can, so that one buffer serves the cache's whole life.
-    const length = capacityBytes <= adapter.viewBytesMax ? capacityBytes : bytes;
-    if (length > adapter.viewBytesMax) {
-      const max = adapter.viewBytesMax;
-      throw new KvError("unsupported", `Cannot ${action} as an ArrayBuffer has at most ${max} bytes here: ${bytes}`);
-    }
-    const buffer = length === 0 ? new ArrayBuffer(0) : adapter.view(record[1]!, record[2]!, length);
-    owners.set(buffer, this);
-    buffers.push(buffer);
-    this.#runs.set(key, buffers);
-    return buffer;
   }
 }
 
 /** Makes a native cache of `options`. */
 export function createContiguous(options: ContiguousCacheOptions): ContiguousMemory {
-  const record = recordOf(options, "create a cache");
+  const action = "create a cache";
+  const values = contiguousValues(options, action);
+  const record = recordOf("contiguous", values);
   const native = library();
   const handle = native.kv_contiguous_create(record, record.byteLength);
-  if (handle < 0) throw refusal(handle, "create a cache", { out_of_memory: () => limitRule(native, record) });
+  if (handle < 0) throw refusal(handle, action, { out_of_memory: () => limitRule(native, values) });
   return new ContiguousMemory(native, handle, true);
 }
 
@@ -165,9 +151,9 @@ function freeing(native: Library, handle: number): () => void {
 }
 
 /** Says how much was asked for and how much there is. */
-function limitRule(native: Library, record: Uint32Array): string {
+function limitRule(native: Library, values: Values<"contiguous">): string {
   const system = newRecord("system");
   native.kv_system_info(system, system.byteLength);
-  const limit = uint64At(record, 8) || uint64At(system, 4);
-  return `the limit of ${limit} bytes would be passed or the system refused: K and V need ${bytesText(record)} bytes`;
+  const limit = values.maxBytes || valuesOf("system", system).memoryLimitBytes;
+  return `the limit of ${limit} bytes would be passed or the system refused: K and V need ${bytesText(values)} bytes`;
 }

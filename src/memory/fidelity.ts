@@ -10,6 +10,7 @@
  * @module
  */
 
+import { newRecords, recordAt, type Values, valuesOf } from "../ffi/record.ts";
 import { refusal } from "../ffi/status.ts";
 import { checkCount } from "../options/counts.ts";
 import type { PagedMemory } from "./paged.ts";
@@ -67,32 +68,38 @@ export interface HeadFidelity {
   readonly logitErrorBound: number;
 }
 
-/** What kv_paged_fidelity writes for each head. */
-const HEAD_NUMBERS = 10;
-
 /** Asks a native cache about the heads of a layer. */
 export function fidelityOf(memory: PagedMemory, layer: number): HeadFidelity[] {
   checkCount("layer", layer);
-  const numbers = new Float64Array(new ArrayBuffer(memory.shapeOf(layer).kvHeadCount * HEAD_NUMBERS * 8));
-  const count = memory.library.kv_paged_fidelity(memory.handle, layer, numbers, numbers.length);
+  const heads = newRecords("headFidelity", memory.shapeOf(layer).kvHeadCount);
+  const count = memory.library.kv_paged_fidelity(memory.handle, layer, heads, heads.byteLength);
   if (count < 0) {
     throw refusal(count, `tell the fidelity of layer ${layer}`, {
-      ...memory.layerRules(layer),
+      ...memory.indexRules(layer),
       unsupported: () => "rows are compared only in a cache made with measureFidelity: it is false",
     });
   }
-  return Array.from({ length: count }, (_, head) => headOf(numbers.subarray(head * HEAD_NUMBERS)));
+  return Array.from(
+    { length: count },
+    (_, head) => headOf(valuesOf("headFidelity", recordAt("headFidelity", heads, head))),
+  );
 }
 
-function headOf(numbers: Float64Array): HeadFidelity {
+function headOf(values: Values<"headFidelity">): HeadFidelity {
   return {
-    k: sideOf(numbers),
-    v: sideOf(numbers.subarray(4)),
-    scaledQueryNormMax: numbers[8]!,
-    logitErrorBound: numbers[9]!,
+    k: {
+      rows: values.keyRowCount,
+      cosineMean: values.keyCosineMean,
+      cosineMin: values.keyCosineMin,
+      errorMax: values.keyErrorMax,
+    },
+    v: {
+      rows: values.valueRowCount,
+      cosineMean: values.valueCosineMean,
+      cosineMin: values.valueCosineMin,
+      errorMax: values.valueErrorMax,
+    },
+    scaledQueryNormMax: values.queryNormMax,
+    logitErrorBound: values.logitErrorBound,
   };
-}
-
-function sideOf([rows, cosineMean, cosineMin, errorMax]: Float64Array): SideFidelity {
-  return { rows: rows!, cosineMean: cosineMean!, cosineMin: cosineMin!, errorMax: errorMax! };
 }

@@ -32,7 +32,7 @@ export function freeWhenDropped(owner: WeakKey, free: Free): void {
 
 const partRegistry = new FinalizationRegistry<Free>((free) => free());
 
-/** As `freeWhenDropped`, for a part of a cache: it is freed and not counted. */
+/** Does what `freeWhenDropped` does for a part of a cache, which is not counted. */
 export function freePartWhenDropped(owner: WeakKey, free: Free): void {
   partRegistry.register(owner, free, owner);
   tellCollector();

@@ -5,28 +5,17 @@
  */
 
 import type { GatheredRows } from "../cache.ts";
-import { KvError, type KvErrorCode } from "../error.ts";
+import { KvError } from "../error.ts";
 import { countText, refusal } from "../ffi/status.ts";
 import { checkCount } from "../options/counts.ts";
 import { floatDtypeCode, SIDE_NAMES } from "../options/dtype.ts";
 import { GATHER_NAMES, type GatherOptions } from "../options/gather.ts";
 import { checkOptions, givenOptions } from "../options/option_names.ts";
 import { checkInto, newRows, outputCount, overlapRule, type Rows } from "../options/rows.ts";
-
-/** One sequence, as a copy sees it. */
-export interface GatherSource {
-  /** Rows of a layer that are there, or a negative status. */
-  residentCount(layer: number): number;
-  /** Elements of a row of a layer that exists. */
-  kvDimOf(layer: number): number;
-  /** The native call. */
-  copyRows(layer: number, k: Rows, kCount: number, v: Rows, vCount: number, dtype: number): number;
-  /** The rules about indices. */
-  rangeRules(layer: number): Partial<Record<KvErrorCode, () => string>>;
-}
+import type { SequenceMemory } from "./sequence.ts";
 
 /** Copies the rows of a layer. */
-export function gatherRows(source: GatherSource, layer: number, options?: GatherOptions): GatheredRows {
+export function gatherRows(memory: SequenceMemory, layer: number, options?: GatherOptions): GatheredRows {
   // First, as it may run the caller's code; and once, as a second look may find something else.
   const { dtype = "f32", into } = givenOptions(options, GATHER_NAMES, "gather");
   if (into !== undefined) checkOptions(into, SIDE_NAMES, "gather", "into");
@@ -38,11 +27,12 @@ export function gatherRows(source: GatherSource, layer: number, options?: Gather
     checkInto("into.v", intoV!, dtype);
   }
   const action = `gather layer ${layer}`;
+  const { cache } = memory;
   let rows: number, count: number, k: Rows, v: Rows, kCount: number, vCount: number, status: number;
   do {
-    rows = source.residentCount(layer);
-    if (rows < 0) throw refusal(rows, action, source.rangeRules(layer));
-    count = rows * source.kvDimOf(layer);
+    rows = memory.residentCount(layer);
+    if (rows < 0) throw refusal(rows, action, memory.rules(layer));
+    count = rows * cache.kvDimOf(layer);
     if (count >= 2 ** 32) {
       throw new KvError("unsupported", `Cannot ${action} as a copy has less than 2^32 elements a side: ${count}`);
     }
@@ -50,12 +40,13 @@ export function gatherRows(source: GatherSource, layer: number, options?: Gather
     v = intoV ?? newRows(dtype, count);
     kCount = outputCount("into.k", k);
     vCount = outputCount("into.v", v);
-    status = source.copyRows(layer, k, kCount, v, vCount, code);
+    // An option may have freed the sequence, so the handle is asked for at each call.
+    status = cache.library.kv_sequence_gather(memory.handle, memory.index, layer, k, kCount, v, vCount, code);
     // Another thread may append or truncate in between: new arrays are then made anew, for the rows there are.
-  } while (into === undefined && status !== rows && (status >= 0 || source.residentCount(layer) !== rows));
+  } while (into === undefined && status !== rows && (status >= 0 || memory.residentCount(layer) !== rows));
   if (status < 0) {
     throw refusal(status, action, {
-      ...source.rangeRules(layer),
+      ...memory.rules(layer),
       invalid_config: () => overlapRule({ "into.k": k, "into.v": v }),
       invalid_size: () =>
         `its ${countText(rows, "row")} have ${count} elements a side: k has ${kCount}, v has ${vCount}`,

@@ -11,19 +11,21 @@ const INSPECT = Symbol.for("nodejs.util.inspect.custom");
 export type Facts = Readonly<Record<string, number | string | boolean>>;
 
 /**
- * Has the objects of a class shown as `Name { fact: 1 }`, or as `Name (freed)` where `factsOf` gives none.
+ * Has the objects of a class shown as `Name { fact: 1 }`, or as `Name (freed)` where `factsOf` gives none. `nameOf`
+ * tells objects of one class apart.
  *
  * Showing an object never throws, not even the prototype, and needs no permission that its facts do not.
  */
 export function showAs<Shown extends object>(
   { name, prototype }: { readonly name: string; readonly prototype: Shown },
   factsOf: (object: Shown) => Facts | undefined,
+  nameOf: (object: Shown) => string = () => name,
 ): void {
   const value = function (this: Shown): string {
     try {
       const facts = factsOf(this);
-      if (facts === undefined) return `${name} (freed)`;
-      return `${name} { ${
+      if (facts === undefined) return `${nameOf(this)} (freed)`;
+      return `${nameOf(this)} { ${
         Object.entries(facts).map(([fact, value]) => `${fact}: ${JSON.stringify(value)}`).join(", ")
       } }`;
     } catch {

@@ -5,10 +5,9 @@
  */
 
 import type { PackedView } from "../cache.ts";
-import { VIEW } from "../ffi/record.ts";
 import { type FloatDType, floatDtypeOf } from "../options/dtype.ts";
 import type { SequenceMemory } from "./sequence.ts";
-import { freshWord, type Side } from "./view.ts";
+import { freshWord, type Side, VIEW } from "./view.ts";
 
 /** Views of the blocks of a layer: of all of them, or `null` where one is no floats. */
 export function packedViewsOf(memory: SequenceMemory, layer: number): PackedView[] | null {

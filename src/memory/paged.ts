@@ -9,48 +9,36 @@
 import { KvError } from "../error.ts";
 import type { Library } from "../ffi/exports.ts";
 import { library } from "../ffi/library.ts";
-import { type AttendRecord, newAttendRecord, newRecord, pagedWords } from "../ffi/record.ts";
+import { newRecord, newRecords, recordAt, type Values, valuesOf } from "../ffi/record.ts";
 import { CACHE_FREED, countText, type FreedRule, refusal, unknownHandle } from "../ffi/status.ts";
+import { type AttendBuffers, newAttendBuffers } from "../options/attend.ts";
 import { type DType, type FloatDType, floatDtypeOf } from "../options/dtype.ts";
-import { groupsOf, LAYER_WORDS, type LayerShape, type PagedLayer, planOf, type PlanOptions } from "../options/paged.ts";
-import { type Policy, policyOf, storeOf } from "../options/policy.ts";
+import { BLOCK_LIMITS } from "../options/format.ts";
+import {
+  groupsOf,
+  type LayerShape,
+  type PagedLayer,
+  pagedLayerOf,
+  planOf,
+  type PlanOptions,
+} from "../options/paged.ts";
+import { type Policy, policyOf } from "../options/policy.ts";
 import type { Sight } from "../options/retention.ts";
+import type { AskedRows, CacheMemory, IndexRules, Resident, SequenceToken } from "./cache.ts";
 import { freePartWhenDropped, freeWhenDropped, unwatch } from "./finalization.ts";
 import type { PoolMemory } from "./pool.ts";
 
-/** What is left of a sequence when its object is gone. */
-export interface SequenceToken {
-  /** 0 once it was freed. */
-  handle: number;
-}
-
-/** The object of a sequence, as its cache sees it. */
-export interface Resident {
-  /** Detaches every array over the sequence. */
-  detach(): void;
-}
-
-/** The options of an attend that say which rows it sees. */
-export interface AskedRows {
-  readonly causal: boolean;
-  readonly windowTokens: number | undefined;
-  readonly sinkTokens: number;
-}
-
-/** The rules about layers and about what was freed, the same for every call. */
-export type LayerRules = Record<"layer_out_of_range" | "stale_handle", () => string>;
-
-/** One native cache, owned or attached. */
-export class PagedMemory {
+/** One native cache, owned or attached; an attached one frees nothing but sequences of its own. */
+export class PagedMemory implements CacheMemory {
   readonly library: Library;
-  /** True if this object frees the native cache; an attached one frees nothing but sequences of its own. */
   readonly owned: boolean;
+  readonly isPaged = true;
   readonly layers: readonly PagedLayer[];
   /** Group of each layer: those of one shape, numbered as they first occur. */
   readonly groups: readonly number[];
   readonly maxSeqLen: number;
   readonly blockSize: number;
-  /** Of the tail. */
+  /** How rows of the tail are stored. */
   readonly dtype: { readonly k: FloatDType; readonly v: FloatDType };
   /** 0 keeps all rows. */
   readonly retentionTokens: number;
@@ -60,8 +48,7 @@ export class PagedMemory {
   readonly measuresFidelity: boolean;
   /** Kept, so that a pool in use is not collected. */
   readonly pool: PoolMemory | undefined;
-  /** Reused by each attend. */
-  readonly attendRecord: AttendRecord = newAttendRecord();
+  readonly attendBuffers: AttendBuffers = newAttendBuffers();
   #handle: number;
   /** Sequences that were not freed yet, those nobody can reach among them. */
   readonly #sequences: Map<SequenceToken, WeakRef<Resident>> = new Map();
@@ -73,74 +60,84 @@ export class PagedMemory {
     this.pool = pool;
     const action = `attach the cache of handle ${handle}`;
     const record = newRecord("paged");
-    let status = native.kv_paged_config(handle, record, record.byteLength, new Uint32Array(0), 0);
+    let status = native.kv_paged_config(handle, record, record.byteLength, NO_LAYERS, 0);
     if (status < 0) throw refusal(status, action, unknownHandle("cache"));
-    const words = pagedWords(record);
-    const layers = new Uint32Array(new ArrayBuffer(words.layerCount * LAYER_WORDS * 4));
-    status = native.kv_paged_config(handle, record, record.byteLength, layers, layers.length);
+    const values = valuesOf("paged", record);
+    const layers = newRecords("layer", values.layerCount);
+    status = native.kv_paged_config(handle, record, record.byteLength, layers, layers.byteLength);
     if (status < 0) throw refusal(status, action, unknownHandle("cache"));
-    this.layers = Array.from({ length: words.layerCount }, (_, layer) => shapeOf(layers, layer));
+    this.layers = Array.from(
+      { length: values.layerCount },
+      (_, layer) => pagedLayerOf(valuesOf("layer", recordAt("layer", layers, layer))),
+    );
     this.groups = groupsOf(this.layers);
-    this.maxSeqLen = words.maxSeqLen;
-    this.blockSize = words.blockSize;
-    this.dtype = { k: floatDtypeOf(words.dtypeK), v: floatDtypeOf(words.dtypeV) };
-    this.retentionTokens = words.retentionTokens;
-    this.retentionSinkTokens = words.retentionSinkTokens;
-    this.rewindTokens = words.rewindTokens;
-    this.measuresFidelity = words.measuresFidelity;
+    this.maxSeqLen = values.maxSeqLen;
+    this.blockSize = values.blockSize;
+    this.dtype = { k: floatDtypeOf(values.dtypeK), v: floatDtypeOf(values.dtypeV) };
+    this.retentionTokens = values.retentionTokens;
+    this.retentionSinkTokens = values.retentionSinkTokens;
+    this.rewindTokens = values.rewindTokens;
+    this.measuresFidelity = values.measuresFidelity !== 0;
     if (owned) freeWhenDropped(this, freeing(native, handle, this.#sequences));
   }
 
-  /** The handle every call takes; 0, which is never valid, once this was freed. */
   get handle(): number {
     return this.#handle;
   }
 
-  /** Elements of a row of a layer, of the first one where there is no such layer. */
+  get layerCount(): number {
+    return this.layers.length;
+  }
+
   kvDimOf(layer: number): number {
     const { kvHeadCount, headDim } = this.shapeOf(layer);
     return kvHeadCount * headDim;
   }
 
-  /** The shape of a layer, of the first one where there is no such layer. */
+  tokenStrideOf(layer: number): number {
+    return this.shapeOf(layer).headDim;
+  }
+
   shapeOf(layer: number): LayerShape {
     return this.layers[layer] ?? this.layers[0]!;
   }
 
   /** What becomes of old rows, as the native cache knows it: others may have changed it. */
   policy(): Policy {
-    const record = newRecord("paged");
-    const status = this.library.kv_paged_config(this.#handle, record, record.byteLength, new Uint32Array(0), 0);
-    if (status < 0) throw refusal(status, "read the policy of a cache", this.freedRule);
-    return policyOf(pagedWords(record).policy);
+    return policyOf(this.#config("read the policy of a cache"));
   }
 
-  /** What decides which rows of a layer the queries of an attend should see. */
+  /** The facts of the native cache but its layers, or the refusal of an action. */
+  #config(action: string): Values<"paged"> {
+    const record = newRecord("paged");
+    const status = this.library.kv_paged_config(this.#handle, record, record.byteLength, NO_LAYERS, 0);
+    if (status < 0) throw refusal(status, action, this.freedRule);
+    return valuesOf("paged", record);
+  }
+
   sightOf(layer: number, { causal, windowTokens = Infinity, sinkTokens }: AskedRows): Sight {
     const { windowTokens: layerWindowTokens = Infinity } = this.shapeOf(layer);
     const newestTokens = this.retentionTokens === 0 ? Infinity : this.retentionTokens - this.retentionSinkTokens;
     return { causal, windowTokens, layerWindowTokens, newestTokens, sinkTokens };
   }
 
-  /** The rule about what was freed, the same for the calls of the cache and of its sequences. */
   get freedRule(): FreedRule {
     return { stale_handle: () => this.#isAlive() ? "the sequence was freed" : CACHE_FREED };
   }
 
   #isAlive(): boolean {
     const record = newRecord("paged");
-    return this.library.kv_paged_config(this.#handle, record, record.byteLength, new Uint32Array(0), 0) >= 0;
+    return this.library.kv_paged_config(this.#handle, record, record.byteLength, NO_LAYERS, 0) >= 0;
   }
 
-  /** The rules about layers and about what was freed. */
-  layerRules(layer: number): LayerRules {
+  indexRules(layer: number, index: number = 0): IndexRules {
     return {
       ...this.freedRule,
       layer_out_of_range: () => `the cache has ${countText(this.layers.length, "layer")}: layer is ${layer}`,
+      sequence_out_of_range: () => `a sequence of a paged cache has no index: it is ${index}`,
     };
   }
 
-  /** Every dtype that a row of a layer, once appended, may come to be stored as. */
   storedAs(layer: number): { readonly k: readonly DType[]; readonly v: readonly DType[] } {
     const policy = this.policy();
     const store = policy.kind === "tail-only" ? undefined : this.shapeOf(layer).store ?? policy.store;
@@ -150,14 +147,11 @@ export class PagedMemory {
   }
 
   /** Knows a new sequence, and frees it when nobody can reach it any more. */
-  enter(resident: Resident, handle: number): SequenceToken {
-    const token = { handle };
+  enter(resident: Resident, token: SequenceToken): void {
     this.#sequences.set(token, new WeakRef(resident));
     freePartWhenDropped(resident, freeingSequence(this.library, token, this.#sequences));
-    return token;
   }
 
-  /** Frees a sequence; harmless when repeated. */
   leave(resident: Resident, token: SequenceToken): void {
     if (token.handle === 0) return;
     resident.detach();
@@ -189,10 +183,8 @@ export class PagedMemory {
 
   /** Empties the sequences made through this object, which has no arrays over them; the owner may have freed some. */
   #resetOwn(): void {
-    const record = newRecord("paged");
-    const status = this.library.kv_paged_config(this.#handle, record, record.byteLength, new Uint32Array(0), 0);
-    if (status < 0) throw refusal(status, RESET, this.freedRule);
-    for (const { handle } of this.#sequences.keys()) this.library.kv_sequence_truncate(handle, 0);
+    this.#config(RESET);
+    for (const { handle, index } of this.#sequences.keys()) this.library.kv_sequence_truncate(handle, index, 0);
   }
 
   /** Detaches all arrays, then frees the native cache if it is owned, or else its own sequences; harmless when repeated. */
@@ -214,6 +206,9 @@ export class PagedMemory {
 
 const RESET = "reset a cache";
 
+/** The layers of a config that are not wanted. */
+const NO_LAYERS = new Uint32Array(0);
+
 /** Makes a native cache of `options`, on a pool where there is one; `memoryOf` knows what a pool is. */
 export function createPaged<Pool>(
   options: PlanOptions<Pool>,
@@ -227,32 +222,20 @@ export function createPaged<Pool>(
   });
   const poolMemory = pool === undefined ? undefined : memoryOf(pool);
   const native = library();
-  const handle = native.kv_paged_create(record, record.byteLength, layers, layers.length);
+  const handle = native.kv_paged_create(record, record.byteLength, layers, layers.byteLength);
   if (handle >= 0) return { memory: new PagedMemory(native, handle, true, poolMemory), pool };
   throw refusal(handle, action, {
     invalid_config: () =>
       poolMemory === undefined
         ? "a size of it does not fit"
         : "its layers must have one shape, which with blockSize and dtype must be the pool's: " + poolMemory.plan.shape,
-    block_too_large: () => `a block must fit in maxBytes and in 1 GiB: it has ${blockBytes} bytes`,
+    block_too_large: () => `a block must fit in ${BLOCK_LIMITS}: it has ${blockBytes} bytes`,
   });
 }
 
 /** The native cache of `handle`, of whoever made it. */
 export function attachPaged(handle: number): PagedMemory {
   return new PagedMemory(library(), handle, false);
-}
-
-function shapeOf(words: Uint32Array, layer: number): PagedLayer {
-  const [kvHeadCount, headDim, windowTokens, storeK, storeV, qHeadCount] = words.subarray(layer * LAYER_WORDS);
-  const store = storeOf(storeK!, storeV!);
-  return {
-    kvHeadCount: kvHeadCount!,
-    headDim: headDim!,
-    ...(qHeadCount === 0 ? {} : { qHeadCount: qHeadCount! }),
-    ...(windowTokens === 0 ? {} : { windowTokens: windowTokens! }),
-    ...(store === undefined ? {} : { store }),
-  };
 }
 
 /** Made outside the class, so that the closure cannot hold the object it waits for. */

@@ -7,17 +7,17 @@
  * @module
  */
 
-import { uint64At } from "../ffi/record.ts";
+import { valuesOf } from "../ffi/record.ts";
 
 /** What a paged cache holds, and where the bytes are; plain data. */
 export interface PagedStats {
   /** Committed rows that are there in layer 0, of all sequences; rows that several share count in each. */
   readonly totalTokens: number;
-  /** Those of them that are in the tail, in layer 0. */
+  /** Rows of `totalTokens` that are in the tail. */
   readonly tailTokens: number;
-  /** Those that have left it, in layer 0. */
+  /** Rows of `totalTokens` that have left the tail. */
   readonly storeTokens: number;
-  /** Those of the store that an earlier policy put there, in another format than the present one's. */
+  /** Rows of `storeTokens` that an earlier policy put there, in another format than the present one's. */
   readonly warmTokens: number;
   /** Bytes of the rows in the tail, in all layers; rows that several sequences share count once. */
   readonly tailBytes: number;
@@ -53,25 +53,25 @@ export interface PagedStats {
 
 /** What a PagedStatsRecord says. */
 export function pagedStatsOf(record: Uint32Array, tokensPerBlock: number): PagedStats {
-  const tailTokens = uint64At(record, 2), storeTokens = uint64At(record, 4);
-  const tailBytes = uint64At(record, 8), storeBytes = uint64At(record, 10), f32Bytes = uint64At(record, 12);
-  const usedBytes = uint64At(record, 22);
+  const values = valuesOf("pagedStats", record);
+  const { tailTokenCount, storeTokenCount, warmTokenCount, tailBytes, storeBytes, f32Bytes } = values;
+  const { usedBlocks, tableEntries, sequenceCount, evictions, usedBytes, reservedBytes, metadataBytes } = values;
   return {
-    totalTokens: tailTokens + storeTokens,
-    tailTokens,
-    storeTokens,
-    warmTokens: uint64At(record, 6),
+    totalTokens: tailTokenCount + storeTokenCount,
+    tailTokens: tailTokenCount,
+    storeTokens: storeTokenCount,
+    warmTokens: warmTokenCount,
     tailBytes,
     storeBytes,
     slackBytes: usedBytes - tailBytes - storeBytes,
     compressionRatio: tailBytes + storeBytes === 0 ? 1 : f32Bytes / (tailBytes + storeBytes),
-    blockCount: record[20]!,
-    tableEntries: uint64At(record, 14),
+    blockCount: usedBlocks,
+    tableEntries,
     tokensPerBlock,
-    sequenceCount: record[1]!,
-    evictions: uint64At(record, 16),
+    sequenceCount,
+    evictions,
     usedBytes,
-    reservedBytes: uint64At(record, 24),
-    metadataBytes: uint64At(record, 18),
+    reservedBytes,
+    metadataBytes,
   };
 }

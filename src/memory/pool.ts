@@ -6,8 +6,9 @@
 
 import type { Library } from "../ffi/exports.ts";
 import { library } from "../ffi/library.ts";
-import { uint64At } from "../ffi/record.ts";
+import { valuesOf } from "../ffi/record.ts";
 import { refusal } from "../ffi/status.ts";
+import { BLOCK_LIMITS } from "../options/format.ts";
 import { type BlockPoolOptions, type PoolPlan, poolPlanOf } from "../options/pool.ts";
 import { freePartWhenDropped, unwatch } from "./finalization.ts";
 
@@ -79,7 +80,7 @@ export function createPool(options: BlockPoolOptions): PoolMemory {
   if (handle >= 0) return new PoolMemory(native, handle, plan);
   throw refusal(handle, action, {
     block_too_large: () =>
-      `a block must fit in maxBytes and in 1 GiB: it has ${plan.blockBytes} bytes, maxBytes is ${
+      `a block must fit in ${BLOCK_LIMITS}: it has ${plan.blockBytes} bytes, maxBytes is ${
         plan.maxBytes ?? "not given"
       }`,
   });
@@ -87,23 +88,8 @@ export function createPool(options: BlockPoolOptions): PoolMemory {
 
 /** What a PoolStatsRecord says. */
 export function poolStatsOf(record: Uint32Array): BlockPoolStats {
-  const hits = uint64At(record, 8), misses = uint64At(record, 10);
-  return {
-    blockBytes: uint64At(record, 6),
-    totalBlocks: record[1]!,
-    freeBlocks: record[2]!,
-    usedBlocks: record[3]!,
-    peakBlocks: record[4]!,
-    prewarmed: record[5]!,
-    hits,
-    misses,
-    allocations: uint64At(record, 12),
-    returns: uint64At(record, 14),
-    drops: uint64At(record, 16),
-    hitRate: hits + misses === 0 ? 0 : hits / (hits + misses),
-    reservedBytes: uint64At(record, 18),
-    metadataBytes: uint64At(record, 20),
-  };
+  const { hits, misses, ...others } = valuesOf("poolStats", record);
+  return { ...others, hits, misses, hitRate: hits + misses === 0 ? 0 : hits / (hits + misses) };
 }
 
 /** Made outside the class, so that the closure cannot hold the object it waits for. */

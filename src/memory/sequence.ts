@@ -1,5 +1,5 @@
 /**
- * The native sequence behind a `Sequence`, and the arrays over its blocks.
+ * The native sequence behind a `Sequence`, of either layout, and the arrays over its blocks.
  *
  * A block's side, keys or values of one layer, is `[kv_head][token][head_dim]` or codes, and gets one ArrayBuffer when it
  * is first looked at; every array handed out lies on such a buffer. Blocks are given back while the sequence lives, and
@@ -9,6 +9,10 @@
  * Which block an array is over is told by its address. No call gives a block back before the one that takes its place in
  * the table is there, so within a call an entry never gets another block at the same address.
  *
+ * In a contiguous cache all positions of a layer are one block, `[token][kv_head][head_dim]`, which stays as long as the
+ * cache does; its arrays are detached when the sequence is freed. Where no ArrayBuffer can be as large as that block, one
+ * over as much as is needed takes its place, and earlier ones are kept to be detached.
+ *
  * A buffer that is alive keeps this object alive, and with it the sequence and its cache.
  *
  * @module
@@ -16,15 +20,16 @@
 
 import { KvError } from "../error.ts";
 import { library } from "../ffi/library.ts";
-import { RECORD_WORDS, uint64At, VIEW } from "../ffi/record.ts";
+import { newRecord, newRecords, recordAt, uint64At, uint64Words } from "../ffi/record.ts";
 import { adapter } from "../ffi/runtime.ts";
 import { refusal, unknownHandle } from "../ffi/status.ts";
 import { type FloatDType, floatDtypeOf } from "../options/dtype.ts";
 import type { Seen } from "../options/retention.ts";
 import { elementBytes, rowsOver } from "../options/rows.ts";
-import { detach, isDetached } from "../options/typed_array.ts";
-import { attachPaged, PagedMemory, type Resident, type SequenceToken } from "./paged.ts";
-import type { Side, SideArray, ViewSource } from "./view.ts";
+import { byteLengthOf, detach, isDetached } from "../options/typed_array.ts";
+import type { CacheMemory, IndexRules, Resident, SequenceToken } from "./cache.ts";
+import { attachPaged, PagedMemory } from "./paged.ts";
+import { type Side, type SideArray, VIEW, type ViewSource } from "./view.ts";
 
 /** Which sequence an ArrayBuffer lies on: an array alone keeps it. */
 const owners = new WeakMap<ArrayBuffer, SequenceMemory>();
@@ -33,19 +38,20 @@ const owners = new WeakMap<ArrayBuffer, SequenceMemory>();
 interface BlockArrays {
   /** Where the block's keys are. */
   readonly address: number;
-  k?: ArrayBuffer;
-  v?: ArrayBuffer;
+  /** The last one is in use; earlier ones may still lie under a caller's array. */
+  k: readonly ArrayBuffer[];
+  v: readonly ArrayBuffer[];
 }
 
 /** The buffers over the blocks of one layer. */
 interface LayerArrays {
   /** The layer's, when its blocks were last known to be those below. */
   generation: number;
-  /** By entry of the block table. */
+  /** The blocks by entry of the block table. */
   readonly blocks: Map<number, BlockArrays>;
 }
 
-/** Words of a ViewRecord about each side. */
+/** Where a ViewRecord tells of each side. */
 const SIDE_WORDS = {
   k: { address: VIEW.keys, dtype: VIEW.dtypeK, bytes: VIEW.bytesK },
   v: { address: VIEW.values, dtype: VIEW.dtypeV, bytes: VIEW.bytesV },
@@ -53,18 +59,18 @@ const SIDE_WORDS = {
 
 /** One native sequence. */
 export class SequenceMemory implements ViewSource, Resident {
-  readonly cache: PagedMemory;
+  readonly cache: CacheMemory;
   /** True if the sequence is another's, opened by its handle: it is read and forked here, and no more. */
   readonly isAttached: boolean;
   readonly #token: SequenceToken;
-  /** By layer. */
-  readonly #arrays: Map<number, LayerArrays> = new Map();
+  /** The arrays by layer; absent before the first. */
+  #arrays: Map<number, LayerArrays> | undefined;
 
-  /** Takes over the native sequence of `handle`, or attaches it. */
-  constructor(cache: PagedMemory, handle: number, isAttached = false) {
+  /** Takes over the native sequence of a token, or attaches it. */
+  constructor(cache: CacheMemory, token: SequenceToken, isAttached = false) {
     this.cache = cache;
     this.isAttached = isAttached;
-    this.#token = isAttached ? { handle } : cache.enter(this, handle);
+    this.#token = token;
   }
 
   /** Refuses what only the owner of a sequence may do. */
@@ -81,51 +87,83 @@ export class SequenceMemory implements ViewSource, Resident {
     return this.#token.handle;
   }
 
+  /** The index every call takes behind the handle. */
+  get index(): number {
+    return this.#token.index;
+  }
+
   /** Is there any array over its blocks? */
   get hasArrays(): boolean {
-    return this.#arrays.size > 0;
+    return this.#arrays !== undefined && this.#arrays.size > 0;
   }
 
   /** Committed and pending rows of a layer, evicted ones included, or a negative status. */
   rowCount(layer: number): number {
-    return this.cache.library.kv_sequence_row_count(this.handle, layer);
+    return this.cache.library.kv_sequence_row_count(this.handle, this.index, layer);
+  }
+
+  /** Rows of a layer that are seen, committed and pending, or a negative status. */
+  residentCount(layer: number): number {
+    return this.cache.library.kv_sequence_resident_count(this.handle, this.index, layer);
   }
 
   /** Which rows of a layer are seen. */
   seen(layer: number): Seen {
-    const { library, retentionSinkTokens } = this.cache;
+    const { retentionSinkTokens } = this.cache;
     const rowCount = this.rowCount(layer);
-    const hidden = rowCount - library.kv_sequence_resident_count(this.handle, layer);
+    const hidden = rowCount - this.residentCount(layer);
     const sinkEnd = hidden === 0 ? 0 : retentionSinkTokens;
     return { rowCount, sinkEnd, first: sinkEnd + hidden };
   }
 
+  /** The rules about indices and about what was freed. */
+  rules(layer: number): IndexRules {
+    return this.cache.indexRules(layer, this.index);
+  }
+
   generation(layer: number): number {
-    return this.cache.library.kv_sequence_generation(this.handle, layer);
+    return this.cache.library.kv_sequence_generation(this.handle, this.index, layer);
   }
 
   /** The array over a window: from its first row to the last element of its last head, or the whole side of a block. */
   array(layer: number, side: Side, record: Uint32Array): SideArray {
-    const buffer = this.#side(layer, side, record);
-    if (record[SIDE_WORDS[side].bytes] !== 0) return new Uint8Array(buffer);
-    if (record[VIEW.headStride] === 0) return this.block(layer, side, record);
+    if (record[SIDE_WORDS[side].bytes] !== 0) return new Uint8Array(this.#side(layer, side, record, 0));
+    const tokenStride = record[VIEW.tokenStride]!, headStride = record[VIEW.headStride]!;
+    if (headStride === 0) return this.block(layer, side, record);
     const { kvHeadCount, headDim } = this.cache.shapeOf(layer);
-    const offset = record[VIEW.start]! % record[VIEW.blockSize]! * headDim;
-    const length = (kvHeadCount - 1) * record[VIEW.headStride]! + record[VIEW.length]! * headDim;
-    return rowsOver(buffer, floatDtype(side, record), offset, length);
+    const first = record[VIEW.start]! % this.cache.blockSize * tokenStride;
+    const length = (kvHeadCount - 1) * headStride + (record[VIEW.length]! - 1) * tokenStride + headDim;
+    return this.#floats(layer, side, record, first, length);
   }
 
   /** The whole side of a block in floats: `[kv_head][block_size][head_dim]`. */
   block(layer: number, side: Side, record: Uint32Array): Float32Array | Uint16Array {
-    const length = this.cache.kvDimOf(layer) * this.cache.blockSize;
-    return rowsOver(this.#side(layer, side, record), floatDtype(side, record), 0, length);
+    return this.#floats(layer, side, record, 0, this.cache.kvDimOf(layer) * this.cache.blockSize);
   }
 
   /** The first `length` rows of a block whose rows lie token-major. */
   run(layer: number, side: Side, record: Uint32Array, length: number): Float32Array | Uint16Array {
     const elements = this.cache.kvDimOf(layer) * length;
-    if (elements === 0) return rowsOver(new ArrayBuffer(0), this.cache.dtype[side], 0, 0);
-    return rowsOver(this.#side(layer, side, record), floatDtype(side, record), 0, elements);
+    // No block is behind no rows of a paged cache.
+    if (elements === 0 && this.cache.isPaged) return rowsOver(new ArrayBuffer(0), this.cache.dtype[side], 0, 0);
+    return this.#floats(layer, side, record, 0, elements);
+  }
+
+  /** All rows of a layer of a contiguous cache. */
+  allRows(layer: number, side: Side): Float32Array | Uint16Array {
+    const rows = this.rowCount(layer);
+    const action = `read layer ${layer}`;
+    if (rows < 0) throw refusal(rows, action, this.rules(layer));
+    const record = newRecord("view");
+    const length = this.contiguousKv(layer, rows, record);
+    if (length < 0) throw refusal(length, action, this.rules(layer));
+    return this.run(layer, side, record, length);
+  }
+
+  /** Looks for the first `rowCount` rows in one piece; gives their number, or a negative status. */
+  contiguousKv(layer: number, rowCount: number, record: Uint32Array): number {
+    const { library } = this.cache;
+    return library.kv_sequence_contiguous_kv(this.handle, this.index, layer, rowCount, record, record.byteLength);
   }
 
   windows(layer: number, start: number, length: number = Infinity): Uint32Array[] {
@@ -146,7 +184,7 @@ export class SequenceMemory implements ViewSource, Resident {
     const rows = Math.max(0, this.rowCount(layer)); // a refusal comes again below
     const entries = new Int32Array(new ArrayBuffer(Math.ceil(rows / blockSize) * 4));
     const count = library[what](this.handle, layer, entries, entries.length);
-    if (count < 0) throw refusal(count, `read the blocks of layer ${layer}`, this.cache.layerRules(layer));
+    if (count < 0) throw refusal(count, `read the blocks of layer ${layer}`, this.rules(layer));
     return entries;
   }
 
@@ -155,6 +193,7 @@ export class SequenceMemory implements ViewSource, Resident {
    * that of row `first`.
    */
   settle(first: number = 0): void {
+    if (this.#arrays === undefined || !this.cache.isPaged) return;
     for (const [layer, arrays] of this.#arrays) {
       const generation = this.generation(layer);
       if (generation === arrays.generation) continue; // its blocks are what they were
@@ -162,10 +201,9 @@ export class SequenceMemory implements ViewSource, Resident {
       const entryFirst = Math.floor(first / this.cache.blockSize);
       const records = this.#records(layer, entryFirst * this.cache.blockSize);
       const addresses = new Map(records.map((record) => [this.#entry(record), this.#address(layer, "k", record)]));
-      for (const [entry, { address, k, v }] of arrays.blocks) {
-        if (entry < entryFirst || addresses.get(entry) === address) continue;
-        if (k !== undefined) detach(k);
-        if (v !== undefined) detach(v);
+      for (const [entry, block] of arrays.blocks) {
+        if (entry < entryFirst || addresses.get(entry) === block.address) continue;
+        detachBlock(block);
         arrays.blocks.delete(entry);
       }
       if (arrays.blocks.size === 0) this.#arrays.delete(layer);
@@ -173,13 +211,8 @@ export class SequenceMemory implements ViewSource, Resident {
   }
 
   detach(): void {
-    for (const { blocks } of this.#arrays.values()) {
-      for (const { k, v } of blocks.values()) {
-        if (k !== undefined) detach(k);
-        if (v !== undefined) detach(v);
-      }
-    }
-    this.#arrays.clear();
+    for (const { blocks } of this.#arrays?.values() ?? []) blocks.forEach(detachBlock);
+    this.#arrays = undefined;
   }
 
   /** Detaches all arrays and frees the native sequence; harmless when repeated. */
@@ -190,15 +223,13 @@ export class SequenceMemory implements ViewSource, Resident {
   /** The records of all windows from row `start` on. */
   #records(layer: number, start: number): Uint32Array[] {
     const { library } = this.cache;
-    const words = RECORD_WORDS.view;
     // Most often one block or a few: asked for at once, and again where there are more.
     let room = 4;
     while (true) {
-      const all = new Uint32Array(new ArrayBuffer(room * words * 4));
-      all[0] = words * 4;
-      const count = library.kv_sequence_views(this.handle, layer, start, 0, all, all.byteLength);
-      if (count < 0) throw refusal(count, `view layer ${layer}`, this.cache.layerRules(layer));
-      if (count <= room) return Array.from({ length: count }, (_, i) => all.slice(i * words, (i + 1) * words));
+      const all = newRecords("view", room);
+      const count = library.kv_sequence_views(this.handle, this.index, layer, start, 0, all, all.byteLength);
+      if (count < 0) throw refusal(count, `view layer ${layer}`, this.rules(layer));
+      if (count <= room) return Array.from({ length: count }, (_, i) => recordAt("view", all, i).slice());
       room = count;
     }
   }
@@ -214,33 +245,55 @@ export class SequenceMemory implements ViewSource, Resident {
     const address = uint64At(record, words.address);
     if (record[words.bytes] !== 0) return address;
     const rowsBefore = record[VIEW.start]! % this.cache.blockSize;
-    return address - rowsBefore * this.cache.shapeOf(layer).headDim * elementBytes(floatDtype(side, record));
+    return address - rowsBefore * this.cache.tokenStrideOf(layer) * elementBytes(floatDtype(side, record));
   }
 
-  /** The buffer over one side of the block a window is in. */
-  #side(layer: number, side: Side, record: Uint32Array): ArrayBuffer {
-    const layerArrays = this.#arrays.get(layer) ?? { generation: record[VIEW.generation]!, blocks: new Map() };
+  /** Elements of a side in floats, from number `first` of its block on. */
+  #floats(layer: number, side: Side, record: Uint32Array, first: number, length: number): Float32Array | Uint16Array {
+    const dtype = floatDtype(side, record);
+    return rowsOver(this.#side(layer, side, record, (first + length) * elementBytes(dtype)), dtype, first, length);
+  }
+
+  /** The buffer over one side of the block a window is in, with at least `bytes` bytes. */
+  #side(layer: number, side: Side, record: Uint32Array, bytes: number): ArrayBuffer {
+    const layerArrays = this.#arrays?.get(layer) ?? { generation: record[VIEW.generation]!, blocks: new Map() };
     const entry = this.#entry(record);
-    const arrays: BlockArrays = layerArrays.blocks.get(entry) ?? { address: this.#address(layer, "k", record) };
-    const known = arrays[side];
-    if (known !== undefined && !isDetached(known)) return known;
+    const arrays: BlockArrays = layerArrays.blocks.get(entry) ??
+      { address: this.#address(layer, "k", record), k: [], v: [] };
+    const attached = arrays[side].filter((buffer) => !isDetached(buffer));
+    const known = attached.at(-1);
+    // Both conditions matter: an array without rows needs a buffer, too.
+    if (known !== undefined && byteLengthOf(known) >= bytes) return known;
+    const action = "make an array over native memory";
     if (!this.cache.owned) {
       throw new KvError(
         "unsupported",
-        "Cannot make an array over native memory as the cache is attached and its owner could not detach it: " +
-          "use gather() or attend()",
+        `Cannot ${action} as the cache is attached and its owner could not detach it: use gather() or attend()`,
       );
     }
-    const address = this.#address(layer, side, record);
     const elements = this.cache.kvDimOf(layer) * this.cache.blockSize;
-    const length = record[SIDE_WORDS[side].bytes]! || elements * elementBytes(floatDtype(side, record));
-    const buffer = adapter.view(address % 2 ** 32, Math.floor(address / 2 ** 32), length);
+    const blockBytes = record[SIDE_WORDS[side].bytes]! || elements * elementBytes(floatDtype(side, record));
+    // All of it where the runtime can, so that one buffer serves the block's whole life.
+    const length = blockBytes <= adapter.viewBytesMax ? blockBytes : bytes;
+    if (length > adapter.viewBytesMax) {
+      const max = adapter.viewBytesMax;
+      throw new KvError("unsupported", `Cannot ${action} as an ArrayBuffer has at most ${max} bytes here: ${bytes}`);
+    }
+    const buffer = length === 0
+      ? new ArrayBuffer(0)
+      : adapter.view(...uint64Words(this.#address(layer, side, record)), length);
     owners.set(buffer, this);
-    arrays[side] = buffer;
+    arrays[side] = [...attached, buffer];
     layerArrays.blocks.set(entry, arrays);
+    this.#arrays ??= new Map();
     this.#arrays.set(layer, layerArrays);
     return buffer;
   }
+}
+
+function detachBlock({ k, v }: BlockArrays): void {
+  k.forEach(detach);
+  v.forEach(detach);
 }
 
 /** How a side is stored that is known to be in floats. */
@@ -252,24 +305,38 @@ function floatDtype(side: Side, record: Uint32Array): FloatDType {
 export function newSequence(cache: PagedMemory): SequenceMemory {
   const handle = cache.library.kv_sequence_create(cache.handle);
   if (handle < 0) throw refusal(handle, "create a sequence", { ...HANDLE_RULES, ...cache.freedRule });
-  return new SequenceMemory(cache, handle);
+  return enter(cache, handle);
 }
 
 /** The native sequence of `handle`, of whoever made it. */
 export function attachSequence(handle: number): SequenceMemory {
-  const native = library();
-  const cache = native.kv_sequence_cache(handle);
+  const cache = library().kv_sequence_cache(handle);
   if (cache < 0) throw refusal(cache, `attach the sequence of handle ${handle}`, unknownHandle("sequence"));
-  return new SequenceMemory(attachPaged(cache), handle, true);
+  return new SequenceMemory(attachPaged(cache), { handle, index: 0 }, true);
 }
 
-/** A native sequence that shares the committed rows of `parent`. */
-export function forkSequence(parent: SequenceMemory): SequenceMemory {
-  const handle = parent.cache.library.kv_sequence_fork(parent.handle);
-  if (handle < 0) throw refusal(handle, "fork a sequence", { ...HANDLE_RULES, ...parent.cache.freedRule });
-  return new SequenceMemory(parent.cache, handle);
+/** A native sequence of `cache` that shares the committed rows of `parent`. */
+export function forkSequence(cache: PagedMemory, parent: SequenceMemory): SequenceMemory {
+  const handle = cache.library.kv_sequence_fork(parent.handle);
+  if (handle < 0) throw refusal(handle, "fork a sequence", { ...HANDLE_RULES, ...cache.freedRule });
+  return enter(cache, handle);
+}
+
+function enter(cache: PagedMemory, handle: number): SequenceMemory {
+  const token = { handle, index: 0 };
+  const memory = new SequenceMemory(cache, token);
+  cache.enter(memory, token);
+  return memory;
 }
 
 const HANDLE_RULES = {
   out_of_memory: () => "the system refused memory, or the process has 65535 caches, pools and sequences",
 };
+
+/** A native sequence of a paged cache. */
+export type PagedSequence = SequenceMemory & { readonly cache: PagedMemory };
+
+/** Does it live in a paged cache? */
+export function isPaged(memory: SequenceMemory): memory is PagedSequence {
+  return memory.cache instanceof PagedMemory;
+}

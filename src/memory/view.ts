@@ -9,7 +9,7 @@
 
 import type { AppendResult, Tier, View } from "../cache.ts";
 import { KvError } from "../error.ts";
-import { VIEW } from "../ffi/record.ts";
+import { fieldsOf, type FieldWords, nameOf } from "../ffi/record.ts";
 import { type DType, dtypeOf } from "../options/dtype.ts";
 
 /** Keys or values. */
@@ -18,15 +18,8 @@ export type Side = "k" | "v";
 /** What a window shows of one side: floats, their bits, or the bytes of a quantized block. */
 export type SideArray = Float32Array | Uint16Array | Uint8Array;
 
-/** The tiers by their number in the ABI. */
-const TIERS: readonly Tier[] = ["tail", "store", "warm"];
-
-/** The tier of a number in the ABI. */
-export function tierOf(code: number): Tier {
-  const tier = TIERS[code];
-  if (tier === undefined) throw new Error(`Cannot read a tier as the library gave an unknown number: ${code}`);
-  return tier;
-}
+/** Where a ViewRecord has what. */
+export const VIEW: FieldWords<"view"> = fieldsOf("view");
 
 /** One sequence, as windows see it. */
 export interface ViewSource {
@@ -68,13 +61,13 @@ export class Appended implements AppendResult {
   readonly #generation: number;
   #views: View[] | undefined;
 
-  /** To be made right after the append, so that views asked for after a later one are known to be stale. */
-  constructor(source: ViewSource, layer: number, start: number, length: number) {
+  /** `generation` is the layer's right after the append, so that views asked for after a later one are stale. */
+  constructor(source: ViewSource, layer: number, start: number, length: number, generation: number) {
     this.#source = source;
     this.#layer = layer;
     this.start = start;
     this.#length = length;
-    this.#generation = source.generation(layer);
+    this.#generation = generation;
   }
 
   get views(): View[] {
@@ -140,7 +133,7 @@ class RowsView implements View {
   }
 
   get tier(): Tier {
-    return tierOf(this.#word(VIEW.tier));
+    return nameOf("tier", this.#word(VIEW.tier));
   }
 
   get delta(): number {

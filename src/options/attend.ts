@@ -9,12 +9,13 @@
  */
 
 import { KvError, type KvErrorCode } from "../error.ts";
-import { ATTEND_FLAGS, type AttendRecord } from "../ffi/record.ts";
+import { ENUMS, VALUES } from "../ffi/exports.ts";
+import { fieldsOf, type FieldWords, newRecord } from "../ffi/record.ts";
 import { refusal } from "../ffi/status.ts";
 import { checkCount } from "./counts.ts";
 import { notFiniteRule, queryPlace } from "./not_finite.ts";
 import { type OptionNames, optionNames } from "./option_names.ts";
-import { checkFloats, inputCount, outputCount, overlapRule } from "./rows.ts";
+import { checkFloats, inputCount, overlapRule } from "./rows.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
 /** What a query sees, how its scores become weights, and where the result goes. */
@@ -79,28 +80,40 @@ export const ATTEND_NAMES: OptionNames = optionNames<AttendOptions>({
   lse: true,
 });
 
-/** Nodes of a tree of drafted tokens, as in `zig/src/attention/query.zig`. */
-const TREE_NODES_MAX = 64;
-
-/** Absent buffers cross as an empty array, because Bun refuses null. */
-export const NO_FLOATS: Float32Array = new Float32Array(0);
-/** The same for parents. */
-export const NO_PARENTS: Int32Array = new Int32Array(0);
-
 /** The options of one call as they were when it began. */
-export interface GivenAttend {
-  /** Undefined where it was left out: 1. */
-  readonly queryCount: number | undefined;
-  readonly softmaxScale: number | undefined;
+export type GivenAttend = { readonly [Name in keyof AttendOptions]-?: AttendOptions[Name] | undefined } & {
   readonly causal: boolean;
-  readonly windowTokens: number | undefined;
   readonly sinkTokens: number;
-  readonly softcap: number | undefined;
-  readonly alibiSlopes: Float32Array | undefined;
-  readonly sinkLogits: Float32Array | undefined;
-  readonly treeParents: Int32Array | undefined;
-  readonly into: Float32Array | undefined;
-  readonly lse: Float32Array | undefined;
+};
+
+/** Where the options of an attend lie while the library reads them; one for each cache. */
+export interface AttendBuffers {
+  /** An AttendRecord: one memory, seen as words and as floats. */
+  readonly words: Uint32Array;
+  readonly floats: Float32Array;
+  /** A batch of one. */
+  readonly sequence: Uint32Array;
+  readonly queryCount: Uint32Array;
+  /** An array that is not there crosses as an empty one, because Bun refuses null. */
+  readonly none: Float32Array;
+  readonly noParents: Int32Array;
+}
+
+const ATTEND: FieldWords<"attend"> = fieldsOf("attend");
+
+const { attendFlag: FLAG } = ENUMS;
+
+/** Fresh buffers; each over an own ArrayBuffer, which Bun never moves. */
+export function newAttendBuffers(): AttendBuffers {
+  const words = newRecord("attend");
+  return {
+    words,
+    floats: new Float32Array(words.buffer),
+    sequence: new Uint32Array(new ArrayBuffer(4)),
+    queryCount: new Uint32Array(new ArrayBuffer(4)),
+    none: new Float32Array(0),
+    noParents: new Int32Array(0),
+  };
 }
 
 /**
@@ -125,8 +138,8 @@ export function readAttend(options: AttendOptions): GivenAttend {
   };
 }
 
-/** Checks `q` and the options and fills `record`; allocates nothing. */
-export function writeAttend(record: AttendRecord, q: Float32Array, given: GivenAttend): void {
+/** Checks `q` and the options and gives the record of them; allocates nothing. */
+export function writeAttend({ words, floats }: AttendBuffers, q: Float32Array, given: GivenAttend): Uint32Array {
   const { queryCount = 1, softmaxScale, causal, windowTokens, sinkTokens, softcap } = given;
   checkFloats("q", q);
   checkCount("queryCount", queryCount);
@@ -134,22 +147,21 @@ export function writeAttend(record: AttendRecord, q: Float32Array, given: GivenA
   if (typeof causal !== "boolean") throw new TypeError(`causal must be a boolean: ${typeof causal}`);
   checkCount("sinkTokens", sinkTokens);
 
-  const { words, floats } = record;
-  let flags: number = causal ? ATTEND_FLAGS.causal : 0;
+  let flags: number = causal ? FLAG.causal : 0;
   if (softmaxScale !== undefined) {
     checkFinite("softmaxScale", softmaxScale);
-    flags |= ATTEND_FLAGS.softmaxScale;
+    flags |= FLAG.softmaxScale;
   }
   if (softcap !== undefined) {
     checkFinite("softcap", softcap);
     if (!(Math.fround(softcap) > 0)) throw invalid(`softcap must be above 0 as an f32: softcap is ${softcap}`);
-    flags |= ATTEND_FLAGS.softcap;
+    flags |= FLAG.softcap;
   }
   if (windowTokens !== undefined) {
     checkCount("windowTokens", windowTokens);
     if (windowTokens === 0) throw invalid("windowTokens must be at least 1: windowTokens is 0");
     if (!causal) throw invalid(`windowTokens needs causal: windowTokens is ${windowTokens}, causal is false`);
-    flags |= ATTEND_FLAGS.window;
+    flags |= FLAG.window;
   }
   if (given.alibiSlopes !== undefined) checkGiven("alibiSlopes", given.alibiSlopes);
   if (given.sinkLogits !== undefined) checkGiven("sinkLogits", given.sinkLogits);
@@ -157,22 +169,17 @@ export function writeAttend(record: AttendRecord, q: Float32Array, given: GivenA
   if (given.lse !== undefined) checkGiven("lse", given.lse);
   if (given.into !== undefined) checkFloats("into", given.into);
 
-  words[1] = queryCount;
-  words[2] = flags;
-  floats[3] = softmaxScale ?? 0;
-  words[4] = windowTokens ?? 0;
-  words[5] = sinkTokens;
-  floats[6] = softcap ?? 0;
+  words[ATTEND.flags] = flags;
+  floats[ATTEND.softmaxScale] = softmaxScale ?? 0;
+  words[ATTEND.windowTokens] = windowTokens ?? 0;
+  words[ATTEND.sinkTokens] = sinkTokens;
+  floats[ATTEND.softcap] = softcap ?? 0;
+  return words;
 }
 
-/** The elements of an optional input of attend: none where it is absent, and then nothing is looked at. */
-export function givenCount(name: string, array: Float32Array | Int32Array): number {
-  return array === NO_FLOATS || array === NO_PARENTS ? 0 : inputCount(name, array, "attend");
-}
-
-/** The elements of an optional output of attend. */
-export function lseCount(lse: Float32Array): number {
-  return lse === NO_FLOATS ? 0 : outputCount("lse", lse);
+/** The elements of an optional input of attend: none where it is absent. */
+export function givenCount(name: string, array: Float32Array | Int32Array | undefined): number {
+  return array === undefined ? 0 : inputCount(name, array, "attend");
 }
 
 /** The refusal of an attend; `queryCount` is that of all sequences together. */
@@ -225,7 +232,7 @@ function lengthRule(q: Float32Array, given: GivenAttend, queryCount: number, qHe
     return `${name} must have one for each of ${qHeads} query heads: ${name} has ${lengthOf(array)}`;
   }
   if (treeParents === undefined) return `the arrays are too long for one call: q has ${lengthOf(q)}`;
-  return `treeParents must have one for each of ${queryCount} queries, at most ${TREE_NODES_MAX} for a sequence ` +
+  return `treeParents must have one for each of ${queryCount} queries, at most ${VALUES.treeNodeCountMax} for a sequence ` +
     `and no more than it has rows: treeParents has ${lengthOf(treeParents)}`;
 }
 
@@ -265,7 +272,7 @@ function checkGiven(name: string, array: Float32Array): void {
   }
 }
 
-/** As `checkGiven`, for whole numbers. */
+/** Parents that are given but empty must not pass for absent ones. */
 function checkParents(array: Int32Array): void {
   if (arrayKind(array) !== "Int32Array") throw new TypeError(`treeParents must be an Int32Array: ${kindOf(array)}`);
   checkAttached("treeParents", array);

@@ -15,11 +15,6 @@ export interface CommitOptions {
   readonly tokens?: Uint32Array;
 }
 
-/** The names of {@linkcode CommitOptions}. */
-export const COMMIT_NAMES: OptionNames = optionNames<CommitOptions>({
-  tokens: true,
-});
-
 /** What a commit of a {@linkcode Sequence} may carry beside the count. */
 export interface SequenceCommitOptions extends CommitOptions {
   /**
@@ -30,7 +25,7 @@ export interface SequenceCommitOptions extends CommitOptions {
 }
 
 /** The names of {@linkcode SequenceCommitOptions}. */
-export const SEQUENCE_COMMIT_NAMES: OptionNames = optionNames<SequenceCommitOptions>({
+export const COMMIT_NAMES: OptionNames = optionNames<SequenceCommitOptions>({
   tokens: true,
   kept: true,
 });

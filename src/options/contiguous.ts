@@ -4,10 +4,12 @@
  * @module
  */
 
-import { contiguousRecord, contiguousWords } from "../ffi/record.ts";
-import { checkBytes, checkHeads, checkOption, checkQueryHeads, SEQ_LEN_MAX } from "./counts.ts";
-import { dtypeCodes, dtypeOf, type FloatDType } from "./dtype.ts";
+import { VALUES } from "../ffi/exports.ts";
+import type { Values } from "../ffi/record.ts";
+import { checkBytes, checkHeads, checkOption, checkQueryHeads } from "./counts.ts";
+import { dtypeCodes, type FloatDType, floatDtypeOf } from "./dtype.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
+import { elementBytes } from "./rows.ts";
 
 /** The geometry of a {@linkcode ContiguousCache}, and how it stores its elements. */
 export interface ContiguousCacheOptions {
@@ -41,24 +43,24 @@ const CONTIGUOUS_NAMES: OptionNames = optionNames<ContiguousCacheOptions>({
 });
 
 /** Bytes of K and V in digits, by the formula: a product that no number of 64 bits need hold. */
-export function bytesText(record: Uint32Array): string {
-  const { layerCount, sequenceCount, maxSeqLen, kvHeadCount, headDim, dtypeK, dtypeV } = contiguousWords(record);
-  const elementBytes = [dtypeK, dtypeV].reduce((sum, code) => sum + (dtypeOf(code) === "f32" ? 4 : 2), 0);
-  const factors = [layerCount, sequenceCount, maxSeqLen, kvHeadCount, headDim, elementBytes];
+export function bytesText(values: Values<"contiguous">): string {
+  const { layerCount, sequenceCount, maxSeqLen, kvHeadCount, headDim, dtypeK, dtypeV } = values;
+  const bytes = elementBytes(floatDtypeOf(dtypeK)) + elementBytes(floatDtypeOf(dtypeV));
+  const factors = [layerCount, sequenceCount, maxSeqLen, kvHeadCount, headDim, bytes];
   return String(factors.reduce((product, factor) => product * BigInt(factor), 1n));
 }
 
-/** The checked record of `options`; `action` begins the text of a refusal. */
-export function recordOf(options: ContiguousCacheOptions, action: string): Uint32Array {
+/** The checked values of `options`; `action` begins the text of a refusal. */
+export function contiguousValues(options: ContiguousCacheOptions, action: string): Values<"contiguous"> {
   checkOptions(options, CONTIGUOUS_NAMES, action);
   const { layerCount, kvHeadCount, headDim, qHeadCount, dtype = "f32", sequenceCount = 1, maxBytes } = options;
-  return contiguousRecord({
+  return {
     layerCount: checkOption("layerCount", layerCount, action),
     sequenceCount: checkOption("sequenceCount", sequenceCount, action),
     ...checkHeads(kvHeadCount, headDim, action),
     qHeadCount: qHeadCount === undefined ? 0 : checkQueryHeads(qHeadCount, kvHeadCount, action),
-    maxSeqLen: checkOption("maxSeqLen", options.maxSeqLen, action, SEQ_LEN_MAX),
+    maxSeqLen: checkOption("maxSeqLen", options.maxSeqLen, action, VALUES.maxSeqLenMax),
     ...dtypeCodes(dtype, action),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
-  });
+  };
 }

@@ -8,12 +8,7 @@
  */
 
 import { KvError } from "../error.ts";
-
-/** Head dimensions the kernels are built for. */
-export const HEAD_DIM_MAX = 256;
-
-/** A position, and a count of rows, must fit a result of the ABI. */
-export const SEQ_LEN_MAX: number = 2 ** 31 - 1;
+import { VALUES } from "../ffi/exports.ts";
 
 /** A count of at least 1, and at most `max`. */
 export function checkOption(name: string, value: number, action: string, max: number = 2 ** 32 - 1): number {
@@ -33,7 +28,7 @@ export function checkHeads(
   path: string = "",
 ): { readonly kvHeadCount: number; readonly headDim: number } {
   checkOption(`${path}kvHeadCount`, kvHeadCount, action);
-  checkOption(`${path}headDim`, headDim, action, HEAD_DIM_MAX);
+  checkOption(`${path}headDim`, headDim, action, VALUES.headDimMax);
   if (kvHeadCount * headDim < 2 ** 32) return { kvHeadCount, headDim };
   throw new KvError(
     "invalid_config",
@@ -77,9 +72,10 @@ export function checkCount(name: string, value: unknown): asserts value is numbe
 /** A count of positions that a block can hold. */
 export function checkBlockSize(blockSize: number, action: string): number {
   checkCount("blockSize", blockSize);
-  if (blockSize >= 1 && blockSize <= 256 && Number.isInteger(Math.log2(blockSize))) return blockSize;
+  const max = VALUES.blockSizeMax;
+  if (blockSize >= 1 && blockSize <= max && Number.isInteger(Math.log2(blockSize))) return blockSize;
   throw new KvError(
     "invalid_config",
-    `Cannot ${action} as blockSize must be a power of two from 1 to 256: blockSize is ${blockSize}`,
+    `Cannot ${action} as blockSize must be a power of two from 1 to ${max}: blockSize is ${blockSize}`,
   );
 }

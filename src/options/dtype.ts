@@ -5,6 +5,8 @@
  */
 
 import { KvError } from "../error.ts";
+import { ENUMS } from "../ffi/exports.ts";
+import { nameOf } from "../ffi/record.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
 
 /** The names of what has a value for keys and one for values. */
@@ -22,10 +24,10 @@ export type QuantizedDType = "q8_0" | "q4_0" | "i8" | "i4" | "i2";
 /** How elements are stored. */
 export type DType = FloatDType | QuantizedDType;
 
-/** The dtypes of floats by their number in the ABI, which are its first. */
+/** The dtypes of floats. */
 const FLOAT_DTYPES: readonly FloatDType[] = ["f32", "f16", "bf16"];
 
-/** All dtypes by their number in the ABI. */
+/** All dtypes. */
 const DTYPES: readonly DType[] = [...FLOAT_DTYPES, "q8_0", "q4_0", "i8", "i4", "i2"];
 
 /** The number of a dtype in the ABI; `among` are those that fit the place. */
@@ -34,7 +36,7 @@ export function dtypeCode(name: string, dtype: DType, among: readonly DType[] = 
   if (!among.includes(dtype)) {
     throw new KvError("invalid_config", `Cannot use ${name} ${dtype} as it must be one of ${among.join(", ")}`);
   }
-  return DTYPES.indexOf(dtype);
+  return ENUMS.dtype[dtype];
 }
 
 /** The number of a dtype of floats. */
@@ -64,14 +66,12 @@ export function eachSide<Given extends DType>(
 
 /** The dtype of a number in the ABI. */
 export function dtypeOf(code: number): DType {
-  const dtype = DTYPES[code];
-  if (dtype === undefined) throw new Error(`Cannot read a dtype as the library gave an unknown number: ${code}`);
-  return dtype;
+  return nameOf("dtype", code);
 }
 
 /** The dtype of floats of a number in the ABI. */
 export function floatDtypeOf(code: number): FloatDType {
-  const dtype = FLOAT_DTYPES[code];
+  const dtype = FLOAT_DTYPES.find((dtype) => ENUMS.dtype[dtype] === code);
   if (dtype === undefined) {
     throw new Error(`Cannot read floats as the library gave the number of no such dtype: ${code}`);
   }
@@ -80,5 +80,6 @@ export function floatDtypeOf(code: number): FloatDType {
 
 /** Is an element a code, whose scale it shares with others? */
 export function isQuantized(dtype: DType): boolean {
-  return dtypeCode("dtype", dtype) >= FLOAT_DTYPES.length;
+  dtypeCode("dtype", dtype);
+  return !FLOAT_DTYPES.some((float) => float === dtype);
 }

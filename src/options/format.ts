@@ -5,6 +5,7 @@
  */
 
 import { KvError } from "../error.ts";
+import { VALUES } from "../ffi/exports.ts";
 import { type DType, dtypeCode, eachSide, isQuantized } from "./dtype.ts";
 
 /** How keys and values are stored: one dtype for both, or one for each. */
@@ -23,6 +24,9 @@ export function sidesOf(name: string, format: KvFormat, action: string): Sides {
   dtypeCode(`${name}.v`, v);
   return { k, v };
 }
+
+/** What a block must fit in, for the text of a refusal. */
+export const BLOCK_LIMITS: string = `maxBytes and in ${VALUES.slabBytesMax / 2 ** 30} GiB`;
 
 /** Quantized formats come in whole vectors of codes: refuses blocks and heads that are none. */
 export function checkFits(name: string, sides: Sides, headDim: number, blockSize: number, action: string): void {

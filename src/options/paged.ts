@@ -5,20 +5,13 @@
  */
 
 import { KvError } from "../error.ts";
-import { pagedRecord, type PolicyWords } from "../ffi/record.ts";
-import {
-  checkBlockSize,
-  checkBytes,
-  checkCount,
-  checkHeads,
-  checkOption,
-  checkQueryHeads,
-  SEQ_LEN_MAX,
-} from "./counts.ts";
+import { ENUMS, VALUES } from "../ffi/exports.ts";
+import { recordOf, recordsOf, type Values } from "../ffi/record.ts";
+import { checkBlockSize, checkBytes, checkCount, checkHeads, checkOption, checkQueryHeads } from "./counts.ts";
 import { type DType, dtypeCodes, dtypeOf, type FloatDType } from "./dtype.ts";
 import { headBytes, type KvFormat, type Sides, sidesOf } from "./format.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
-import { type LogitErrorOptions, type Policy, policyWords, storeOf, storeWords } from "./policy.ts";
+import { type LogitErrorOptions, type Policy, policyValues, storeOf, storeWords } from "./policy.ts";
 import { type Retention, retentionWords } from "./retention.ts";
 
 /** The shape of one layer of a {@linkcode PagedCache}. */
@@ -182,7 +175,7 @@ export interface PlanOptions<Pool> extends PagedOptions {
 /** What a native cache is made of. */
 export interface PagedPlan<Pool> {
   readonly record: Uint32Array;
-  /** `LAYER_WORDS` for each layer. */
+  /** A LayerRecord for each layer. */
   readonly layers: Uint32Array;
   readonly pool: Pool | undefined;
   /** Bytes of the largest block, in the tail or in the store. */
@@ -194,9 +187,6 @@ export interface PagedLayer extends LayerShape {
   readonly store?: Sides;
 }
 
-/** Words of a layer beside the record. */
-export const LAYER_WORDS = 6;
-
 const CREATE = "create a cache";
 
 const KEEP_ALL: Retention = { keep: "all" };
@@ -204,7 +194,8 @@ const KEEP_ALL: Retention = { keep: "all" };
 /** The checked words of `options`; `handleOf` gives the handle of a pool, or refuses it. */
 export function planOf<Pool>(options: PlanOptions<Pool>, handleOf: (pool: Pool) => number): PagedPlan<Pool> {
   checkOptions(options, PAGED_NAMES, CREATE);
-  const { maxSeqLen, blockSize = 64, dtype, tail, store, retention = KEEP_ALL, maxBytes, pool } = options;
+  const { maxSeqLen, blockSize = VALUES.blockSizeDefault, dtype, tail, store, retention = KEEP_ALL, maxBytes, pool } =
+    options;
   const { measureFidelity = false, maxLogitError, queryNorm, rewindTokens = blockSize } = options;
   const layers = layersOf(options);
   if (pool !== undefined && maxBytes !== undefined) {
@@ -220,9 +211,10 @@ export function planOf<Pool>(options: PlanOptions<Pool>, handleOf: (pool: Pool) 
   const { tailDtype = "f16" } = { tailDtype: dtype === undefined ? own : dtype };
   const codes = dtypeCodes(tailDtype, CREATE);
   const storeSides = store === undefined ? undefined : sidesOf("store", store, CREATE);
-  const words = {
+  const values = {
     layerCount: layers.length,
-    maxSeqLen: checkOption("maxSeqLen", maxSeqLen, CREATE, SEQ_LEN_MAX),
+    groupCount: 0, // the library's answer
+    maxSeqLen: checkOption("maxSeqLen", maxSeqLen, CREATE, VALUES.maxSeqLenMax),
     blockSize: checkBlockSize(blockSize, CREATE),
     ...codes,
     ...retentionWords(retention, CREATE),
@@ -230,9 +222,9 @@ export function planOf<Pool>(options: PlanOptions<Pool>, handleOf: (pool: Pool) 
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, CREATE),
     pool: pool === undefined ? 0 : handleOf(pool),
   };
-  const { retentionTokens } = words;
+  const { retentionTokens } = values;
   const limits = { maxLogitError, queryNorm };
-  const policy = policyWords(policyOfOptions({ ...stay, ...limits }, storeSides, layers), {
+  const policy = policyValues(policyOfOptions({ ...stay, ...limits }, storeSides, layers), {
     action: CREATE,
     blockSize,
     retentionTokens,
@@ -241,22 +233,18 @@ export function planOf<Pool>(options: PlanOptions<Pool>, handleOf: (pool: Pool) 
   });
   const sides = { k: dtypeOf(codes.dtypeK), v: dtypeOf(codes.dtypeV) };
   return {
-    record: pagedRecord({ ...words, policy, measuresFidelity: measureFidelity }),
-    layers: Uint32Array.from(layers.flatMap(({ kvHeadCount, headDim, windowTokens = 0, store, qHeadCount = 0 }) => [
-      ...[kvHeadCount, headDim, windowTokens],
-      ...storeWords(store),
-      qHeadCount,
-    ])),
+    record: recordOf("paged", { ...values, ...policy, measuresFidelity: Number(measureFidelity) }),
+    layers: recordsOf("layer", layers.map(layerValues)),
     pool,
     blockBytes: largestBlock(layers, blockSize, sides, policy),
   };
 }
 
-/** Of 0 rows nothing is kept, which is a choice, too. */
+/** A count of rows to rewind; 0 is one, too. */
 function checkRewind(rewindTokens: number): number {
   checkCount("rewindTokens", rewindTokens);
-  if (rewindTokens <= SEQ_LEN_MAX) return rewindTokens;
-  throw refuse(`rewindTokens must be at most ${SEQ_LEN_MAX}: rewindTokens is ${rewindTokens}`);
+  if (rewindTokens <= VALUES.maxSeqLenMax) return rewindTokens;
+  throw refuse(`rewindTokens must be at most ${VALUES.maxSeqLenMax}: rewindTokens is ${rewindTokens}`);
 }
 
 /** The options of a tail, each read once. */
@@ -326,6 +314,25 @@ function layerOf(
   };
 }
 
+/** What a LayerRecord says of a layer. */
+function layerValues({ kvHeadCount, headDim, windowTokens = 0, store, qHeadCount = 0 }: PagedLayer): Values<"layer"> {
+  const [storeK, storeV] = storeWords(store);
+  return { kvHeadCount, headDim, windowTokens, storeK, storeV, qHeadCount };
+}
+
+/** The layer that a LayerRecord tells of. */
+export function pagedLayerOf(values: Values<"layer">): PagedLayer {
+  const { kvHeadCount, headDim, windowTokens, qHeadCount } = values;
+  const store = storeOf(values.storeK, values.storeV);
+  return {
+    kvHeadCount,
+    headDim,
+    ...(qHeadCount === 0 ? {} : { qHeadCount }),
+    ...(windowTokens === 0 ? {} : { windowTokens }),
+    ...(store === undefined ? {} : { store }),
+  };
+}
+
 /** Far above any model, and far below what the words of all layers could not hold. */
 const LAYER_COUNT_MAX = 2 ** 16;
 
@@ -345,12 +352,13 @@ export function largestBlock(
   layers: readonly PagedLayer[],
   blockSize: number,
   tail: Sides,
-  { kind, storeK, storeV }: PolicyWords,
+  { policyKind, policyStoreK, policyStoreV }: Values<"policy">,
 ): number {
   const bytes = new Map<number, number[]>();
   for (const [layer, group] of groupsOf(layers).entries()) {
-    const { kvHeadCount, headDim, store = storeOf(storeK, storeV) } = layers[layer]!;
-    const formats = kind === 0 || store === undefined ? [tail] : [tail, store];
+    const { kvHeadCount, headDim, store = storeOf(policyStoreK, policyStoreV) } = layers[layer]!;
+    const isTailOnly = policyKind === ENUMS.policyKind.tailOnly;
+    const formats = isTailOnly || store === undefined ? [tail] : [tail, store];
     const sums = bytes.get(group) ?? [0, 0];
     bytes.set(group, formats.map((format, i) => sums[i]! + kvHeadCount * headBytes(format, headDim, blockSize)));
   }

@@ -13,8 +13,9 @@
  */
 
 import { KvError } from "../error.ts";
-import type { PolicyWords } from "../ffi/record.ts";
-import { checkCount, SEQ_LEN_MAX } from "./counts.ts";
+import { ENUMS, VALUES } from "../ffi/exports.ts";
+import type { Values } from "../ffi/record.ts";
+import { checkCount } from "./counts.ts";
 import { dtypeCode, dtypeOf } from "./dtype.ts";
 import { checkFits, type KvFormat, type Sides, sidesOf } from "./format.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
@@ -107,21 +108,21 @@ export interface PolicyRules {
 }
 
 /** Nothing migrates. */
-const TAIL_ONLY: PolicyWords = {
-  kind: 0,
-  storeK: 0,
-  storeV: 0,
-  tailTokens: 0,
-  sinkTokens: 0,
-  maxLogitError: 0,
-  queryNorm: 0,
+const TAIL_ONLY: Values<"policy"> = {
+  policyKind: ENUMS.policyKind.tailOnly,
+  policyStoreK: 0,
+  policyStoreV: 0,
+  policyTailTokens: 0,
+  policySinkTokens: 0,
+  policyMaxLogitError: 0,
+  policyQueryNorm: 0,
 };
 
 /** The properties of any policy but `kind`. */
 const PROPERTIES = ["tail", "store", "sinkTokens", "maxLogitError", "queryNorm"] as const;
 
-/** The checked words of a policy; each of its properties is read once. */
-export function policyWords(policy: Policy, rules: PolicyRules): PolicyWords {
+/** The checked values of a policy; each of its properties is read once. */
+export function policyValues(policy: Policy, rules: PolicyRules): Values<"policy"> {
   checkOptions(policy, POLICY_NAMES, rules.action, "policy");
   // As it may come from JSON: a name this version does not know must not pass for one it does.
   const properties: { readonly [Name in "kind" | typeof PROPERTIES[number]]?: unknown } = policy;
@@ -134,12 +135,12 @@ export function policyWords(policy: Policy, rules: PolicyRules): PolicyWords {
       return TAIL_ONLY;
     case "store-only":
       checkAbsent(kind, given, ["tail"], rules);
-      return tieredWords({ tokens: 0, sinkTokens, store, limits }, rules);
+      return tieredValues({ tokens: 0, sinkTokens, store, limits }, rules);
     case "hybrid": {
       checkAbsent(kind, given, ["sinkTokens"], rules);
       checkOptions(tail, POLICY_TAIL_NAMES, rules.action, "policy.tail");
       const { tokens, sinkTokens: sinks }: { readonly tokens?: unknown; readonly sinkTokens?: unknown } = tail;
-      return tieredWords({ tokens, sinkTokens: sinks, store, limits }, rules);
+      return tieredValues({ tokens, sinkTokens: sinks, store, limits }, rules);
     }
   }
   if (typeof kind !== "string") throw new TypeError(`policy.kind must be a string: ${typeof kind}`);
@@ -156,8 +157,8 @@ function checkAbsent(
   if (name !== undefined) throw refuse(rules, `a policy that is ${kind} has no ${name}: it is given`);
 }
 
-/** The checked words of a tail, a store and limits. */
-function tieredWords(
+/** The checked values of a tail, a store and limits. */
+function tieredValues(
   { tokens, sinkTokens = 0, store, limits }: {
     readonly tokens: unknown;
     readonly sinkTokens: unknown;
@@ -165,12 +166,12 @@ function tieredWords(
     readonly limits: GivenLimits;
   },
   rules: PolicyRules,
-): PolicyWords {
+): Values<"policy"> {
   const { blockSize, retentionTokens, layers } = rules;
   checkCount("tail.tokens", tokens);
   checkCount("sinkTokens", sinkTokens);
-  if (sinkTokens > SEQ_LEN_MAX) {
-    throw refuse(rules, `sinkTokens must be at most ${SEQ_LEN_MAX}: sinkTokens is ${sinkTokens}`);
+  if (sinkTokens > VALUES.maxSeqLenMax) {
+    throw refuse(rules, `sinkTokens must be at most ${VALUES.maxSeqLenMax}: sinkTokens is ${sinkTokens}`);
   }
   const tailTokens = tokens;
   if (tailTokens % blockSize !== 0) {
@@ -191,20 +192,27 @@ function tieredWords(
     const name = own === undefined ? "store" : `layers[${i}].store`;
     if (format !== undefined) checkFits(name, format, headDim, blockSize, rules.action);
   }
-  const [storeK, storeV] = storeWords(sides);
-  return { kind: 1, storeK, storeV, tailTokens, sinkTokens, ...limitWords(limits, rules) };
+  const [policyStoreK, policyStoreV] = storeWords(sides);
+  return {
+    policyKind: ENUMS.policyKind.tiered,
+    policyStoreK,
+    policyStoreV,
+    policyTailTokens: tailTokens,
+    policySinkTokens: sinkTokens,
+    ...limitValues(limits, rules),
+  };
 }
 
 type GivenLimits = { readonly [Name in keyof LogitErrorOptions]-?: unknown };
 
-/** The checked words of limits: 0 for what is not given. */
-function limitWords(
+/** The checked values of limits: 0 for what is not given. */
+function limitValues(
   { maxLogitError, queryNorm }: GivenLimits,
   rules: PolicyRules,
-): Pick<PolicyWords, "maxLogitError" | "queryNorm"> {
-  const words = {
-    maxLogitError: limitWord("maxLogitError", maxLogitError, rules),
-    queryNorm: limitWord("queryNorm", queryNorm, rules),
+): Pick<Values<"policy">, "policyMaxLogitError" | "policyQueryNorm"> {
+  const values = {
+    policyMaxLogitError: limitValue("maxLogitError", maxLogitError, rules),
+    policyQueryNorm: limitValue("queryNorm", queryNorm, rules),
   };
   if (maxLogitError !== undefined && !rules.measuresFidelity) {
     throw refuse(rules, `maxLogitError needs measureFidelity: maxLogitError is ${maxLogitError}`);
@@ -212,11 +220,11 @@ function limitWords(
   if (queryNorm !== undefined && maxLogitError === undefined) {
     throw refuse(rules, `queryNorm needs maxLogitError: queryNorm is ${queryNorm}`);
   }
-  return words;
+  return values;
 }
 
 /** The value crosses as an f32, so it must be a limit as one: what rounds to 0 would pass for none. */
-function limitWord(name: string, value: unknown, rules: PolicyRules): number {
+function limitValue(name: string, value: unknown, rules: PolicyRules): number {
   if (value === undefined) return 0;
   if (typeof value !== "number") throw new TypeError(`${name} must be a number: ${typeof value}`);
   const word = Math.fround(value);
@@ -237,18 +245,19 @@ export function storeOf(k: number, v: number): Sides | undefined {
   return k === 0 ? undefined : { k: dtypeOf(k - 1), v: dtypeOf(v - 1) };
 }
 
-/** The policy that words say. */
-export function policyOf(words: PolicyWords): Policy {
-  const { kind, storeK, storeV, tailTokens, sinkTokens, maxLogitError, queryNorm } = words;
-  if (kind === 0) return { kind: "tail-only" };
-  const sides = storeOf(storeK, storeV);
+/** The policy that a record says. */
+export function policyOf(values: Values<"policy">): Policy {
+  if (values.policyKind === ENUMS.policyKind.tailOnly) return { kind: "tail-only" };
+  const { policyTailTokens: tokens, policySinkTokens: sinkTokens } = values;
+  const { policyMaxLogitError: maxLogitError, policyQueryNorm: queryNorm } = values;
+  const sides = storeOf(values.policyStoreK, values.policyStoreV);
   const rest = {
     ...(sides === undefined ? {} : { store: sides }),
     ...(maxLogitError === 0 ? {} : { maxLogitError }),
     ...(queryNorm === 0 ? {} : { queryNorm }),
   };
-  if (tailTokens === 0) return { kind: "store-only", sinkTokens, ...rest };
-  return { kind: "hybrid", tail: { tokens: tailTokens, sinkTokens }, ...rest };
+  if (tokens === 0) return { kind: "store-only", sinkTokens, ...rest };
+  return { kind: "hybrid", tail: { tokens, sinkTokens }, ...rest };
 }
 
 function refuse({ action }: PolicyRules, rule: string): KvError {

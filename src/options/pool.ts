@@ -4,7 +4,8 @@
  * @module
  */
 
-import { poolRecord } from "../ffi/record.ts";
+import { VALUES } from "../ffi/exports.ts";
+import { recordOf } from "../ffi/record.ts";
 import { countText } from "../ffi/status.ts";
 import { checkBlockSize, checkBytes, checkHeads, checkOption } from "./counts.ts";
 import { dtypeCodes, dtypeOf, type FloatDType } from "./dtype.ts";
@@ -51,21 +52,21 @@ export interface PoolPlan {
   readonly maxBytes: number | undefined;
 }
 
-/** The checked words of `options`; `action` begins the text of a refusal. */
+/** The checked record of `options`; `action` begins the text of a refusal. */
 export function poolPlanOf(options: BlockPoolOptions, action: string): PoolPlan {
   checkOptions(options, POOL_NAMES, action);
-  const { blockSize = 64, dtype = "f16", maxBytes } = options;
-  const words = {
+  const { blockSize = VALUES.blockSizeDefault, dtype = "f16", maxBytes } = options;
+  const values = {
     layerCount: checkOption("layerCount", options.layerCount, action),
     ...checkHeads(options.kvHeadCount, options.headDim, action),
     blockSize: checkBlockSize(blockSize, action),
     ...dtypeCodes(dtype, action),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, action),
   };
-  const { layerCount, kvHeadCount, headDim } = words;
-  const tail = { k: dtypeOf(words.dtypeK), v: dtypeOf(words.dtypeV) };
+  const { layerCount, kvHeadCount, headDim } = values;
+  const tail = { k: dtypeOf(values.dtypeK), v: dtypeOf(values.dtypeV) };
   const shape = `${countText(layerCount, "layer")}, ${kvHeadCount} KV heads of ${headDim}, blocks of ${blockSize}, ` +
     `keys in ${tail.k} and values in ${tail.v}`;
   const blockBytes = layerCount * kvHeadCount * headBytes(tail, headDim, blockSize);
-  return { record: poolRecord(words), headDim, blockSize, tail, shape, blockBytes, maxBytes };
+  return { record: recordOf("pool", values), headDim, blockSize, tail, shape, blockBytes, maxBytes };
 }

@@ -8,6 +8,7 @@
  */
 
 import { KvError } from "../error.ts";
+import { ENUMS } from "../ffi/exports.ts";
 import { type FloatDType, floatDtypeCode } from "./dtype.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf, overlaps } from "./typed_array.ts";
 
@@ -32,24 +33,23 @@ export function inputDtype(k: Rows, v: Rows, dtype: FloatDType | undefined): num
   }
   if (kind === "Float32Array") {
     if (dtype !== undefined) checkAgrees("a Float32Array", dtype, "f32");
-    return 0;
+    return ENUMS.dtype.f32;
   }
   if (kind === "Float16Array") {
     if (dtype !== undefined) checkAgrees("a Float16Array", dtype, "f16");
-    return 1;
+    return ENUMS.dtype.f16;
   }
   if (dtype === undefined) {
     throw new TypeError('The bits in a Uint16Array need { dtype: "f16" } or { dtype: "bf16" }: dtype is undefined');
   }
   const code = floatDtypeCode("dtype", dtype);
-  if (code === 0) checkAgrees("a Uint16Array", dtype, "f16 or bf16");
+  if (dtype === "f32") checkAgrees("a Uint16Array", dtype, "f16 or bf16");
   return code;
 }
 
 /** The number of a layout of appended rows. */
 export function layoutCode(layout: "token_major" | "head_major" = "token_major"): number {
-  if (layout === "token_major") return 0;
-  if (layout === "head_major") return 1;
+  if (layout === "token_major" || layout === "head_major") return ENUMS.layout[layout];
   if (typeof layout !== "string") throw new TypeError(`layout must be a string: ${typeof layout}`);
   throw new KvError("invalid_config", `Cannot append as layout must be token_major or head_major: layout is ${layout}`);
 }

@@ -28,6 +28,7 @@ pub const Shape = shape.Shape;
 const contiguous = @import("cache/contiguous.zig");
 pub const ContiguousCache = contiguous.ContiguousCache;
 pub const ContiguousOptions = contiguous.Options;
+pub const ContiguousSequence = contiguous.Sequence;
 
 const format_pool = @import("cache/blocks/format_pool.zig");
 pub const FormatPool = format_pool.FormatPool;
@@ -39,9 +40,28 @@ pub const PagedOptions = paged.Options;
 pub const PagedLayer = paged.Layer;
 pub const Policy = paged.Policy;
 pub const Retention = paged.Retention;
-pub const Sequence = paged.Sequence;
+pub const PagedSequence = paged.Sequence;
+pub const PagedStats = paged.Stats;
+pub const HeadFidelity = paged.Head;
 pub const Store = paged.Store;
 pub const Tier = paged.Tier;
+
+const sequence = @import("cache/sequence.zig");
+pub const Device = sequence.Device;
+/// A sequence of either cache.
+pub const Sequence = sequence.Sequence;
+const view = @import("cache/view.zig");
+pub const ContiguousKv = view.ContiguousKv;
+pub const Reason = view.Reason;
+pub const View = view.View;
+
+const quantization = @import("cache/quantization.zig");
+pub const quantizeRows = quantization.quantizeRows;
+pub const dequantizeRows = quantization.dequantizeRows;
+pub const quantizePlane = quantization.quantizePlane;
+pub const dequantizePlane = quantization.dequantizePlane;
+pub const packPlane = quantization.packPlane;
+pub const unpackPlane = quantization.unpackPlane;
 
 const input = @import("cache/input.zig");
 pub const Input = input.Input;
@@ -51,6 +71,8 @@ pub const Rows = @import("cache/rows.zig").Rows;
 
 const attention = @import("attention/attend.zig");
 pub const attend = attention.attend;
+pub const attendSequences = attention.attendSequences;
+pub const tree_node_count_max = attention.tree_node_count_max;
 pub const Query = attention.Query;
 pub const AttendOptions = attention.Options;
 
@@ -104,5 +126,6 @@ test {
     _ = @import("cache/tiers/policy.zig");
     _ = @import("group.zig");
     _ = contiguous;
+    _ = sequence;
     _ = attention;
 }

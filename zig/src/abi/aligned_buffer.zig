@@ -7,7 +7,7 @@ const record = @import("record.zig");
 const status = @import("status.zig");
 
 /// Where a buffer lies, for the runtimes to make arrays over.
-const BufferRecord = extern struct {
+pub const BufferRecord = extern struct {
     size_bytes: u32 = 0,
     address: record.Wide,
     /// Elements it can hold, and elements that were appended.

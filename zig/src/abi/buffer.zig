@@ -23,7 +23,17 @@ pub fn words(comptime Word: type, source: ?[*]const u8, element_count: u32) Erro
     return elements[0..element_count];
 }
 
-/// A copy of such a buffer, for numbers that are checked and then counted or indexed with: another thread may write a
+/// A buffer of bytes.
+pub fn bytesIn(source: ?[*]const u8, byte_count: u32) Error![]const u8 {
+    return (try in(source, byte_count))[0..byte_count];
+}
+
+/// A buffer of bytes to write to.
+pub fn bytesOut(destination: ?[*]u8, byte_count: u32) Error![]u8 {
+    return (try out(destination, byte_count))[0..byte_count];
+}
+
+/// A copy of a buffer of 4-byte elements, for numbers that are checked and then counted or indexed with: another thread may write a
 /// caller's shared memory in between.
 pub fn copyWords(comptime Word: type, gpa: std.mem.Allocator, source: ?[*]const u8, element_count: u32) (Error || error{OutOfMemory})![]Word {
     const borrowed = try words(Word, source, element_count);

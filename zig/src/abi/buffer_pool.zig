@@ -8,14 +8,14 @@ const memory = @import("memory.zig");
 const record = @import("record.zig");
 const status = @import("status.zig");
 
-const BufferPoolRecord = extern struct {
+pub const BufferPoolRecord = extern struct {
     size_bytes: u32 = 0,
     buffers_per_class: u32,
     /// 0 for what the process may use.
     max_bytes: record.Wide,
 };
 
-const BufferPoolStatsRecord = extern struct {
+pub const BufferPoolStatsRecord = extern struct {
     size_bytes: u32 = 0,
     hits: record.Wide,
     misses: record.Wide,

@@ -19,6 +19,11 @@ const Word = packed struct(u32) {
     zero: u1 = 0,
 };
 
+/// The kind that a word says, live or not.
+pub fn kindOf(word: u32) u3 {
+    return @as(Word, @bitCast(word)).kind;
+}
+
 pub const count_max = std.math.maxInt(u16);
 
 /// Free entries that wait behind one that is used again.

@@ -1,8 +1,9 @@
-//! One right call of every export, for tests that make all of them with buffers in odd places or with memory that fails.
+//! Right calls of every export, one or more, for tests that make all of them with buffers in odd places or with memory that fails.
 
 const std = @import("std");
 const testing = std.testing;
 const Allocator = std.mem.Allocator;
+const attention = @import("attend.zig");
 const buffers = @import("aligned_buffer.zig");
 const buffer_pool = @import("buffer_pool.zig");
 const contiguous = @import("contiguous.zig");
@@ -11,6 +12,16 @@ const library = @import("library.zig");
 const paged = @import("paged.zig");
 const pool = @import("pool.zig");
 const quantization = @import("quantization.zig");
+const records = @import("test_records.zig");
+const bytes = records.bytes;
+const causal = records.causal;
+const size = records.size;
+const sized = records.sized;
+const bf16_word = records.bf16_word;
+const f16_word = records.f16_word;
+const f32_word = records.f32_word;
+const i4_word = records.i4_word;
+const q8_0_word = records.q8_0_word;
 const sequences = @import("sequence.zig");
 
 /// Callers' buffers, each an allocation of its own, with bytes nobody asked for before or behind it.
@@ -26,9 +37,10 @@ pub const Buffers = struct {
         return memory.ptr + self.before;
     }
 
-    /// A copy of an array.
+    /// A copy of an array or a record.
     fn in(self: *Buffers, array: anytype) [*]u8 {
-        const source = std.mem.sliceAsBytes(array);
+        const is_record = @typeInfo(std.meta.Child(@TypeOf(array))) == .@"struct";
+        const source = if (is_record) std.mem.asBytes(array) else std.mem.sliceAsBytes(array);
         const buffer = self.place(source.len);
         @memcpy(buffer, source);
         return buffer;
@@ -40,10 +52,10 @@ pub const Buffers = struct {
         return buffer;
     }
 
-    /// A record of so many words, to be filled.
-    fn record(self: *Buffers, word_count: u32) [*]u8 {
-        const buffer = self.out(word_count * 4);
-        std.mem.writeInt(u32, buffer[0..4], word_count * 4, .little);
+    /// A record to be filled.
+    fn record(self: *Buffers, comptime Record: type) [*]u8 {
+        const buffer = self.out(@sizeOf(Record));
+        std.mem.writeInt(u32, buffer[0..4], @sizeOf(Record), .little);
         return buffer;
     }
 
@@ -70,25 +82,26 @@ fn numbers(comptime count: usize) [count]f32 {
 const rows_data = numbers(130 * row);
 const flat_data = numbers(11 * flat_row);
 
-fn bytes(pointer: anytype) [*]u8 {
-    return @ptrCast(@constCast(pointer));
-}
-
 fn live(word: i32) u32 {
     if (word <= 0) std.debug.panic("refused: {}", .{word});
     return @intCast(word);
 }
 
-const flat_options = [_]u32{ 40, 1, 1, 2, flat_dim, 64, 0, 0, 0, 0 };
+const flat_options = records.contiguousOf(1, 2, flat_dim, 64);
 /// An f32 tail without rows of its own, keys in i4 and values in q8_0 behind it; what that does is measured.
-const tiered_options = [_]u32{ 80, 1, block_size, 512, 0, 0, 0, 0, 0, 0, 0, 0, 1, 7, 4, 0, 0, 0, 0, 1 };
-const tiered_layers = [_]u32{ 2, dim, 0, 0, 0 };
-const small_options = [_]u32{ 48, 1, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0 };
-const pool_options = [_]u32{ 36, 1, 2, flat_dim, 2, 0, 0, 1 << 20, 0 };
-const small_layers = [_]u32{ 2, flat_dim, 0, 0, 0 };
+const tiered_options = tiered: {
+    var options = records.pagedOf(1, block_size, 512);
+    options.policy = .{ .kind = 1, .store_k = i4_word + 1, .store_v = q8_0_word + 1 };
+    options.measures_fidelity = 1;
+    break :tiered options;
+};
+const tiered_layer = records.layerOf(2, dim);
+const small_options = records.pagedOf(1, 2, 64);
+const small_layer = records.layerOf(2, flat_dim);
+const pool_options = records.poolOf(1, 2, flat_dim, 2, 1 << 20);
 /// For one buffer of every class.
-const buffer_pool_options = [_]u32{ 16, 2, 32 << 20, 0 };
-const policy_options = [_]u32{ 32, 1, 5, 5, 64, 0, 0, 0 };
+const buffer_pool_options = sized(buffer_pool.BufferPoolRecord{ .buffers_per_class = 2, .max_bytes = .from(32 << 20) });
+const policy_options = sized(paged.PolicyRecord{ .policy = .{ .kind = 1, .store_k = 5, .store_v = 5, .tail_tokens = 64 } });
 
 /// The objects that calls are made on.
 pub const World = struct {
@@ -107,25 +120,25 @@ pub const World = struct {
 
     pub fn init() World {
         var world: World = undefined;
-        world.flat = live(contiguous.create(bytes(&flat_options), 40));
-        fine(contiguous.append(world.flat, 0, 0, bytes(&flat_data), 9 * flat_row, bytes(&flat_data), 9 * flat_row, 0, 0));
-        fine(contiguous.commit(world.flat, 0, 9));
-        fine(contiguous.append(world.flat, 0, 0, bytes(&flat_data), 2 * flat_row, bytes(&flat_data), 2 * flat_row, 0, 0));
-        world.tiered = live(paged.create(bytes(&tiered_options), 80, bytes(&tiered_layers), 5));
+        world.flat = live(contiguous.create(bytes(&flat_options), size(&flat_options)));
+        fine(sequences.append(world.flat, 0, 0, bytes(&flat_data), 9 * flat_row, bytes(&flat_data), 9 * flat_row, 0, 0, null, 0));
+        fine(sequences.commit(world.flat, 0, 9));
+        fine(sequences.append(world.flat, 0, 0, bytes(&flat_data), 2 * flat_row, bytes(&flat_data), 2 * flat_row, 0, 0, null, 0));
+        world.tiered = live(paged.create(bytes(&tiered_options), size(&tiered_options), bytes(&tiered_layer), size(&tiered_layer)));
         world.first = live(sequences.create(world.tiered));
-        fine(sequences.append(world.first, 0, bytes(&rows_data), 130 * row, bytes(&rows_data), 130 * row, 0, 0));
-        fine(sequences.commit(world.first, 130));
+        fine(sequences.append(world.first, 0, 0, bytes(&rows_data), 130 * row, bytes(&rows_data), 130 * row, 0, 0, null, 0));
+        fine(sequences.commit(world.first, 0, 130));
         world.second = live(sequences.create(world.tiered));
-        fine(sequences.append(world.second, 0, bytes(&rows_data), 2 * row, bytes(&rows_data), 2 * row, 0, 0));
-        world.blocks = live(pool.create(bytes(&pool_options), 36));
+        fine(sequences.append(world.second, 0, 0, bytes(&rows_data), 2 * row, bytes(&rows_data), 2 * row, 0, 0, null, 0));
+        world.blocks = live(pool.create(bytes(&pool_options), size(&pool_options)));
         var on_pool = small_options;
-        on_pool[10] = world.blocks;
-        world.small = live(paged.create(bytes(&on_pool), 48, bytes(&small_layers), 5));
+        on_pool.pool = world.blocks;
+        world.small = live(paged.create(bytes(&on_pool), size(&on_pool), bytes(&small_layer), size(&small_layer)));
         world.small_first = live(sequences.create(world.small));
-        fine(sequences.append(world.small_first, 0, bytes(&flat_data), 5 * flat_row, bytes(&flat_data), 5 * flat_row, 0, 0));
-        fine(sequences.commit(world.small_first, 5));
+        fine(sequences.append(world.small_first, 0, 0, bytes(&flat_data), 5 * flat_row, bytes(&flat_data), 5 * flat_row, 0, 0, null, 0));
+        fine(sequences.commit(world.small_first, 0, 5));
         world.small_second = live(sequences.fork(world.small_first));
-        world.buffer_source = live(buffer_pool.create(bytes(&buffer_pool_options), 16));
+        world.buffer_source = live(buffer_pool.create(bytes(&buffer_pool_options), size(&buffer_pool_options)));
         world.buffer = live(buffer_pool.acquire(world.buffer_source, 100));
         fine(buffers.extend(world.buffer, bytes(&rows_data), 7));
         return world;
@@ -155,29 +168,28 @@ pub const World = struct {
         const count: u32 = @intCast(k.len);
         @memset(k, 0);
         @memset(v, 0);
-        hashWord(&hasher, contiguous.gather(world.flat, 0, 0, bytes(k.ptr), count, bytes(v.ptr), count, 0));
+        hashWord(&hasher, sequences.gather(world.flat, 0, 0, bytes(k.ptr), count, bytes(v.ptr), count, 0));
         hasher.update(std.mem.sliceAsBytes(k));
         hasher.update(std.mem.sliceAsBytes(v));
-        hashWord(&hasher, contiguous.seqLen(world.flat, 0));
+        hashWord(&hasher, sequences.seqLen(world.flat, 0));
         for ([_]u32{ world.first, world.second, world.small_first, world.small_second }) |word| {
             @memset(k, 0);
             @memset(v, 0);
-            hashWord(&hasher, sequences.gather(word, 0, bytes(k.ptr), count, bytes(v.ptr), count, 0));
+            hashWord(&hasher, sequences.gather(word, 0, 0, bytes(k.ptr), count, bytes(v.ptr), count, 0));
             hasher.update(std.mem.sliceAsBytes(k));
             hasher.update(std.mem.sliceAsBytes(v));
-            hashWord(&hasher, sequences.seqLen(word));
-            hashWord(&hasher, sequences.rowCount(word, 0));
+            hashWord(&hasher, sequences.seqLen(word, 0));
+            hashWord(&hasher, sequences.rowCount(word, 0, 0));
         }
         for ([_]u32{ world.tiered, world.small }) |word| {
-            var words: [32]u32 = @splat(0);
-            words[0] = 80;
-            var layers: [5]u32 = undefined;
-            hashWord(&hasher, paged.config(word, bytes(&words), 80, bytes(&layers), 5));
-            hasher.update(std.mem.sliceAsBytes(&words));
-            words[0] = 96;
-            hashWord(&hasher, paged.stats(word, bytes(&words), 96));
-            hashWord(&hasher, @bitCast(words[1])); // sequences
-            hashWord(&hasher, @bitCast(words[20])); // blocks in use
+            var config = records.empty(paged.PagedRecord);
+            var layer = records.empty(paged.LayerRecord);
+            hashWord(&hasher, paged.config(word, bytes(&config), size(&config), bytes(&layer), size(&layer)));
+            hasher.update(std.mem.asBytes(&config));
+            var stats = records.empty(paged.StatsRecord);
+            hashWord(&hasher, paged.stats(word, bytes(&stats), size(&stats)));
+            hashWord(&hasher, @bitCast(stats.sequence_count));
+            hashWord(&hasher, @bitCast(stats.used_blocks));
         }
         hashWord(&hasher, buffers.length(world.buffer));
         return hasher.final();
@@ -188,7 +200,7 @@ pub const World = struct {
     }
 };
 
-/// A call of one export.
+/// A call of one export. Where several calls are of one, each is made on its own.
 pub const Call = struct {
     /// That of the symbol, without `kv_`.
     name: []const u8,
@@ -202,7 +214,16 @@ pub fn has(symbol: []const u8) bool {
     return false;
 }
 
-const attend_words = [_]u32{ 28, 3, 1, 0, 0, 0, 0 };
+/// An attend of 3 queries of 4 heads, with slopes or in a tree.
+fn attend(b: *Buffers, cache: u32, words: []const u32, counts: []const u32, q: []const f32, is_tree: bool) i32 {
+    const q_count: u32 = @intCast(q.len);
+    const given_slopes: ?[*]u8 = if (is_tree) null else b.in(&slopes);
+    const parents: ?[*]u8 = if (is_tree) b.in(&chain) else null;
+    const word_count: u32 = @intCast(words.len);
+    const sequence_words = b.in(words);
+    return attention.attend(cache, 0, sequence_words, b.in(counts), word_count, b.in(&causal), size(&causal), b.in(q), q_count, given_slopes, if (is_tree) 0 else 4, b.in(&slopes), 4, parents, if (is_tree) 3 else 0, b.out(4 * q_count), q_count, b.out(48), 12);
+}
+
 const flat_queries = numbers(3 * 4 * flat_dim);
 const queries = numbers(3 * 4 * dim);
 const slopes = [_]f32{ 0.1, 0.2, 0.3, 0.4 };
@@ -211,7 +232,7 @@ const record_rows = numbers(64);
 const block_rows = numbers(block_size * dim);
 const plane_bytes = block_size * dim + 2 * block_size;
 
-pub const calls = library_calls ++ quantization_calls ++ contiguous_calls ++ pool_calls ++ paged_calls ++ sequence_calls ++ buffer_calls;
+pub const calls = library_calls ++ attend_calls ++ quantization_calls ++ contiguous_calls ++ pool_calls ++ paged_calls ++ sequence_calls ++ buffer_calls;
 
 const library_calls = [_]Call{
     .{ .name = "abi_version", .make = struct {
@@ -221,7 +242,7 @@ const library_calls = [_]Call{
     }.make },
     .{ .name = "system_info", .make = struct {
         fn make(_: World, b: *Buffers) i32 {
-            return library.systemInfo(b.record(10), 40);
+            return library.systemInfo(b.record(library.SystemRecord), @sizeOf(library.SystemRecord));
         }
     }.make },
     .{ .name = "level_set", .make = struct {
@@ -251,7 +272,22 @@ const library_calls = [_]Call{
     }.make },
     .{ .name = "memory_bytes", .make = struct {
         fn make(_: World, b: *Buffers) i32 {
-            return contiguous.memoryBytes(b.in(&flat_options), 40, b.out(8), 1);
+            return contiguous.memoryBytes(b.in(&flat_options), size(&flat_options), b.out(8), 1);
+        }
+    }.make },
+};
+
+const attend_calls = [_]Call{
+    .{ .name = "attend", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            for ([_]i32{
+                attend(b, world.tiered, &.{ world.first, world.second }, &.{ 2, 1 }, &queries, false),
+                attend(b, world.tiered, &.{world.first}, &.{3}, &queries, false),
+                attend(b, world.small, &.{world.small_first}, &.{3}, &flat_queries, true),
+                attend(b, world.flat, &.{0}, &.{3}, &flat_queries, false),
+                attend(b, world.flat, &.{0}, &.{3}, &flat_queries, true),
+            }) |result| if (result < 0) return result;
+            return 0;
         }
     }.make },
 };
@@ -299,7 +335,7 @@ const quantization_calls = [_]Call{
 const contiguous_calls = [_]Call{
     .{ .name = "contiguous_create", .free = contiguous.free, .make = struct {
         fn make(_: World, b: *Buffers) i32 {
-            return contiguous.create(b.in(&flat_options), 40);
+            return contiguous.create(b.in(&flat_options), size(&flat_options));
         }
     }.make },
     .{ .name = "contiguous_free", .make = struct {
@@ -309,7 +345,7 @@ const contiguous_calls = [_]Call{
     }.make },
     .{ .name = "contiguous_config", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return contiguous.config(world.flat, b.record(10), 40);
+            return contiguous.config(world.flat, b.record(contiguous.ContiguousRecord), size(&flat_options));
         }
     }.make },
     .{
@@ -317,24 +353,15 @@ const contiguous_calls = [_]Call{
         .make = struct {
             fn make(world: World, b: *Buffers) i32 {
                 const data = flat_data[0..flat_row];
-                const result = contiguous.truncate(world.flat, 0, 9); // a store and pending rows exclude each other
+                const result = sequences.truncate(world.flat, 0, 9); // a store and pending rows exclude each other
                 if (result < 0) return result;
                 return contiguous.store(world.flat, 0, 0, b.in(data), flat_row, b.in(data), flat_row, 0);
             }
         }.make,
     },
-    .{ .name = "contiguous_append", .make = struct {
-        fn make(world: World, b: *Buffers) i32 {
-            const data = flat_data[0 .. 3 * flat_row];
-            const result = contiguous.append(world.flat, 0, 0, b.in(data), data.len, b.in(data), data.len, 0, 1);
-            if (result < 0) return result;
-            const halves: [flat_row]u16 = @splat(0x3c00);
-            return contiguous.append(world.flat, 0, 0, b.in(&halves), flat_row, b.in(&halves), flat_row, 1, 0);
-        }
-    }.make },
     .{ .name = "contiguous_advance", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
-            const result = contiguous.truncate(world.flat, 0, 9);
+            const result = sequences.truncate(world.flat, 0, 9);
             if (result < 0) return result;
             const data = flat_data[0..flat_row];
             const stored = contiguous.store(world.flat, 0, 0, bytes(data), flat_row, bytes(data), flat_row, 0);
@@ -346,31 +373,6 @@ const contiguous_calls = [_]Call{
             return contiguous.reset(world.flat);
         }
     }.make },
-    .{ .name = "contiguous_commit", .make = struct {
-        fn make(world: World, _: *Buffers) i32 {
-            return contiguous.commit(world.flat, 0, 2);
-        }
-    }.make },
-    .{ .name = "contiguous_truncate", .make = struct {
-        fn make(world: World, _: *Buffers) i32 {
-            return contiguous.truncate(world.flat, 0, 3);
-        }
-    }.make },
-    .{ .name = "contiguous_seq_len", .make = struct {
-        fn make(world: World, _: *Buffers) i32 {
-            return contiguous.seqLen(world.flat, 0);
-        }
-    }.make },
-    .{ .name = "contiguous_row_count", .make = struct {
-        fn make(world: World, _: *Buffers) i32 {
-            return contiguous.rowCount(world.flat, 0, 0);
-        }
-    }.make },
-    .{ .name = "contiguous_generation", .make = struct {
-        fn make(world: World, _: *Buffers) i32 {
-            return contiguous.generation(world.flat, 0, 0);
-        }
-    }.make },
     .{ .name = "contiguous_memory_bytes", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             return contiguous.cacheMemoryBytes(world.flat, b.out(8), 1);
@@ -378,7 +380,7 @@ const contiguous_calls = [_]Call{
     }.make },
     .{ .name = "contiguous_stats", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return contiguous.stats(world.flat, b.record(12), 48);
+            return contiguous.stats(world.flat, b.record(contiguous.StatsRecord), @sizeOf(contiguous.StatsRecord));
         }
     }.make },
     .{ .name = "contiguous_offset", .make = struct {
@@ -386,53 +388,12 @@ const contiguous_calls = [_]Call{
             return contiguous.offset(world.flat, 0, 0, 1, 1, 1, b.out(8), 1);
         }
     }.make },
-    .{ .name = "contiguous_keys", .make = struct {
-        fn make(world: World, b: *Buffers) i32 {
-            return contiguous.keys(world.flat, 0, 0, b.record(8), 32);
-        }
-    }.make },
-    .{ .name = "contiguous_values", .make = struct {
-        fn make(world: World, b: *Buffers) i32 {
-            return contiguous.values(world.flat, 0, 0, b.record(8), 32);
-        }
-    }.make },
-    .{ .name = "contiguous_views", .make = struct {
-        fn make(world: World, b: *Buffers) i32 {
-            return contiguous.views(world.flat, 0, 0, b.record(18), 72);
-        }
-    }.make },
-    .{ .name = "contiguous_contiguous_kv", .make = struct {
-        fn make(world: World, b: *Buffers) i32 {
-            return contiguous.contiguousKv(world.flat, 0, 0, 5, b.record(18), 72);
-        }
-    }.make },
-    .{ .name = "contiguous_gather", .make = struct {
-        fn make(world: World, b: *Buffers) i32 {
-            const count = 11 * flat_row;
-            const result = contiguous.gather(world.flat, 0, 0, b.out(4 * count), count, b.out(4 * count), count, 0);
-            if (result < 0) return result;
-            return contiguous.gather(world.flat, 0, 0, b.out(2 * count), count, b.out(2 * count), count, 1);
-        }
-    }.make },
-    .{ .name = "contiguous_layer_device", .make = struct {
-        fn make(world: World, _: *Buffers) i32 {
-            return contiguous.layerDevice(world.flat, 0);
-        }
-    }.make },
-    .{ .name = "contiguous_attend", .make = struct {
-        fn make(world: World, b: *Buffers) i32 {
-            const count = flat_queries.len;
-            const result = contiguous.attend(world.flat, 0, 0, b.in(&flat_queries), count, b.in(&attend_words), 28, b.in(&slopes), 4, b.in(&slopes), 4, null, 0, b.out(4 * count), count, b.out(48), 12);
-            if (result < 0) return result;
-            return contiguous.attend(world.flat, 0, 0, b.in(&flat_queries), count, b.in(&attend_words), 28, null, 0, b.in(&slopes), 4, b.in(&chain), 3, b.out(4 * count), count, b.out(48), 12);
-        }
-    }.make },
 };
 
 const pool_calls = [_]Call{
     .{ .name = "pool_create", .free = pool.free, .make = struct {
         fn make(_: World, b: *Buffers) i32 {
-            return pool.create(b.in(&pool_options), 36);
+            return pool.create(b.in(&pool_options), size(&pool_options));
         }
     }.make },
     .{ .name = "pool_free", .make = struct {
@@ -447,7 +408,7 @@ const pool_calls = [_]Call{
     }.make },
     .{ .name = "pool_stats", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return pool.stats(world.blocks, 0, 0, b.record(22), 88);
+            return pool.stats(world.blocks, 0, 0, b.record(pool.StatsRecord), @sizeOf(pool.StatsRecord));
         }
     }.make },
 };
@@ -455,7 +416,7 @@ const pool_calls = [_]Call{
 const paged_calls = [_]Call{
     .{ .name = "paged_create", .free = paged.free, .make = struct {
         fn make(_: World, b: *Buffers) i32 {
-            return paged.create(b.in(&tiered_options), 80, b.in(&tiered_layers), 5);
+            return paged.create(b.in(&tiered_options), size(&tiered_options), b.in(&tiered_layer), size(&tiered_layer));
         }
     }.make },
     .{ .name = "paged_free", .make = struct {
@@ -465,7 +426,7 @@ const paged_calls = [_]Call{
     }.make },
     .{ .name = "paged_config", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return paged.config(world.tiered, b.record(20), 80, b.out(20), 5);
+            return paged.config(world.tiered, b.record(paged.PagedRecord), size(&tiered_options), b.record(paged.LayerRecord), size(&tiered_layer));
         }
     }.make },
     .{
@@ -481,14 +442,6 @@ const paged_calls = [_]Call{
             }
         }.make,
     },
-    .{ .name = "paged_attend", .make = struct {
-        fn make(world: World, b: *Buffers) i32 {
-            const words = [_]u32{ world.first, world.second };
-            const counts = [_]u32{ 2, 1 };
-            const count = queries.len;
-            return paged.attend(world.tiered, 0, b.in(&words), b.in(&counts), 2, b.in(&queries), count, b.in(&attend_words), 28, b.in(&slopes), 4, b.in(&slopes), 4, null, 0, b.out(4 * count), count, b.out(48), 12);
-        }
-    }.make },
     .{ .name = "paged_reorder", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             const words = [_]u32{ world.small_first, world.small_second };
@@ -502,25 +455,31 @@ const paged_calls = [_]Call{
     }.make },
     .{ .name = "paged_update_policy", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return paged.updatePolicy(world.tiered, b.in(&policy_options), 32);
+            return paged.updatePolicy(world.tiered, b.in(&policy_options), size(&policy_options));
         }
     }.make },
     .{ .name = "paged_fidelity", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return paged.fidelity(world.tiered, 0, b.out(160), 20);
+            return paged.fidelity(world.tiered, 0, b.record(paged.HeadFidelityRecord), @sizeOf(paged.HeadFidelityRecord));
         }
     }.make },
     .{ .name = "paged_stats", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return paged.stats(world.tiered, b.record(24), 96);
+            return paged.stats(world.tiered, b.record(paged.StatsRecord), @sizeOf(paged.StatsRecord));
         }
     }.make },
     .{ .name = "paged_pool_stats", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return paged.poolStats(world.tiered, 0, 6, 3, b.record(22), 88);
+            return paged.poolStats(world.tiered, 0, 6, 3, b.record(pool.StatsRecord), @sizeOf(pool.StatsRecord));
         }
     }.make },
 };
+
+fn appendHeadMajor(b: *Buffers, word: u32) i32 {
+    const data = flat_data[0 .. 3 * flat_row];
+    const appended = b.record(sequences.AppendRecord);
+    return sequences.append(word, 0, 0, b.in(data), data.len, b.in(data), data.len, f32_word, 1, appended, @sizeOf(sequences.AppendRecord));
+}
 
 const sequence_calls = [_]Call{
     .{ .name = "sequence_create", .free = sequences.free, .make = struct {
@@ -547,73 +506,143 @@ const sequence_calls = [_]Call{
         .name = "sequence_append",
         .make = struct {
             fn make(world: World, b: *Buffers) i32 {
-                // To a shared block of an odd shape, head after head.
-                const data = flat_data[0 .. 3 * flat_row];
-                return sequences.append(world.small_second, 0, b.in(data), data.len, b.in(data), data.len, 0, 1);
+                return appendHeadMajor(b, world.small_second); // to a shared block of an odd shape
             }
         }.make,
     },
+    .{ .name = "sequence_append", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return appendHeadMajor(b, world.flat);
+        }
+    }.make },
+    .{ .name = "sequence_append", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const halves: [flat_row]u16 = @splat(0x3c00);
+            return sequences.append(world.flat, 0, 0, b.in(&halves), flat_row, b.in(&halves), flat_row, f16_word, 0, null, 0);
+        }
+    }.make },
     .{ .name = "sequence_commit", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
-            return sequences.commit(world.second, 2);
+            return sequences.commit(world.second, 0, 2);
+        }
+    }.make },
+    .{ .name = "sequence_commit", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.commit(world.flat, 0, 2);
         }
     }.make },
     .{ .name = "sequence_commit_kept", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return sequences.commitKept(world.second, b.in(&[_]u32{1}), 1);
+            return sequences.commitKept(world.second, 0, b.in(&[_]u32{1}), 1);
+        }
+    }.make },
+    .{ .name = "sequence_commit_kept", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.commitKept(world.flat, 0, b.in(&[_]u32{1}), 1);
         }
     }.make },
     .{ .name = "sequence_truncate", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
-            return sequences.truncate(world.first, 100);
+            return sequences.truncate(world.first, 0, 100);
+        }
+    }.make },
+    .{ .name = "sequence_truncate", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.truncate(world.flat, 0, 3);
         }
     }.make },
     .{ .name = "sequence_rewindable_to", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
-            return sequences.rewindableTo(world.first);
+            return sequences.rewindableTo(world.first, 0);
+        }
+    }.make },
+    .{ .name = "sequence_rewindable_to", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.rewindableTo(world.flat, 0);
         }
     }.make },
     .{ .name = "sequence_seq_len", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
-            return sequences.seqLen(world.first);
+            return sequences.seqLen(world.first, 0);
+        }
+    }.make },
+    .{ .name = "sequence_seq_len", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.seqLen(world.flat, 0);
         }
     }.make },
     .{ .name = "sequence_row_count", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
-            return sequences.rowCount(world.first, 0);
+            return sequences.rowCount(world.first, 0, 0);
+        }
+    }.make },
+    .{ .name = "sequence_row_count", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.rowCount(world.flat, 0, 0);
         }
     }.make },
     .{ .name = "sequence_resident_count", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
-            return sequences.residentCount(world.first, 0);
+            return sequences.residentCount(world.first, 0, 0);
+        }
+    }.make },
+    .{ .name = "sequence_resident_count", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.residentCount(world.flat, 0, 0);
         }
     }.make },
     .{ .name = "sequence_generation", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
-            return sequences.generation(world.first, 0);
+            return sequences.generation(world.first, 0, 0);
+        }
+    }.make },
+    .{ .name = "sequence_generation", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.generation(world.flat, 0, 0);
         }
     }.make },
     .{ .name = "sequence_views", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return sequences.views(world.first, 0, 0, 0, b.record(18), 72);
+            return sequences.views(world.first, 0, 0, 0, 0, b.record(sequences.ViewRecord), @sizeOf(sequences.ViewRecord));
+        }
+    }.make },
+    .{ .name = "sequence_views", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.views(world.flat, 0, 0, 0, 0, b.record(sequences.ViewRecord), @sizeOf(sequences.ViewRecord));
         }
     }.make },
     .{ .name = "sequence_contiguous_kv", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return sequences.contiguousKv(world.first, 0, 5, b.record(18), 72);
+            return sequences.contiguousKv(world.first, 0, 0, 5, b.record(sequences.ViewRecord), @sizeOf(sequences.ViewRecord));
+        }
+    }.make },
+    .{ .name = "sequence_contiguous_kv", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.contiguousKv(world.flat, 0, 0, 5, b.record(sequences.ViewRecord), @sizeOf(sequences.ViewRecord));
         }
     }.make },
     .{ .name = "sequence_gather", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             const count = 130 * row;
-            const result = sequences.gather(world.first, 0, b.out(4 * count), count, b.out(4 * count), count, 0);
+            const result = sequences.gather(world.first, 0, 0, b.out(4 * count), count, b.out(4 * count), count, f32_word);
             if (result < 0) return result;
-            return sequences.gather(world.small_first, 0, b.out(2 * 5 * flat_row), 5 * flat_row, b.out(2 * 5 * flat_row), 5 * flat_row, 2);
+            const odd = 5 * flat_row;
+            const gathered = sequences.gather(world.small_first, 0, 0, b.out(2 * odd), odd, b.out(2 * odd), odd, bf16_word);
+            if (gathered < 0) return gathered;
+            const flat = 11 * flat_row;
+            const copied = sequences.gather(world.flat, 0, 0, b.out(4 * flat), flat, b.out(4 * flat), flat, f32_word);
+            if (copied < 0) return copied;
+            return sequences.gather(world.flat, 0, 0, b.out(2 * flat), flat, b.out(2 * flat), flat, f16_word);
         }
     }.make },
     .{ .name = "sequence_layer_device", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
-            return sequences.layerDevice(world.first, 0);
+            return sequences.layerDevice(world.first, 0, 0);
+        }
+    }.make },
+    .{ .name = "sequence_layer_device", .make = struct {
+        fn make(world: World, _: *Buffers) i32 {
+            return sequences.layerDevice(world.flat, 0, 0);
         }
     }.make },
     .{ .name = "sequence_block_table", .make = struct {
@@ -631,21 +660,12 @@ const sequence_calls = [_]Call{
             return sequences.blockTiers(world.first, 0, b.out(12), 3);
         }
     }.make },
-    .{ .name = "sequence_attend", .make = struct {
-        fn make(world: World, b: *Buffers) i32 {
-            const count = queries.len;
-            const result = sequences.attend(world.first, 0, b.in(&queries), count, b.in(&attend_words), 28, b.in(&slopes), 4, b.in(&slopes), 4, null, 0, b.out(4 * count), count, b.out(48), 12);
-            if (result < 0) return result;
-            const odd = flat_queries.len;
-            return sequences.attend(world.small_first, 0, b.in(&flat_queries), odd, b.in(&attend_words), 28, null, 0, null, 0, b.in(&chain), 3, b.out(4 * odd), odd, b.out(48), 12);
-        }
-    }.make },
 };
 
 const buffer_calls = [_]Call{
     .{ .name = "buffer_pool_create", .free = buffer_pool.free, .make = struct {
         fn make(_: World, b: *Buffers) i32 {
-            return buffer_pool.create(b.in(&buffer_pool_options), 16);
+            return buffer_pool.create(b.in(&buffer_pool_options), size(&buffer_pool_options));
         }
     }.make },
     .{ .name = "buffer_pool_free", .make = struct {
@@ -670,7 +690,7 @@ const buffer_calls = [_]Call{
     }.make },
     .{ .name = "buffer_pool_stats", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return buffer_pool.stats(world.buffer_source, b.record(21), 84);
+            return buffer_pool.stats(world.buffer_source, b.record(buffer_pool.BufferPoolStatsRecord), @sizeOf(buffer_pool.BufferPoolStatsRecord));
         }
     }.make },
     .{ .name = "buffer_acquire", .free = buffers.free, .make = struct {
@@ -690,7 +710,7 @@ const buffer_calls = [_]Call{
     }.make },
     .{ .name = "buffer_info", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return buffers.info(world.buffer, b.record(5), 20);
+            return buffers.info(world.buffer, b.record(buffers.BufferRecord), @sizeOf(buffers.BufferRecord));
         }
     }.make },
     .{ .name = "buffer_length", .make = struct {

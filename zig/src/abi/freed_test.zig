@@ -8,14 +8,13 @@ const handle = @import("handle.zig");
 const paged = @import("paged.zig");
 const pool = @import("pool.zig");
 const reserved = @import("../device/reserved.zig");
+const records = @import("test_records.zig");
+const bytes = records.bytes;
+const size = records.size;
 const sequences = @import("sequence.zig");
 const status = @import("status.zig");
 
 const stale = @intFromEnum(status.Status.stale_handle);
-
-fn bytes(pointer: anytype) [*]u8 {
-    return @ptrCast(@constCast(pointer));
-}
 
 /// What lives: caches that have a handle, and bytes.
 fn held() struct { u32, u64 } {
@@ -28,24 +27,31 @@ fn live(word: i32) !u32 {
 
 /// A pool for one layer of a head of 8, in blocks of 2 rows.
 fn makePool() !u32 {
-    return live(pool.create(bytes(&[_]u32{ 36, 1, 1, 8, 2, 1, 1, 1 << 20, 0 }), 36));
+    var pool_options = records.poolOf(1, 1, 8, 2, 1 << 20);
+    pool_options.dtype_k = records.f16_word;
+    pool_options.dtype_v = records.f16_word;
+    return live(pool.create(bytes(&pool_options), size(&pool_options)));
 }
 
 /// A cache for it, which it is on; 0 for one with a pool of its own.
 fn makeCache(pool_word: u32) !u32 {
-    const options = [_]u32{ 44, 1, 2, 64, 1, 1, 0, 0, 0, 0, pool_word };
-    return live(createCache(&options));
+    return live(createCache(pool_word));
 }
 
-fn createCache(options: *const [11]u32) i32 {
-    return paged.create(bytes(options), 44, bytes(&[_]u32{ 1, 8, 0, 0, 0 }), 5);
+fn createCache(pool_word: u32) i32 {
+    var options = records.pagedOf(1, 2, 64);
+    options.dtype_k = records.f16_word;
+    options.dtype_v = records.f16_word;
+    options.pool = pool_word;
+    const layer = records.layerOf(1, 8);
+    return paged.create(bytes(&options), size(&options), bytes(&layer), size(&layer));
 }
 
 /// Three rows: two blocks.
 fn fill(sequence: u32) i32 {
     const rows: [24]f32 = @splat(1);
-    const start = sequences.append(sequence, 0, bytes(&rows), 24, bytes(&rows), 24, 0, 0);
-    return if (start < 0) start else sequences.commit(sequence, 3);
+    const start = sequences.append(sequence, 0, 0, bytes(&rows), 24, bytes(&rows), 24, 0, 0, null, 0);
+    return if (start < 0) start else sequences.commit(sequence, 0, 3);
 }
 
 fn usedBlocks(pool_word: u32) !u32 {
@@ -104,7 +110,7 @@ test "a cache that is freed during sequence() or fork() takes no sequence, and i
         else
             try freedMeanwhile(.paged, cache, createSequence, cache, paged.free));
         try testing.expectEqual(0, try usedBlocks(pool_word));
-        try testing.expectEqual(stale, sequences.seqLen(sequence));
+        try testing.expectEqual(stale, sequences.seqLen(sequence, 0));
     }
     try testing.expectEqual(0, pool.free(pool_word));
     try testing.expectEqual(before, held());
@@ -112,8 +118,8 @@ test "a cache that is freed during sequence() or fork() takes no sequence, and i
 
 test "a buffer pool or a buffer that is freed meanwhile gives no buffer" {
     const before = held();
-    const options = [_]u32{ 16, 2, 1 << 20, 0 };
-    const first = try live(buffer_pool.create(bytes(&options), 16));
+    const options = records.sized(buffer_pool.BufferPoolRecord{ .buffers_per_class = 2, .max_bytes = .from(1 << 20) });
+    const first = try live(buffer_pool.create(bytes(&options), size(&options)));
     const buffer = try live(buffer_pool.acquire(first, 100));
     try testing.expectEqual(stale, try freedMeanwhile(.buffer, buffer, clone, buffer, buffers.free));
     // `free` itself takes the pool's lock first, so here it is only its handle that goes.
@@ -179,21 +185,21 @@ test "reset frees the sequences of a cache, whoever made them, but those that ar
         try testing.expectEqual(stale, paged.reset(cache, bytes(&[_]u32{ made[0], wrong }), 2));
     }
     try testing.expectEqual(10, try usedBlocks(pool_word));
-    try testing.expectEqual(3, sequences.seqLen(shared));
+    try testing.expectEqual(3, sequences.seqLen(shared, 0));
     try testing.expectEqual(0, paged.reset(cache, bytes(&[_]u32{ made[3], made[1], made[3] }), 3));
     try testing.expectEqual(0, try usedBlocks(pool_word));
     for (made, [_]i32{ stale, 0, stale, 0, stale }) |word, expected| {
-        try testing.expectEqual(expected, sequences.seqLen(word));
+        try testing.expectEqual(expected, sequences.seqLen(word, 0));
     }
-    try testing.expectEqual(stale, sequences.seqLen(shared));
+    try testing.expectEqual(stale, sequences.seqLen(shared, 0));
     try testing.expectEqual(stale, sequences.free(made[0]));
-    try testing.expectEqual(0, sequences.seqLen(stranger));
+    try testing.expectEqual(0, sequences.seqLen(stranger, 0));
     // Those that stayed can be written to, and a reset that keeps none takes them, too.
     try testing.expectEqual(0, fill(made[3]));
     try testing.expectEqual(2, try usedBlocks(pool_word));
     try testing.expectEqual(0, paged.reset(cache, null, 0));
     try testing.expectEqual(0, try usedBlocks(pool_word));
-    try testing.expectEqual(stale, sequences.seqLen(made[3]));
+    try testing.expectEqual(stale, sequences.seqLen(made[3], 0));
     try testing.expectEqual(0, paged.free(cache));
     try testing.expectEqual(stale, paged.reset(cache, null, 0));
     try testing.expectEqual(0, paged.free(other));
@@ -230,12 +236,10 @@ test "whoever frees a cache under the hands of others leaves its pool empty" {
         try testing.expectEqual(0, paged.free(cache));
         for (threads) |thread| thread.join();
         try testing.expectEqual(0, try usedBlocks(pool_word));
-        const options = [_]u32{ 44, 1, 2, 64, 1, 1, 0, 0, 0, 0, pool_word };
-        try testing.expectEqual(0, paged.free(try live(createCache(&options))));
+        try testing.expectEqual(0, paged.free(try live(createCache(pool_word))));
     }
     try testing.expectEqual(0, failures.load(.monotonic));
     try testing.expectEqual(0, pool.free(pool_word));
-    const options = [_]u32{ 44, 1, 2, 64, 1, 1, 0, 0, 0, 0, pool_word };
-    try testing.expectEqual(stale, createCache(&options));
+    try testing.expectEqual(stale, createCache(pool_word));
     try testing.expectEqual(before, held());
 }

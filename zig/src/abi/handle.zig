@@ -22,7 +22,8 @@ const memory = @import("memory.zig");
 const paged = @import("../cache/paged/cache.zig");
 const reserved = @import("../device/reserved.zig");
 const PagedCache = paged.PagedCache;
-const Sequence = paged.Sequence;
+const PagedSequence = paged.Sequence;
+const Sequence = @import("../cache/sequence.zig").Sequence;
 
 const gpa = memory.gpa;
 
@@ -40,7 +41,7 @@ pub const Kind = enum(u3) {
         return switch (kind) {
             .contiguous => *ContiguousCache,
             .paged => *PagedCache,
-            .sequence => *Sequence,
+            .sequence => *PagedSequence,
             .pool => *BlockPool,
             .buffer_pool => *BufferPool,
             .buffer => *AlignedBuffer,
@@ -85,7 +86,7 @@ const Entry = struct {
     kind: Kind,
     object: *Object,
     /// Of a `paged` object, for a handle of that kind.
-    sequence: ?*Sequence,
+    sequence: ?*PagedSequence,
     /// In the list of the object's entries.
     next: u32,
     previous: u32 = none,
@@ -100,17 +101,22 @@ var table: struct {
 /// Under the table's lock.
 var live_cache_count: u32 = 0;
 
-/// A locked object for the length of one call.
-pub fn Use(comptime kind: Kind) type {
+/// A locked object for the length of one call, and what of it the call works on.
+pub fn Locked(comptime Target: type) type {
     return struct {
         object: *Object,
-        target: kind.Target(),
+        target: Target,
 
         pub fn end(use: @This()) void {
             use.object.lock.unlock(cpu.io());
             release(use.object);
         }
     };
+}
+
+/// What a call on a handle of a kind has.
+pub fn Use(comptime kind: Kind) type {
+    return Locked(kind.Target());
 }
 
 pub const CreateError = error{ OutOfMemory, StaleHandle };
@@ -134,7 +140,7 @@ pub fn create(comptime kind: Kind, body: Object.Body, from: ?*Object) CreateErro
 }
 
 /// Names a sequence of a paged object that the caller holds, by its own handle or by one of another sequence.
-pub fn createSequence(object: *Object, sequence: *Sequence) CreateError!i32 {
+pub fn createSequence(object: *Object, sequence: *PagedSequence) CreateError!i32 {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
     return enter(.sequence, object, sequence);
@@ -163,8 +169,57 @@ pub fn begin(comptime kind: Kind, word: u32) error{StaleHandle}!Use(kind) {
     return .{ .object = object, .target = sequence };
 }
 
+/// Looks a sequence up and locks its cache, until `end`: the sequence that a handle names, with index 0, or one of a
+/// contiguous cache by the cache's handle and an index, which the calls of the sequence check.
+pub fn beginSequence(word: u32, index: u32) error{ StaleHandle, SequenceOutOfRange }!Locked(Sequence) {
+    if (kindOf(word) == .contiguous) {
+        const use = try begin(.contiguous, word);
+        return .{ .object = use.object, .target = .{ .contiguous = use.target.sequence(index) } };
+    }
+    const use = try begin(.sequence, word);
+    errdefer use.end();
+    if (index != 0) return error.SequenceOutOfRange;
+    return .{ .object = use.object, .target = .{ .paged = use.target } };
+}
+
+/// A cache of either layout.
+pub const Cache = union(enum) {
+    contiguous: *ContiguousCache,
+    paged: *PagedCache,
+
+    pub fn checkLayer(cache: Cache, layer_index: u32) error{LayerOutOfRange}!void {
+        switch (cache) {
+            .contiguous => |contiguous| try contiguous.checkLayer(layer_index),
+            .paged => |pages| _ = try pages.layerShape(layer_index),
+        }
+    }
+};
+
+/// Looks a cache up and locks it, until `end`.
+pub fn beginCache(word: u32) error{StaleHandle}!Locked(Cache) {
+    if (kindOf(word) == .contiguous) {
+        const use = try begin(.contiguous, word);
+        return .{ .object = use.object, .target = .{ .contiguous = use.target } };
+    }
+    const use = try begin(.paged, word);
+    return .{ .object = use.object, .target = .{ .paged = use.target } };
+}
+
+/// A sequence of a locked cache: by its index in a contiguous one, by its handle in a paged one.
+pub fn sequenceIn(use: Locked(Cache), word: u32) error{StaleHandle}!Sequence {
+    return switch (use.target) {
+        .contiguous => |cache| .{ .contiguous = cache.sequence(word) },
+        .paged => .{ .paged = try sequenceOf(use.object, word) },
+    };
+}
+
+/// The kind that a word says it is of, which `find` compares with the entry's.
+fn kindOf(word: u32) ?Kind {
+    return std.enums.fromInt(Kind, entry_list.kindOf(word));
+}
+
 /// The sequence a handle names, if it is one of this object. Call with the object locked: it stays valid that long.
-pub fn sequenceOf(object: *const Object, word: u32) error{StaleHandle}!*Sequence {
+pub fn sequenceOf(object: *const Object, word: u32) error{StaleHandle}!*PagedSequence {
     table.lock.lockUncancelable(cpu.io());
     defer table.lock.unlock(cpu.io());
     const entry = table.entries.at(try find(.sequence, word));
@@ -216,7 +271,7 @@ fn freeSequence(word: u32) error{StaleHandle}!void {
 
 /// Takes the handles of all sequences of a paged object away but those of `kept`, and frees these sequences; the kept ones
 /// are emptied. Call with the object locked.
-pub fn resetSequences(object: *Object, kept: []const *Sequence) error{OutOfMemory}!void {
+pub fn resetSequences(object: *Object, kept: []const *PagedSequence) error{OutOfMemory}!void {
     const cache = &object.body.paged.cache;
     var set = try cache.setOf(kept);
     defer set.deinit(gpa);
@@ -288,7 +343,7 @@ fn find(kind: Kind, word: u32) error{StaleHandle}!u16 {
 }
 
 /// Gives an object a handle, which is a reference. Call with the table locked.
-fn enter(kind: Kind, object: *Object, sequence: ?*Sequence) CreateError!i32 {
+fn enter(kind: Kind, object: *Object, sequence: ?*PagedSequence) CreateError!i32 {
     if (object.freed) return error.StaleHandle;
     const index = try table.entries.take(gpa, .{
         .kind = kind,

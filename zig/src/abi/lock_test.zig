@@ -9,11 +9,10 @@ const handle = @import("handle.zig");
 const memcheck = @import("build_options").memcheck;
 const paged = @import("paged.zig");
 const pool = @import("pool.zig");
+const records = @import("test_records.zig");
+const bytes = records.bytes;
+const size = records.size;
 const sequences = @import("sequence.zig");
-
-fn bytes(pointer: anytype) [*]u8 {
-    return @ptrCast(@constCast(pointer));
-}
 
 /// A call in a thread of its own.
 const Call = struct {
@@ -46,12 +45,12 @@ fn expectWaits(comptime kind: handle.Kind, word: u32, body: *const fn (u32) i32)
 }
 
 fn contiguousCommit(word: u32) i32 {
-    return contiguous.commit(word, 0, 0);
+    return sequences.commit(word, 0, 0);
 }
 
 fn contiguousAppend(word: u32) i32 {
     const row: [4]f32 = @splat(1);
-    return contiguous.append(word, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 0);
+    return sequences.append(word, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 0, null, 0);
 }
 
 fn sequenceCreate(word: u32) i32 {
@@ -60,11 +59,11 @@ fn sequenceCreate(word: u32) i32 {
 
 fn sequenceAppend(word: u32) i32 {
     const row: [4]f32 = @splat(1);
-    return sequences.append(word, 0, bytes(&row), 4, bytes(&row), 4, 0, 0);
+    return sequences.append(word, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 0, null, 0);
 }
 
 fn sequenceLength(word: u32) i32 {
-    return sequences.seqLen(word);
+    return sequences.seqLen(word, 0);
 }
 
 fn poolPrewarm(word: u32) i32 {
@@ -82,9 +81,11 @@ fn bufferExtend(word: u32) i32 {
 
 test "a call on an object waits until the one before it is over" {
     if (memcheck) return error.SkipZigTest; // one thread at a time runs there
-    const flat: u32 = @intCast(contiguous.create(bytes(&[_]u32{ 40, 1, 1, 1, 4, 8, 0, 0, 0, 0 }), 40));
-    const options = [_]u32{ 48, 1, 2, 8, 0, 0, 0, 0, 0, 0, 0, 0 };
-    const cache: u32 = @intCast(paged.create(bytes(&options), 48, bytes(&[_]u32{ 1, 4, 0, 0, 0 }), 5));
+    const flat_options = records.contiguousOf(1, 1, 4, 8);
+    const flat: u32 = @intCast(contiguous.create(bytes(&flat_options), size(&flat_options)));
+    const options = records.pagedOf(1, 2, 8);
+    const layer = records.layerOf(1, 4);
+    const cache: u32 = @intCast(paged.create(bytes(&options), size(&options), bytes(&layer), size(&layer)));
     const sequence: u32 = @intCast(sequences.create(cache));
     const blocks: u32 = @intCast(pool.create(bytes(&[_]u32{ 36, 1, 1, 4, 2, 0, 0, 1 << 20, 0 }), 36));
     const buffer_source: u32 = @intCast(buffer_pool.create(bytes(&[_]u32{ 16, 2, 1 << 20, 0 }), 16));

@@ -1,8 +1,6 @@
 //! Bodies of the exports of a paged cache: making one, and the calls in which several of its sequences take part.
 
 const std = @import("std");
-const attention = @import("../attention/attend.zig");
-const attend_options = @import("attend.zig");
 const buffer = @import("buffer.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const handle = @import("handle.zig");
@@ -12,12 +10,13 @@ const PagedCache = paged.PagedCache;
 const Sequence = paged.Sequence;
 const pool_bodies = @import("pool.zig");
 const record = @import("record.zig");
+const sequence_count_max = @import("attend.zig").sequence_count_max;
 const status = @import("status.zig");
 
 const gpa = memory.gpa;
 
 /// What a paged cache is made of. Its layers come in a buffer beside it.
-const PagedRecord = extern struct {
+pub const PagedRecord = extern struct {
     size_bytes: u32 = 0,
     layer_count: u32,
     block_size: u32,
@@ -78,7 +77,7 @@ const PolicyWords = extern struct {
     }
 };
 
-const PolicyRecord = extern struct {
+pub const PolicyRecord = extern struct {
     size_bytes: u32 = 0,
     policy: PolicyWords,
 };
@@ -96,21 +95,21 @@ fn storeWords(store: ?paged.Store) [2]u32 {
     return .{ @intFromEnum(given.dtype_k) + 1, @intFromEnum(given.dtype_v) + 1 };
 }
 
-/// Words of a layer in the buffer beside the record: kv_head_count, head_dim, window_tokens (0 for all), its own store, as
-/// in a policy, and q_head_count (0 where the length of the queries tells). Words are appended, as in a record: a caller
-/// may know no more than the first ones.
-const layer_words = 6;
-const layer_words_min = 5;
+/// What a layer of a paged cache holds.
+pub const LayerRecord = extern struct {
+    size_bytes: u32 = 0,
+    kv_head_count: u32,
+    head_dim: u32,
+    /// 0 for all.
+    window_tokens: u32,
+    /// Its own store, as in a policy.
+    store_k: u32,
+    store_v: u32,
+    /// 0 where the length of the queries tells.
+    q_head_count: u32 = 0,
+};
 
-/// Words of each layer in a caller's buffer of all of them.
-fn layerStride(layer_word_count: u32, layer_count: u32) error{InvalidSize}!u32 {
-    if (layer_count == 0) return if (layer_word_count == 0) layer_words else error.InvalidSize;
-    const stride = layer_word_count / layer_count;
-    if (layer_word_count % layer_count != 0 or stride < layer_words_min) return error.InvalidSize;
-    return @min(stride, layer_words);
-}
-
-const StatsRecord = extern struct {
+pub const StatsRecord = extern struct {
     size_bytes: u32 = 0,
     sequence_count: u32,
     tail_token_count: record.Wide,
@@ -128,32 +127,55 @@ const StatsRecord = extern struct {
     reserved_bytes: record.Wide,
 };
 
-/// More sequences than this take part in no call.
-const batch_max = 1 << 16;
+/// What migration did to the rows of one KV head.
+pub const HeadFidelityRecord = extern struct {
+    size_bytes: u32 = 0,
+    key_row_count: record.Double,
+    key_cosine_mean: record.Double,
+    key_cosine_min: record.Double,
+    key_error_max: record.Double,
+    value_row_count: record.Double,
+    value_cosine_mean: record.Double,
+    value_cosine_min: record.Double,
+    value_error_max: record.Double,
+    /// The largest softmax_scale * |q| seen, and the bound of a score's error.
+    query_norm_max: record.Double,
+    logit_error_bound: record.Double,
 
-pub fn create(options: ?[*]const u8, options_bytes: u32, layers: ?[*]const u8, layer_word_count: u32) callconv(.c) i32 {
-    return createCache(options, options_bytes, layers, layer_word_count) catch |err| status.fromError(err);
-}
-
-fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, layer_word_count: u32) status.Error!i32 {
-    const options = try record.read(PagedRecord, source, source_bytes);
-    const stride = try layerStride(layer_word_count, options.layer_count);
-    if (layer_word_count != @as(u64, options.layer_count) * stride) return error.InvalidSize;
-    const words = try buffer.copyWords(u32, gpa, layers, layer_word_count);
-    defer gpa.free(words);
-    const list = try gpa.alloc(paged.Layer, options.layer_count);
-    defer gpa.free(list);
-    for (list, 0..) |*layer, i| {
-        const own = words[i * stride ..][0..stride];
-        const q_head_count = if (stride > layer_words_min) own[5] else 0;
-        layer.* = .{
-            .kv_head_count = own[0],
-            .head_dim = own[1],
-            .q_head_count = if (q_head_count == 0) null else q_head_count,
-            .window_tokens = if (own[2] == 0) null else own[2],
-            .store = try storeOf(own[3], own[4]),
+    fn from(head: paged.Head, head_dim: u32) HeadFidelityRecord {
+        return .{
+            .key_row_count = .from(@floatFromInt(head.keys.row_count)),
+            .key_cosine_mean = .from(head.keys.cosineMean()),
+            .key_cosine_min = .from(head.keys.cosine_min),
+            .key_error_max = .from(head.keys.error_max),
+            .value_row_count = .from(@floatFromInt(head.values.row_count)),
+            .value_cosine_mean = .from(head.values.cosineMean()),
+            .value_cosine_min = .from(head.values.cosine_min),
+            .value_error_max = .from(head.values.error_max),
+            .query_norm_max = .from(head.query_norm_max),
+            .logit_error_bound = .from(head.logitErrorBound(head_dim)),
         };
     }
+};
+
+/// (PagedRecord, bytes, LayerRecord[], bytes) -> handle
+pub fn create(options: ?[*]const u8, options_bytes: u32, layers: ?[*]const u8, layers_bytes: u32) callconv(.c) i32 {
+    return createCache(options, options_bytes, layers, layers_bytes) catch |err| status.fromError(err);
+}
+
+fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, layers_bytes: u32) status.Error!i32 {
+    const options = try record.read(PagedRecord, source, source_bytes);
+    const records = try record.readAll(LayerRecord, gpa, layers, layers_bytes, options.layer_count);
+    defer gpa.free(records);
+    const list = try gpa.alloc(paged.Layer, records.len);
+    defer gpa.free(list);
+    for (list, records) |*layer, own| layer.* = .{
+        .kv_head_count = own.kv_head_count,
+        .head_dim = own.head_dim,
+        .q_head_count = if (own.q_head_count == 0) null else own.q_head_count,
+        .window_tokens = if (own.window_tokens == 0) null else own.window_tokens,
+        .store = try storeOf(own.store_k, own.store_v),
+    };
     const max_bytes = options.max_bytes.value();
     const pool = if (options.pool == 0) null else try handle.retain(.pool, options.pool);
     defer if (pool) |object| handle.release(object);
@@ -182,15 +204,16 @@ pub fn free(word: u32) callconv(.c) i32 {
     return status.word(handle.free(.paged, word));
 }
 
-/// The record and the layers a cache was made of.
-pub fn config(word: u32, out: ?[*]u8, out_bytes: u32, layers: ?[*]u8, layer_word_count: u32) callconv(.c) i32 {
+/// (cache, PagedRecord out, bytes, LayerRecord[] out, bytes): what a cache was made of. No bytes for layers ask for none.
+pub fn config(word: u32, out: ?[*]u8, out_bytes: u32, layers: ?[*]u8, layers_bytes: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.word(writeConfig(use.target, out, out_bytes, layers, layer_word_count));
+    return status.word(writeConfig(use.target, out, out_bytes, layers, layers_bytes));
 }
 
-fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[*]u8, layer_word_count: u32) status.Error!void {
-    const stride = if (layer_word_count == 0) 0 else try layerStride(layer_word_count, cache.layerCount());
+fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[*]u8, layers_bytes: u32) status.Error!void {
+    var writer: record.Writer(LayerRecord) = try .init(layers, layers_bytes);
+    if (layers_bytes != 0 and layers_bytes != @as(u64, writer.stride) * cache.layerCount()) return error.InvalidSize;
     try record.write(PagedRecord, out, out_bytes, .{
         .layer_count = cache.layerCount(),
         .block_size = cache.state.block_size,
@@ -206,20 +229,18 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
         .measures_fidelity = @intFromBool(cache.state.groups[0].fidelity.len != 0),
         .rewind_tokens = cache.state.rewind_tokens,
     });
-    if (layer_word_count == 0) return;
-    const words: [*]align(1) u32 = @ptrCast(try buffer.out(layers, layer_word_count));
-    for (cache.state.layers, 0..) |grouped, i| {
-        const group = cache.state.groups[grouped.group];
+    if (layers_bytes == 0) return;
+    for (cache.state.layers) |layer| {
+        const group = cache.state.groups[layer.group];
         const store_k, const store_v = storeWords(group.store);
-        const own = [layer_words]u32{
-            group.shape.kv_head_count,
-            group.shape.head_dim,
-            group.window_tokens orelse 0,
-            store_k,
-            store_v,
-            grouped.q_head_count orelse 0,
-        };
-        for (own[0..stride], words[i * stride ..][0..stride]) |from, *to| to.* = from;
+        writer.append(.{
+            .kv_head_count = group.shape.kv_head_count,
+            .head_dim = group.shape.head_dim,
+            .window_tokens = group.window_tokens orelse 0,
+            .store_k = store_k,
+            .store_v = store_v,
+            .q_head_count = layer.q_head_count orelse 0,
+        });
     }
 }
 
@@ -228,7 +249,7 @@ const Batch = struct {
     sequences: []*Sequence,
 
     fn init(object: *const handle.Object, words: []align(1) const u32) status.Error!Batch {
-        if (words.len > batch_max) return error.InvalidConfig;
+        if (words.len > sequence_count_max) return error.InvalidConfig;
         const sequences = try gpa.alloc(*Sequence, words.len);
         errdefer gpa.free(sequences);
         for (sequences, words) |*sequence, word| sequence.* = try handle.sequenceOf(object, word);
@@ -280,111 +301,6 @@ fn appendBatch(
     try use.target.append(layer, batch.sequences, counts, keys, values);
 }
 
-/// (cache, layer, sequences, query_counts, sequence_count, q, q_count, AttendRecord, bytes, alibi_slopes, count,
-/// sink_logits, count, tree_parents, count, output, output_count, lse, lse_count): the queries of the sequences stand one
-/// after the other, [query][q_head][head_dim], and so do the parents, each an index among the queries of its sequence. The
-/// record's query_count is unused.
-pub fn attend(
-    word: u32,
-    layer: u32,
-    sequences: ?[*]const u8,
-    query_counts: ?[*]const u8,
-    sequence_count: u32,
-    q: ?[*]const u8,
-    q_count: u32,
-    options: ?[*]const u8,
-    options_bytes: u32,
-    alibi_slopes: ?[*]const u8,
-    alibi_slope_count: u32,
-    sink_logits: ?[*]const u8,
-    sink_logit_count: u32,
-    tree_parents: ?[*]const u8,
-    tree_parent_count: u32,
-    output: ?[*]u8,
-    output_count: u32,
-    lse: ?[*]u8,
-    lse_count: u32,
-) callconv(.c) i32 {
-    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
-    defer use.end();
-    const parsed = attend_options.read(
-        options,
-        options_bytes,
-        alibi_slopes,
-        alibi_slope_count,
-        sink_logits,
-        sink_logit_count,
-        tree_parents,
-        tree_parent_count,
-    ) catch |err| return status.fromError(err);
-    return status.word(attendBatch(
-        use,
-        layer,
-        buffer.words(u32, sequences, sequence_count) catch |err| return status.fromError(err),
-        query_counts,
-        buffer.words(f32, q, q_count) catch |err| return status.fromError(err),
-        parsed,
-        buffer.floatsOut(output, output_count) catch |err| return status.fromError(err),
-        buffer.floatsOut(lse, lse_count) catch |err| return status.fromError(err),
-    ));
-}
-
-fn attendBatch(
-    use: handle.Use(.paged),
-    layer: u32,
-    sequences: []align(1) const u32,
-    query_count_words: ?[*]const u8,
-    q: []align(1) const f32,
-    options: attention.Options,
-    output: []align(1) f32,
-    lse: []align(1) f32,
-) status.Error!void {
-    const shape = try use.target.layerShape(layer);
-    if (sequences.len == 0) return if (q.len == 0) {} else error.InvalidSize;
-    const batch: Batch = try .init(use.object, sequences);
-    defer batch.deinit();
-    const query_counts = try buffer.copyWords(u32, gpa, query_count_words, @intCast(sequences.len));
-    defer gpa.free(query_counts);
-    var query_count: u64 = 0;
-    for (query_counts) |count| query_count += count;
-    // Parents are checked and then followed, as those of one sequence.
-    if (options.tree_parents.len != 0 and options.tree_parents.len != query_count) return error.InvalidSize;
-    const parents = try gpa.alloc(i32, options.tree_parents.len);
-    defer gpa.free(parents);
-    for (parents, options.tree_parents) |*to, from| to.* = from;
-    const row_elements = query_count * shape.head_dim;
-    if (query_count == 0 or q.len % row_elements != 0) return error.InvalidSize;
-    const q_head_count: usize = @intCast(q.len / row_elements);
-    if (output.len < q.len) return error.InvalidSize;
-    if (lse.len != 0 and lse.len < query_count * q_head_count) return error.InvalidSize;
-
-    // All calls are checked before the first is run: a refused batch has written nothing.
-    const queries = try gpa.alloc(attention.Query, sequences.len);
-    defer gpa.free(queries);
-    var made: usize = 0;
-    var first: usize = 0;
-    for (batch.sequences, query_counts) |sequence, count| {
-        if (count == 0) continue;
-        const stored = try sequence.rows(layer);
-        try attention.Query.checkMemory(&stored, q, options, output, lse);
-        var own = options;
-        own.query_count = count;
-        if (parents.len != 0) own.tree_parents = parents[first..][0..count];
-        const rows = @as(usize, count) * q_head_count;
-        const at = first * q_head_count;
-        queries[made] = try .init(
-            stored,
-            q[at * shape.head_dim ..][0 .. rows * shape.head_dim],
-            own,
-            output[at * shape.head_dim ..][0 .. rows * shape.head_dim],
-            if (lse.len == 0) lse else lse[at..][0..rows],
-        );
-        made += 1;
-        first += count;
-    }
-    attention.run(queries[0..made]);
-}
-
 /// (cache, beams, parents, count)
 pub fn reorder(word: u32, beams: ?[*]const u8, parents: ?[*]const u8, beam_count: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
@@ -425,34 +341,15 @@ fn setPolicy(cache: *PagedCache, options: ?[*]const u8, options_bytes: u32) stat
     try cache.updatePolicy(try parsed.policy.read());
 }
 
-/// Numbers of a KV head in `fidelity`.
-const fidelity_numbers = 10;
-
-/// (cache, layer, f64[kv_head][10] out, count) -> KV heads: of keys and then of values the rows measured, the mean and the
-/// smallest cosine, and the largest error of a row; the largest softmax_scale * |q| seen, and the bound of a score's error.
-/// Writes as many heads as fit.
-pub fn fidelity(word: u32, layer: u32, out: ?[*]u8, out_count: u32) callconv(.c) i32 {
+/// (cache, layer, HeadFidelityRecord[] out, bytes) -> KV heads. Writes as many as fit.
+pub fn fidelity(word: u32, layer: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
     defer use.end();
     const heads = use.target.fidelity(layer) catch |err| return status.fromError(err);
     if (heads.len == 0) return status.fromError(error.Unsupported);
-    const numbers: [*]align(1) f64 = @ptrCast(buffer.out(out, out_count) catch |err| return status.fromError(err));
     const head_dim = (use.target.layerShape(layer) catch unreachable).head_dim; // `fidelity` checked the layer
-    for (heads[0..@min(heads.len, out_count / fidelity_numbers)], 0..) |head, i| {
-        const line = [fidelity_numbers]f64{
-            @floatFromInt(head.keys.row_count),
-            head.keys.cosineMean(),
-            head.keys.cosine_min,
-            head.keys.error_max,
-            @floatFromInt(head.values.row_count),
-            head.values.cosineMean(),
-            head.values.cosine_min,
-            head.values.error_max,
-            head.query_norm_max,
-            head.logitErrorBound(head_dim),
-        };
-        for (line, numbers[i * fidelity_numbers ..][0..fidelity_numbers]) |from, *to| to.* = from;
-    }
+    var writer = record.Writer(HeadFidelityRecord).init(out, out_bytes) catch |err| return status.fromError(err);
+    for (heads) |head| writer.append(.from(head, head_dim));
     return status.count(heads.len);
 }
 

@@ -12,7 +12,7 @@ const BlockShape = @import("../shape.zig").BlockShape;
 const status = @import("status.zig");
 
 /// The caches a pool is for: one layer group, and the formats of its tail.
-const PoolRecord = extern struct {
+pub const PoolRecord = extern struct {
     size_bytes: u32 = 0,
     layer_count: u32,
     kv_head_count: u32,

@@ -7,11 +7,13 @@
 //! they are done. Alone, it needs no memory but its stack.
 
 const std = @import("std");
+const Allocator = std.mem.Allocator;
 const dispatch = @import("../kernels/dispatch.zig");
 const parts = @import("part.zig");
 const Part = parts.Part;
 const query_steps = @import("query.zig");
 const Rows = @import("../cache/rows.zig").Rows;
+const Sequence = @import("../cache/sequence.zig").Sequence;
 const Visible = @import("visible.zig").Visible;
 const workers = @import("../device/workers.zig");
 
@@ -29,17 +31,77 @@ pub fn attend(
     output: []align(1) f32,
     lse: []align(1) f32,
 ) Error!void {
-    run(&.{try .init(rows, q, options, output, lse)});
+    attendAll(&.{try .init(rows, q, options, output, lse)});
+}
+
+/// Attention for several sequences in one layer: query_counts[i] queries of sequences[i], whose rows stand one after the
+/// other in `q`, the outputs, `lse` and the parents of trees, each parent an index among the queries of its sequence. Every
+/// other option is that of each sequence; `options.query_count` must be 1, as the counts say it. Each query sees the rows of
+/// its own sequence, with the bits it would get alone. Nothing is written unless all is well.
+pub fn attendSequences(
+    gpa: Allocator,
+    sequences: []const Sequence,
+    layer_index: u32,
+    query_counts: []const u32,
+    q: []align(1) const f32,
+    options: Options,
+    output: []align(1) f32,
+    lse: []align(1) f32,
+) (Error || error{ LayerOutOfRange, SequenceOutOfRange, OutOfMemory })!void {
+    if (options.query_count != 1) return error.InvalidConfig;
+    if (sequences.len != query_counts.len) return error.InvalidSize;
+    if (sequences.len == 0) return if (q.len == 0) {} else error.InvalidSize;
+    var own = options;
+    // One sequence takes the way that needs no memory.
+    if (sequences.len == 1) {
+        if (query_counts[0] == 0) return error.InvalidSize;
+        own.query_count = query_counts[0];
+        return attend(try sequences[0].rows(layer_index), q, own, output, lse);
+    }
+    var query_count: u64 = 0;
+    for (query_counts) |count| query_count += count;
+    if (options.tree_parents.len != 0 and options.tree_parents.len != query_count) return error.InvalidSize;
+    const head_dim = (try sequences[0].rows(layer_index)).head_dim;
+    const query_elements = query_count * head_dim;
+    if (query_count == 0 or q.len % query_elements != 0) return error.InvalidSize;
+    const q_head_count: usize = @intCast(q.len / query_elements);
+    if (output.len < q.len) return error.InvalidSize;
+    if (lse.len != 0 and lse.len < query_count * q_head_count) return error.InvalidSize;
+
+    // All steps are checked before the first is computed.
+    const queries = try gpa.alloc(Query, sequences.len);
+    defer gpa.free(queries);
+    var made: usize = 0;
+    var first: usize = 0;
+    for (sequences, query_counts) |sequence, count| {
+        if (count == 0) continue;
+        const rows = try sequence.rows(layer_index);
+        try Query.checkMemory(&rows, q, options, output, lse);
+        own.query_count = count;
+        if (options.tree_parents.len != 0) own.tree_parents = options.tree_parents[first..][0..count];
+        const row_count = @as(usize, count) * q_head_count;
+        const at = first * q_head_count;
+        queries[made] = try .init(
+            rows,
+            q[at * head_dim ..][0 .. row_count * head_dim],
+            own,
+            output[at * head_dim ..][0 .. row_count * head_dim],
+            if (lse.len == 0) lse else lse[at..][0..row_count],
+        );
+        made += 1;
+        first += count;
+    }
+    attendAll(queries[0..made]);
 }
 
 /// Computes and writes the outputs of some steps.
-pub fn run(queries: []const Query) void {
+pub fn attendAll(queries: []const Query) void {
     // Before anything is written: an output may take the place of its queries.
     for (queries) |*query| query.observe();
     if (workers.threadCount() > 1 and isWorthSharing(queries)) {
         if (workers.begin()) |session| {
             defer session.end();
-            return runShared(session, queries);
+            return attendShared(session, queries);
         }
     }
     var each: PartIterator = .init(queries, parts.head_count_max);
@@ -246,7 +308,7 @@ const Wave = struct {
     }
 };
 
-fn runShared(session: workers.Session, queries: []const Query) void {
+fn attendShared(session: workers.Session, queries: []const Query) void {
     const plan: Plan = .of(queries);
     var needed: usize = wave_bytes_min;
     var each: PartIterator = .init(queries, plan.head_limit);
@@ -324,6 +386,7 @@ fn chunkCount(part: Part) u32 {
 }
 
 test {
+    _ = @import("sequences_test.zig");
     _ = @import("attend_test.zig");
     _ = @import("exact.zig");
     _ = @import("range_test.zig");

@@ -347,7 +347,7 @@ fn batchBits(gpa: std.mem.Allocator, lengths: []const u32, query_count: u32, out
             lse[i * query_count * heads * ratio ..][0 .. query_count * heads * ratio],
         );
     }
-    attention.run(queries);
+    attention.attendAll(queries);
 }
 
 test "the same bits by any number of threads: one sequence, a batch of unequal ones, many queries" {

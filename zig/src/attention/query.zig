@@ -6,6 +6,7 @@
 //! row r of a KV head is query r / ratio, head r % ratio of that KV head's.
 
 const std = @import("std");
+const assert = std.debug.assert;
 const Rows = @import("../cache/rows.zig").Rows;
 const checkApart = @import("../cache/overlap.zig").checkApart;
 const dispatch = @import("../kernels/dispatch.zig");
@@ -51,6 +52,7 @@ pub const Query = struct {
     /// Query heads of one KV head.
     ratio: u32,
     softmax_scale: f32,
+    tree: Tree,
 
     pub fn init(
         rows: Rows,
@@ -63,7 +65,7 @@ pub const Query = struct {
         if (options.query_count == 0) return error.InvalidConfig;
         if (options.window_tokens) |tokens| if (tokens == 0 or !options.causal) return error.InvalidConfig;
         if (options.softcap) |cap| if (!(cap > 0 and std.math.isFinite(cap))) return error.InvalidConfig;
-        try checkTree(rows, options);
+        const tree: Tree = try .init(rows, options);
         const softmax_scale = options.softmax_scale orelse 1 / @sqrt(@as(f32, @floatFromInt(head_dim)));
         if (!std.math.isFinite(softmax_scale)) return error.InvalidConfig;
 
@@ -94,6 +96,7 @@ pub const Query = struct {
             .q_head_count = q_head_count,
             .ratio = ratio,
             .softmax_scale = softmax_scale,
+            .tree = tree,
         };
     }
 
@@ -118,17 +121,6 @@ pub const Query = struct {
             try checkApart(written, std.mem.sliceAsBytes(options.tree_parents));
             try rows.checkApartFrom(written);
         }
-    }
-
-    fn checkTree(rows: Rows, options: Options) error{ InvalidConfig, InvalidSize, Unsupported }!void {
-        const parents = options.tree_parents;
-        if (parents.len == 0) return;
-        if (parents.len != options.query_count or parents.len > tree_node_count_max) return error.InvalidSize;
-        if (parents.len > rows.row_count) return error.InvalidSize;
-        if (!options.causal) return error.InvalidConfig;
-        if (options.window_tokens != null or rows.window_tokens != null) return error.Unsupported;
-        if (options.alibi_slopes.len != 0) return error.Unsupported;
-        for (parents, 0..) |parent, node| if (parent >= @as(i64, @intCast(node))) return error.InvalidConfig;
     }
 
     /// Makes the queries known to the heads they ask: the bound on the error of a score holds for queries no longer than
@@ -193,20 +185,47 @@ pub const Query = struct {
             // Negative for queries older than the oldest row; distances are taken modulo 2^32.
             .position = @truncate(@as(u64, @bitCast(position))),
             .alibi_slope = if (slopes.len == 0) 0 else slopes[kv_head * query.ratio + row % query.ratio],
-            .tree_first = query.rows.row_count - @as(u32, @intCast(options.tree_parents.len)),
-            .tree_mask = query.treeMask(index),
+            .tree_first = query.rows.row_count - query.tree.node_count,
+            .tree_mask = query.tree.mask(index),
             .score_max = -std.math.inf(f32),
             .weight_sum = 0,
         };
     }
+};
 
-    /// One bit for each node of the tree that a node sees: its ancestors and itself.
-    fn treeMask(query: *const Query, node: u32) u64 {
-        const parents = query.options.tree_parents;
-        if (parents.len == 0) return 0;
-        var mask: u64 = 0;
+/// A tree of drafted tokens, copied from its parents as they were checked: another thread may write a caller's memory, and
+/// parents are followed.
+pub const Tree = struct {
+    node_count: u32 = 0,
+    /// [node], below 0 for a root.
+    parents: [tree_node_count_max]i8 = undefined,
+
+    fn init(rows: Rows, options: Options) error{ InvalidConfig, InvalidSize, Unsupported }!Tree {
+        const given = options.tree_parents;
+        if (given.len == 0) return .{};
+        if (given.len != options.query_count or given.len > tree_node_count_max) return error.InvalidSize;
+        if (given.len > rows.row_count) return error.InvalidSize;
+        if (!options.causal) return error.InvalidConfig;
+        if (options.window_tokens != null or rows.window_tokens != null) return error.Unsupported;
+        if (options.alibi_slopes.len != 0) return error.Unsupported;
+        var tree: Tree = .{ .node_count = @intCast(given.len) };
+        for (tree.parents[0..given.len], given, 0..) |*to, from, node| {
+            const parent: i32 = @max(-1, from);
+            if (parent >= @as(i32, @intCast(node))) return error.InvalidConfig;
+            to.* = @intCast(parent);
+        }
+        return tree;
+    }
+
+    /// One bit for each node that a node sees: its ancestors and itself.
+    fn mask(tree: *const Tree, node: u32) u64 {
+        if (tree.node_count == 0) return 0;
+        var bits: u64 = 0;
         var at: i32 = @intCast(node);
-        while (at >= 0) : (at = parents[@intCast(at)]) mask |= @as(u64, 1) << @intCast(at);
-        return mask;
+        while (at >= 0) : (at = tree.parents[@intCast(at)]) {
+            assert(at < tree.node_count);
+            bits |= @as(u64, 1) << @intCast(at);
+        }
+        return bits;
     }
 };

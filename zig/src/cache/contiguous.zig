@@ -3,13 +3,13 @@
 //!     keys, values: [layer][sequence][position][kv_head][head_dim]
 //!
 //!                    sequence 0            sequence 1
-//!     layer 0   | rows . . pending _ _ | rows . pending _ _ _ |      a run: max_seq_len positions
+//!     layer 0   | rows . . pending _ _ | rows . pending _ _ _ |      a strip: max_seq_len positions
 //!     layer 1   | rows . . _ _ _ _ _ _ | rows . _ _ _ _ _ _ _ |
 //!
 //! Writing has two phases. Rows are appended to each layer and are *pending* there: reads of that layer see them, reads
 //! of the next layer do not see stale ones. A commit makes them count once every layer has them.
 //!
-//! The runs lie in slabs of at most 1 GiB (or one run, where that is longer), each run whole in one of them, straight
+//! The strips lie in slabs of at most 1 GiB (or one strip, where that is longer), each strip whole in one of them, straight
 //! from the operating system: reserved at creation, zero, and backed by memory only as rows arrive.
 //!
 //! Not thread safe; a caller that shares a cache holds a lock. Nothing is ever overwritten but rows dropped by
@@ -18,6 +18,7 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
+const cpu = @import("../device/cpu.zig");
 const Dtype = @import("../dtype.zig").Dtype;
 const shapes = @import("../shape.zig");
 const Shape = shapes.Shape;
@@ -42,7 +43,7 @@ pub const Options = struct {
     max_seq_len: u32,
     dtype_k: Dtype = .f32,
     dtype_v: Dtype = .f32,
-    /// Refuse a cache whose slabs would take more; null for no limit.
+    /// Refuse a cache whose slabs would take more; null for what the process may use.
     max_bytes: ?u64 = null,
 
     pub fn shape(options: Options) Shape {
@@ -54,7 +55,26 @@ pub const Options = struct {
             .max_seq_len = options.max_seq_len,
         };
     }
+
+    /// Bytes of keys and values that a cache of these options has; nothing is allocated.
+    pub fn memoryBytes(options: Options) Shape.Error!u64 {
+        try options.validate();
+        return options.shape().memoryBytes(options.dtype_k, options.dtype_v);
+    }
+
+    fn validate(options: Options) Shape.Error!void {
+        try options.shape().validate();
+        try shapes.checkQueryHeads(options.q_head_count, options.kv_head_count);
+        if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
+    }
 };
+
+/// Rows take memory as they arrive, the tables beside them at once: up to 12 bytes for each layer of each sequence. Where
+/// rows are small and layers many, those could be more than the machine has, and the system would end the process.
+fn checkTables(shape: Shape) error{OutOfMemory}!void {
+    const table_bytes = shape.stripCount() *| 12;
+    if (table_bytes > 1 << 24 and table_bytes > cpu.memoryLimit() / 8) return error.OutOfMemory;
+}
 
 pub const ContiguousCache = struct {
     gpa: Allocator,
@@ -63,8 +83,8 @@ pub const ContiguousCache = struct {
     q_head_count: ?u32,
     dtype_k: Dtype,
     dtype_v: Dtype,
-    keys: Side,
-    values: Side,
+    keys: Strips,
+    values: Strips,
     /// Committed rows, [sequence].
     seq_lens: []u32,
     /// Appended and not committed rows, [layer][sequence].
@@ -78,7 +98,9 @@ pub const ContiguousCache = struct {
     pub const AppendError = IndexError || error{ CacheFull, InvalidSize, NotFinite, OutOfMemory };
     pub const AdvanceError = error{ CacheFull, CommitMismatch };
     pub const CommitError = error{ SequenceOutOfRange, CommitMismatch };
+    pub const CommitKeptError = CommitError || error{InvalidSize};
     pub const TruncateError = error{ SequenceOutOfRange, PositionOutOfRange };
+    pub const OffsetError = IndexError || error{PositionOutOfRange};
     pub const GatherError = IndexError || error{ InvalidSize, InvalidConfig };
 
     /// Small tables come from `gpa`, the slabs from the operating system.
@@ -88,27 +110,25 @@ pub const ContiguousCache = struct {
 
     /// As `init`, with an allocator for the slabs. Its memory must be zero and is not touched before rows arrive.
     pub fn initSlabs(gpa: Allocator, slab_allocator: Allocator, options: Options) InitError!ContiguousCache {
+        const kv_bytes = try options.memoryBytes();
+        if (kv_bytes > options.max_bytes orelse cpu.memoryLimit()) return error.OutOfMemory;
         const shape = options.shape();
-        try shape.validate();
-        try shapes.checkQueryHeads(options.q_head_count, options.kv_head_count);
-        if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
-        const kv_bytes = try shape.memoryBytes(options.dtype_k, options.dtype_v);
-        if (kv_bytes > options.max_bytes orelse std.math.maxInt(u64)) return error.OutOfMemory;
-        const run_count = std.math.cast(usize, shape.runCount()) orelse return error.OutOfMemory;
+        try checkTables(shape);
+        const strip_count = std.math.cast(usize, shape.stripCount()) orelse return error.OutOfMemory;
 
         const seq_lens = try gpa.alloc(u32, shape.sequence_count);
         errdefer gpa.free(seq_lens);
-        const pending = try gpa.alloc(u32, run_count);
+        const pending = try gpa.alloc(u32, strip_count);
         errdefer gpa.free(pending);
-        const generations = try gpa.alloc(u32, run_count);
+        const generations = try gpa.alloc(u32, strip_count);
         errdefer gpa.free(generations);
         @memset(seq_lens, 0);
         @memset(pending, 0);
         @memset(generations, 0);
 
-        var keys: Side = try .init(gpa, slab_allocator, shape, options.dtype_k);
+        var keys: Strips = try .init(gpa, slab_allocator, shape, options.dtype_k);
         errdefer keys.deinit(gpa, slab_allocator);
-        const values: Side = try .init(gpa, slab_allocator, shape, options.dtype_v);
+        const values: Strips = try .init(gpa, slab_allocator, shape, options.dtype_v);
         return .{
             .gpa = gpa,
             .slab_allocator = slab_allocator,
@@ -139,7 +159,7 @@ pub const ContiguousCache = struct {
         try self.checkIndices(layer_index, sequence_index);
         if (self.seq_lens[sequence_index] == self.shape.max_seq_len) return error.CacheFull;
         if (k.element_count != self.shape.kvDim() or v.element_count != self.shape.kvDim()) return error.InvalidSize;
-        if (self.pending[self.shape.runIndex(layer_index, sequence_index)] != 0) return error.CommitMismatch;
+        if (self.pending[self.shape.stripIndex(layer_index, sequence_index)] != 0) return error.CommitMismatch;
         const start = try self.append(layer_index, sequence_index, k, v);
         assert(start == self.seq_lens[sequence_index]);
     }
@@ -149,13 +169,13 @@ pub const ContiguousCache = struct {
         try self.checkIndices(layer_index, sequence_index);
         if (k.element_count != v.element_count) return error.InvalidSize;
         const token_count = shapes.rowCount(self.shape, k.element_count) orelse return error.InvalidSize;
-        const run = self.shape.runIndex(layer_index, sequence_index);
-        const start = self.seq_lens[sequence_index] + self.pending[run];
+        const strip = self.shape.stripIndex(layer_index, sequence_index);
+        const start = self.seq_lens[sequence_index] + self.pending[strip];
         assert(start <= self.shape.max_seq_len);
         if (token_count > self.shape.max_seq_len - start) return error.CacheFull;
         if (token_count == 0) return start;
-        const keys = self.keys.runRows(self.shape, run, start, @intCast(token_count));
-        const values = self.values.runRows(self.shape, run, start, @intCast(token_count));
+        const keys = self.keys.stripRows(self.shape, strip, start, @intCast(token_count));
+        const values = self.values.stripRows(self.shape, strip, start, @intCast(token_count));
         var inputs: Inputs = .{ .k = k, .v = v };
         defer inputs.deinit(self.gpa);
         for ([_][]const u8{ keys, values }) |written| try inputs.leave(self.gpa, written);
@@ -166,8 +186,8 @@ pub const ContiguousCache = struct {
             for ([_][]u8{ keys, values }) |written| @memset(written, 0);
             return error.NotFinite;
         }
-        self.pending[run] += @intCast(token_count);
-        self.generations[run] +%= 1;
+        self.pending[strip] += @intCast(token_count);
+        self.generations[strip] +%= 1;
         return start;
     }
 
@@ -208,18 +228,18 @@ pub const ContiguousCache = struct {
     pub fn advance(self: *ContiguousCache) AdvanceError!void {
         var any_pending = false;
         var any_full = false;
-        for (self.seq_lens, 0..) |seq_len, sequence| {
+        for (self.seq_lens, 0..) |seq_len, index| {
             any_full = any_full or seq_len == self.shape.max_seq_len;
-            const row_count = self.pendingEverywhere(@intCast(sequence)) orelse return error.CommitMismatch;
+            const row_count = self.pendingEverywhere(@intCast(index)) orelse return error.CommitMismatch;
             if (row_count > 1) return error.CommitMismatch;
             any_pending = any_pending or row_count == 1;
         }
         if (!any_pending) return if (any_full) error.CacheFull else error.CommitMismatch;
 
         var now_full = false;
-        for (self.seq_lens, 0..) |*seq_len, sequence| {
-            if (self.pendingEverywhere(@intCast(sequence)).? == 0) continue;
-            self.clearPending(@intCast(sequence));
+        for (self.seq_lens, 0..) |*seq_len, index| {
+            if (self.pendingEverywhere(@intCast(index)).? == 0) continue;
+            self.clearPending(@intCast(index));
             seq_len.* += 1;
             now_full = now_full or seq_len.* == self.shape.max_seq_len;
         }
@@ -236,6 +256,28 @@ pub const ContiguousCache = struct {
         assert(self.seq_lens[sequence_index] <= self.shape.max_seq_len);
     }
 
+    /// Commits only the pending rows whose index is in `kept`, ascending: the accepted path of a tree of drafted tokens.
+    /// The others are dropped, and the kept ones move up next to the committed rows.
+    pub fn commitKept(self: *ContiguousCache, sequence_index: u32, kept: []const u32) CommitKeptError!void {
+        if (sequence_index >= self.shape.sequence_count) return error.SequenceOutOfRange;
+        const pending = self.pendingEverywhere(sequence_index) orelse return error.CommitMismatch;
+        for (kept, 0..) |index, i| {
+            if (index >= pending or (i != 0 and index <= kept[i - 1])) return error.InvalidSize;
+        }
+        const start = self.seq_lens[sequence_index];
+        for (0..self.shape.layer_count) |layer| {
+            const strip = self.shape.stripIndex(@intCast(layer), sequence_index);
+            for ([_]*const Strips{ &self.keys, &self.values }) |strips| for (kept, 0..) |index, i| {
+                if (index == i) continue;
+                const from = strips.stripRows(self.shape, strip, start + index, 1);
+                @memcpy(strips.stripRows(self.shape, strip, start + @as(u32, @intCast(i)), 1), from);
+            };
+            self.generations[strip] +%= 1;
+        }
+        self.clearPending(sequence_index);
+        self.seq_lens[sequence_index] = start + @as(u32, @intCast(kept.len));
+    }
+
     /// Rewinds one sequence to `seq_len` rows and drops its pending ones. No K/V byte is touched.
     pub fn truncate(self: *ContiguousCache, sequence_index: u32, seq_len: u32) TruncateError!void {
         if (sequence_index >= self.shape.sequence_count) return error.SequenceOutOfRange;
@@ -243,15 +285,37 @@ pub const ContiguousCache = struct {
         self.clearPending(sequence_index);
         self.seq_lens[sequence_index] = seq_len;
         for (0..self.shape.layer_count) |layer| {
-            self.generations[self.shape.runIndex(@intCast(layer), sequence_index)] +%= 1;
+            self.generations[self.shape.stripIndex(@intCast(layer), sequence_index)] +%= 1;
         }
     }
 
     /// Empties every sequence. No K/V byte is touched; old rows are never visible.
     pub fn reset(self: *ContiguousCache) void {
-        for (0..self.shape.sequence_count) |sequence| {
-            self.truncate(@intCast(sequence), 0) catch unreachable; // 0 is never past the end
+        for (0..self.shape.sequence_count) |index| {
+            self.truncate(@intCast(index), 0) catch unreachable; // 0 is never past the end
         }
+    }
+
+    /// One of the sequences, as `sequence.zig` has them. Its calls refuse an index that is out of range.
+    pub fn sequence(self: *ContiguousCache, sequence_index: u32) Sequence {
+        return .{ .cache = self, .index = sequence_index };
+    }
+
+    /// Element offset of one number in the logical array of all keys, or of all values.
+    pub fn offset(
+        self: *const ContiguousCache,
+        layer_index: u32,
+        sequence_index: u32,
+        position: u32,
+        kv_head_index: u32,
+        dim: u32,
+    ) OffsetError!u64 {
+        try self.checkIndices(layer_index, sequence_index);
+        const shape = self.shape;
+        if (position >= shape.max_seq_len or kv_head_index >= shape.kv_head_count or dim >= shape.head_dim) {
+            return error.PositionOutOfRange;
+        }
+        return shape.offset(layer_index, sequence_index, position, kv_head_index, dim);
     }
 
     /// Committed rows of a sequence.
@@ -272,14 +336,24 @@ pub const ContiguousCache = struct {
     }
 
     /// What is really allocated.
-    pub const Stats = struct { kv_bytes: u64, reserved_bytes: u64, metadata_bytes: u64, slab_count: u32 };
+    pub const Stats = struct {
+        kv_bytes: u64,
+        reserved_bytes: u64,
+        metadata_bytes: u64,
+        /// Reserved bytes that are no keys or values: the ends of pages.
+        padding_bytes: u64,
+        slab_count: u32,
+    };
 
     pub fn stats(self: *const ContiguousCache) Stats {
         const words = self.seq_lens.len + self.pending.len + self.generations.len;
         const tables = self.keys.slabs.len + self.values.slabs.len;
+        const kv_bytes = self.shape.memoryBytes(self.dtype_k, self.dtype_v) catch unreachable; // checked by init
+        const reserved_bytes = self.keys.reservedBytes() + self.values.reservedBytes();
         return .{
-            .kv_bytes = self.shape.memoryBytes(self.dtype_k, self.dtype_v) catch unreachable, // checked by init
-            .reserved_bytes = self.keys.reservedBytes() + self.values.reservedBytes(),
+            .kv_bytes = kv_bytes,
+            .reserved_bytes = reserved_bytes,
+            .padding_bytes = reserved_bytes - kv_bytes,
             .metadata_bytes = words * @sizeOf(u32) + tables * @sizeOf(Slab),
             .slab_count = @intCast(tables),
         };
@@ -288,18 +362,18 @@ pub const ContiguousCache = struct {
     /// The rows of a layer as a reader sees them now: committed and, of this layer, pending ones.
     pub fn rows(self: *const ContiguousCache, layer_index: u32, sequence_index: u32) IndexError!Rows {
         try self.checkIndices(layer_index, sequence_index);
-        const run = self.shape.runIndex(layer_index, sequence_index);
+        const strip = self.shape.stripIndex(layer_index, sequence_index);
         return .{
             .kv_head_count = self.shape.kv_head_count,
             .head_dim = self.shape.head_dim,
             .q_head_count = self.q_head_count,
-            .row_count = self.seq_lens[sequence_index] + self.pending[run],
+            .row_count = self.seq_lens[sequence_index] + self.pending[strip],
             .memory = .{ .contiguous = .{
                 .shape = self.shape,
                 .dtype_k = self.dtype_k,
                 .dtype_v = self.dtype_v,
-                .keys = self.keys.run(run),
-                .values = self.values.run(run),
+                .keys = self.keys.strip(strip),
+                .values = self.values.strip(strip),
             } },
         };
     }
@@ -307,7 +381,7 @@ pub const ContiguousCache = struct {
     /// A number that changes whenever a view of this layer and sequence goes stale.
     pub fn generation(self: *const ContiguousCache, layer_index: u32, sequence_index: u32) IndexError!u32 {
         try self.checkIndices(layer_index, sequence_index);
-        return self.generations[self.shape.runIndex(layer_index, sequence_index)];
+        return self.generations[self.shape.stripIndex(layer_index, sequence_index)];
     }
 
     /// Copies all rows of a layer, [row][kv_head][head_dim], and returns their count. The copies share no memory, with one
@@ -336,72 +410,129 @@ pub const ContiguousCache = struct {
         return source.row_count;
     }
 
-    fn checkIndices(self: *const ContiguousCache, layer_index: u32, sequence_index: u32) IndexError!void {
+    /// A layer there is.
+    pub fn checkLayer(self: *const ContiguousCache, layer_index: u32) error{LayerOutOfRange}!void {
         if (layer_index >= self.shape.layer_count) return error.LayerOutOfRange;
+    }
+
+    fn checkIndices(self: *const ContiguousCache, layer_index: u32, sequence_index: u32) IndexError!void {
+        try self.checkLayer(layer_index);
         if (sequence_index >= self.shape.sequence_count) return error.SequenceOutOfRange;
     }
 
     /// The rows a sequence has pending, if that is the same number in every layer.
     fn pendingEverywhere(self: *const ContiguousCache, sequence_index: u32) ?u32 {
-        const first = self.pending[self.shape.runIndex(0, sequence_index)];
+        const first = self.pending[self.shape.stripIndex(0, sequence_index)];
         for (1..self.shape.layer_count) |layer| {
-            if (self.pending[self.shape.runIndex(@intCast(layer), sequence_index)] != first) return null;
+            if (self.pending[self.shape.stripIndex(@intCast(layer), sequence_index)] != first) return null;
         }
         return first;
     }
 
     fn clearPending(self: *ContiguousCache, sequence_index: u32) void {
         for (0..self.shape.layer_count) |layer| {
-            self.pending[self.shape.runIndex(@intCast(layer), sequence_index)] = 0;
+            self.pending[self.shape.stripIndex(@intCast(layer), sequence_index)] = 0;
         }
     }
 };
 
-/// The keys or the values: all runs of one side.
-const Side = struct {
+/// One sequence of a contiguous cache: which it is. The cache outlives it, and there is nothing to free.
+pub const Sequence = struct {
+    cache: *ContiguousCache,
+    index: u32,
+
+    /// Appends n >= 0 rows of one layer and returns the position of the first.
+    pub fn append(self: Sequence, layer_index: u32, k: Input, v: Input) ContiguousCache.AppendError!u32 {
+        return self.cache.append(layer_index, self.index, k, v);
+    }
+
+    /// Makes `token_count` pending rows count; every layer must have exactly that many.
+    pub fn commit(self: Sequence, token_count: u32) ContiguousCache.CommitError!void {
+        return self.cache.commit(self.index, token_count);
+    }
+
+    /// Commits only some of the pending rows, by their index, ascending.
+    pub fn commitKept(self: Sequence, kept: []const u32) ContiguousCache.CommitKeptError!void {
+        return self.cache.commitKept(self.index, kept);
+    }
+
+    /// Rewinds to `seq_len` rows and drops the pending ones.
+    pub fn truncate(self: Sequence, seq_len: u32) ContiguousCache.TruncateError!void {
+        return self.cache.truncate(self.index, seq_len);
+    }
+
+    /// Committed rows.
+    pub fn seqLen(self: Sequence) error{SequenceOutOfRange}!u32 {
+        return self.cache.seqLen(self.index);
+    }
+
+    /// 0, as every length can be gone back to.
+    pub fn rewindableTo(self: Sequence) error{SequenceOutOfRange}!u32 {
+        _ = try self.cache.seqLen(self.index);
+        return 0;
+    }
+
+    /// The rows of a layer as a reader sees them now.
+    pub fn rows(self: Sequence, layer_index: u32) ContiguousCache.IndexError!Rows {
+        return self.cache.rows(layer_index, self.index);
+    }
+
+    /// A number that changes whenever a view of this layer goes stale.
+    pub fn generation(self: Sequence, layer_index: u32) ContiguousCache.IndexError!u32 {
+        return self.cache.generation(layer_index, self.index);
+    }
+
+    /// Copies all rows of a layer and returns their count.
+    pub fn gather(self: Sequence, layer_index: u32, k: Output, v: Output) ContiguousCache.GatherError!u32 {
+        return self.cache.gather(layer_index, self.index, k, v);
+    }
+};
+
+/// The strips of all keys, or those of all values.
+const Strips = struct {
     dtype: Dtype,
-    run_bytes: u64,
-    runs_per_slab: u64,
+    strip_bytes: u64,
+    strips_per_slab: u64,
     slabs: []Slab,
 
-    fn init(gpa: Allocator, slab_allocator: Allocator, shape: Shape, dtype: Dtype) error{OutOfMemory}!Side {
-        const run_bytes = shape.runBytes(dtype);
-        const runs_per_slab = @max(1, slab_memory.bytes_max / run_bytes);
-        const slab_count = std.math.divCeil(u64, shape.runCount(), runs_per_slab) catch unreachable; // not 0
+    fn init(gpa: Allocator, slab_allocator: Allocator, shape: Shape, dtype: Dtype) error{OutOfMemory}!Strips {
+        const strip_bytes = shape.stripBytes(dtype);
+        const strips_per_slab = @max(1, slab_memory.bytes_max / strip_bytes);
+        const slab_count = std.math.divCeil(u64, shape.stripCount(), strips_per_slab) catch unreachable; // not 0
         const slabs = try gpa.alloc(Slab, std.math.cast(usize, slab_count) orelse return error.OutOfMemory);
         errdefer gpa.free(slabs);
-        var runs_left = shape.runCount();
+        var strips_left = shape.stripCount();
         for (slabs, 0..) |*slab, i| {
             errdefer for (slabs[0..i]) |taken| slab_memory.free(slab_allocator, taken);
-            const run_count = @min(runs_left, runs_per_slab);
-            slab.* = try slab_memory.alloc(slab_allocator, run_count * run_bytes);
-            runs_left -= run_count;
+            const strip_count = @min(strips_left, strips_per_slab);
+            slab.* = try slab_memory.alloc(slab_allocator, strip_count * strip_bytes);
+            strips_left -= strip_count;
         }
-        assert(runs_left == 0);
-        return .{ .dtype = dtype, .run_bytes = run_bytes, .runs_per_slab = runs_per_slab, .slabs = slabs };
+        assert(strips_left == 0);
+        return .{ .dtype = dtype, .strip_bytes = strip_bytes, .strips_per_slab = strips_per_slab, .slabs = slabs };
     }
 
-    fn deinit(side: *Side, gpa: Allocator, slab_allocator: Allocator) void {
-        for (side.slabs) |slab| slab_memory.free(slab_allocator, slab);
-        gpa.free(side.slabs);
+    fn deinit(strips: *Strips, gpa: Allocator, slab_allocator: Allocator) void {
+        for (strips.slabs) |slab| slab_memory.free(slab_allocator, slab);
+        gpa.free(strips.slabs);
     }
 
-    fn run(side: *const Side, run_index: u64) [*]u8 {
-        const slab = side.slabs[@intCast(run_index / side.runs_per_slab)];
-        const offset = (run_index % side.runs_per_slab) * side.run_bytes;
-        assert(offset + side.run_bytes <= slab.len);
+    fn strip(strips: *const Strips, strip_index: u64) [*]u8 {
+        const slab = strips.slabs[@intCast(strip_index / strips.strips_per_slab)];
+        const offset = (strip_index % strips.strips_per_slab) * strips.strip_bytes;
+        assert(offset + strips.strip_bytes <= slab.len);
         return slab.ptr + offset;
     }
 
-    /// The memory of some rows of a run.
-    fn runRows(side: *const Side, shape: Shape, run_index: u64, start: u32, token_count: u32) []u8 {
-        const bytes = shape.positionBytes(token_count, side.dtype);
-        return (side.run(run_index) + shape.positionBytes(start, side.dtype))[0..@intCast(bytes)];
+    /// The memory of some rows of a strip.
+    fn stripRows(strips: *const Strips, shape: Shape, strip_index: u64, start: u32, token_count: u32) []u8 {
+        const bytes = shape.positionBytes(token_count, strips.dtype);
+        return (strips.strip(strip_index) + shape.positionBytes(start, strips.dtype))[0..@intCast(bytes)];
     }
 
-    fn reservedBytes(side: *const Side) u64 {
+    fn reservedBytes(strips: *const Strips) u64 {
         var bytes: u64 = 0;
-        for (side.slabs) |slab| bytes += slab_memory.reservedBytes(slab);
+        for (strips.slabs) |slab| bytes += slab_memory.reservedBytes(slab);
         return bytes;
     }
 };

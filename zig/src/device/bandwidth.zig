@@ -19,6 +19,8 @@ pub const Error = error{ InvalidConfig, OutOfMemory };
 pub fn readRate(bytes: u64, thread_count: u32) Error!f64 {
     if (thread_count == 0 or thread_count > 1024) return error.InvalidConfig;
     if (bytes / thread_count < step_bytes or bytes > 1 << 40) return error.InvalidConfig;
+    // All of it is touched: past the limit the system would end the process.
+    if (bytes > cpu.memoryLimit()) return error.OutOfMemory;
     var best: f64 = 0;
     for ([_]bool{ true, false }) |huge_pages| {
         const memory = try slab.alloc(slab.system, bytes);

@@ -33,7 +33,7 @@ const cpu = @import("../../device/cpu.zig");
 const Dtype = @import("../../dtype.zig").Dtype;
 const format_pool = @import("../blocks/format_pool.zig");
 const Group = layer_group.Group;
-const Head = @import("../tiers/fidelity.zig").Head;
+pub const Head = @import("../tiers/fidelity.zig").Head;
 const input_types = @import("../input.zig");
 const Input = input_types.Input;
 const layer_group = @import("layer_group.zig");
@@ -471,11 +471,27 @@ pub const Sequence = struct {
         }
     };
 
-    /// The block of an entry of `blockTable`; -1 where none of its rows is seen.
-    pub fn seenBlock(self: *const Sequence, layer_index: u32, entry: usize) i32 {
-        const table = &self.state.tables[self.cache.state.layers[layer_index].group];
-        return if (table.isSeen(@intCast(entry), self.cache.state.block_size)) table.block(@intCast(entry)) else -1;
+    /// What a reader is told of an entry of `blockTable`; null where none of its rows is seen.
+    pub fn seenBlock(self: *const Sequence, layer_index: u32, entry: u32) ?SeenBlock {
+        const group_index = self.state.cache.layers[layer_index].group;
+        const table = &self.state.tables[group_index];
+        if (!table.isSeen(entry, self.state.cache.block_size)) return null;
+        const group = &self.state.cache.groups[group_index];
+        const block = table.block(entry);
+        const format = table.format(entry);
+        return .{
+            .block = block,
+            .ref_count = group.formats.items[format].pool.refCount(@intCast(block)),
+            .tier = policies.tierOf(group, format),
+        };
     }
+
+    pub const SeenBlock = struct {
+        block: i32,
+        /// Table entries that name the block, those of other sequences included.
+        ref_count: u32,
+        tier: Tier,
+    };
 
     /// The tier of the block that has a position of a layer; the tail where its rows were let go.
     pub fn tier(self: *const Sequence, layer_index: u32, position: u32) Tier {

@@ -182,7 +182,7 @@ test "memory is constant, and what nobody sees is counted in blocks alone" {
         try testing.expectEqual(16, stats.tail_token_count);
         try testing.expectEqual(16 * 8, stats.tail_bytes);
         var seen: u64 = 0;
-        for (0..(try sequence.blockTable(0)).len) |entry| seen += @intFromBool(sequence.seenBlock(0, entry) >= 0);
+        for (0..(try sequence.blockTable(0)).len) |entry| seen += @intFromBool(sequence.seenBlock(0, @intCast(entry)) != null);
         try testing.expectEqual(seen, stats.table_entries);
         try testing.expectEqual(16, (try sequence.rows(0)).residentCount());
         cache.freeSequence(sequence);
@@ -392,7 +392,7 @@ test "tables keep their size over a million rows, and those of forks are as smal
             const is_there = is_sink or (entry + 1) * 16 > seq_len - newest - 16; // rows to rewind to stay
             try testing.expectEqual(is_there, blocks.at(entry) >= 0);
             const is_seen = is_sink or (entry + 1) * 16 > seq_len - newest;
-            try testing.expectEqual(is_seen, sequence.seenBlock(@intCast(layer), entry) >= 0);
+            try testing.expectEqual(is_seen, sequence.seenBlock(@intCast(layer), @intCast(entry)) != null);
         }
     }
     const child = try cache.fork(sequence);
