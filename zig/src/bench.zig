@@ -418,7 +418,7 @@ fn store(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype) !v
 
     _ = try cache.append(0, 0, .fromF32(rows), .fromF32(rows)); // touches every page
     const stored = try cache.rows(0, 0);
-    const last = float_reference.element(dtype, stored.memory.contiguous.values[0..@intCast(cache.shape.stripBytes(dtype))], rows.len - 1);
+    const last = float_reference.element(dtype, stored.memory.contiguous.values[0..@intCast(cache.shape.spanBytes(dtype))], rows.len - 1);
     if (!(@abs(last - rows[rows.len - 1]) <= 0x1p-8)) fail("append is wrong");
 
     var times: [repeats]f64 = undefined;

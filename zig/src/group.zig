@@ -249,6 +249,11 @@ pub const Plane = extern struct {
         return std.mem.readInt(u16, plane_bytes[plane.codeBytes() + scale_bytes * index ..][0..scale_bytes], .little);
     }
 
+    /// All scales, and all mins where there are any: f16 behind the codes.
+    pub fn scalesAndMins(plane: Plane, plane_bytes: []const u8) []align(1) const u16 {
+        return std.mem.bytesAsSlice(u16, plane_bytes[plane.codeBytes()..plane.bytes()]);
+    }
+
     /// Writes the f16 bits of the scale that a value belongs to.
     pub fn setScaleBits(plane: Plane, plane_bytes: []u8, token: u32, dim: u32, bits: u16) void {
         std.mem.writeInt(u16, plane_bytes[plane.scaleOffset(token, dim)..][0..scale_bytes], bits, .little);

@@ -7,7 +7,7 @@
 //!     offset(l, s, p, h, d) = (((l * S + s) * P + p) * H + h) * D + d
 //!
 //! with S sequences, P = max_seq_len positions, H KV heads and D = head_dim. The rows of one (layer, sequence) pair are
-//! adjacent and called a *strip*: [position][kv_head][head_dim].
+//! adjacent and called a *span*: [position][kv_head][head_dim].
 //!
 //! All sizes are 64-bit and checked. Llama-7B at 4096 tokens is 2 * 32 * 4096 * 32 * 128 * 4 B = 4 GiB, which is 0 in
 //! 32 bits.
@@ -67,20 +67,20 @@ pub const Shape = struct {
         return shape.kv_head_count * shape.head_dim;
     }
 
-    /// Strips a side: one for each (layer, sequence).
-    pub fn stripCount(shape: Shape) u64 {
+    /// Spans a side: one for each (layer, sequence).
+    pub fn spanCount(shape: Shape) u64 {
         return @as(u64, shape.layer_count) * shape.sequence_count;
     }
 
-    /// The strip of a layer and sequence.
-    pub fn stripIndex(shape: Shape, layer_index: u32, sequence_index: u32) u64 {
+    /// The span of a layer and sequence.
+    pub fn spanIndex(shape: Shape, layer_index: u32, sequence_index: u32) u64 {
         assert(layer_index < shape.layer_count);
         assert(sequence_index < shape.sequence_count);
         return @as(u64, layer_index) * shape.sequence_count + sequence_index;
     }
 
-    /// Bytes of one strip of one side. Does not overflow once `validate` has passed.
-    pub fn stripBytes(shape: Shape, dtype: Dtype) u64 {
+    /// Bytes of one span of one side. Does not overflow once `validate` has passed.
+    pub fn spanBytes(shape: Shape, dtype: Dtype) u64 {
         return @as(u64, shape.max_seq_len) * shape.rowBytes(dtype);
     }
 
@@ -95,7 +95,7 @@ pub const Shape = struct {
         return @as(u64, kv_head_index) * shape.head_dim * dtype.elementBytes();
     }
 
-    /// Byte offset of a position inside its strip.
+    /// Byte offset of a position inside its span.
     pub fn positionBytes(shape: Shape, position: u32, dtype: Dtype) u64 {
         assert(position <= shape.max_seq_len);
         return @as(u64, position) * shape.rowBytes(dtype);
@@ -113,7 +113,7 @@ pub const Shape = struct {
         assert(position < shape.max_seq_len);
         assert(kv_head_index < shape.kv_head_count);
         assert(dim < shape.head_dim);
-        const row = shape.stripIndex(layer_index, sequence_index) * shape.max_seq_len + position;
+        const row = shape.spanIndex(layer_index, sequence_index) * shape.max_seq_len + position;
         return (row * shape.kv_head_count + kv_head_index) * shape.head_dim + dim;
     }
 
@@ -324,11 +324,11 @@ test "offset equals the formula for random indices, also past 2^32 elements" {
         const d = random.uintLessThan(u32, 128);
         const expected = (((@as(u128, l) * 64 + s) * 131_072 + p) * 8 + h) * 128 + d;
         try testing.expectEqual(expected, shape.offset(l, s, p, h, d));
-        // The same place by way of the strip: no second truth.
+        // The same place by way of the span: no second truth.
         const in_run = shape.positionBytes(p, .f32) + shape.headBytes(h, .f32) + d * 4;
         try testing.expectEqual(
             expected * 4,
-            @as(u128, shape.stripIndex(l, s)) * shape.stripBytes(.f32) + in_run,
+            @as(u128, shape.spanIndex(l, s)) * shape.spanBytes(.f32) + in_run,
         );
     }
     const last = shape.offset(79, 63, 131_071, 7, 127);

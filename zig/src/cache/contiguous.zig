@@ -3,13 +3,13 @@
 //!     keys, values: [layer][sequence][position][kv_head][head_dim]
 //!
 //!                    sequence 0            sequence 1
-//!     layer 0   | rows . . pending _ _ | rows . pending _ _ _ |      a strip: max_seq_len positions
+//!     layer 0   | rows . . pending _ _ | rows . pending _ _ _ |      a span: max_seq_len positions
 //!     layer 1   | rows . . _ _ _ _ _ _ | rows . _ _ _ _ _ _ _ |
 //!
 //! Writing has two phases. Rows are appended to each layer and are *pending* there: reads of that layer see them, reads
 //! of the next layer do not see stale ones. A commit makes them count once every layer has them.
 //!
-//! The strips lie in slabs of at most 1 GiB (or one strip, where that is longer), each strip whole in one of them, straight
+//! The spans lie in slabs of at most 1 GiB (or one span, where that is longer), each span whole in one of them, straight
 //! from the operating system: reserved at creation, zero, and backed by memory only as rows arrive.
 //!
 //! Not thread safe; a caller that shares a cache holds a lock. Nothing is ever overwritten but rows dropped by
@@ -31,6 +31,7 @@ const Inputs = input_types.Inputs;
 const Output = input_types.Output;
 const Rows = @import("rows.zig").Rows;
 const Slab = slab_memory.Slab;
+const Spans = @import("spans.zig").Spans;
 
 pub const Options = struct {
     layer_count: u32,
@@ -72,7 +73,7 @@ pub const Options = struct {
 /// Rows take memory as they arrive, the tables beside them at once: up to 12 bytes for each layer of each sequence. Where
 /// rows are small and layers many, those could be more than the machine has, and the system would end the process.
 fn checkTables(shape: Shape) error{OutOfMemory}!void {
-    const table_bytes = shape.stripCount() *| 12;
+    const table_bytes = shape.spanCount() *| 12;
     if (table_bytes > 1 << 24 and table_bytes > cpu.memoryLimit() / 8) return error.OutOfMemory;
 }
 
@@ -83,8 +84,8 @@ pub const ContiguousCache = struct {
     q_head_count: ?u32,
     dtype_k: Dtype,
     dtype_v: Dtype,
-    keys: Strips,
-    values: Strips,
+    keys: Spans,
+    values: Spans,
     /// Committed rows, [sequence].
     seq_lens: []u32,
     /// Appended and not committed rows, [layer][sequence].
@@ -114,21 +115,21 @@ pub const ContiguousCache = struct {
         if (kv_bytes > options.max_bytes orelse cpu.memoryLimit()) return error.OutOfMemory;
         const shape = options.shape();
         try checkTables(shape);
-        const strip_count = std.math.cast(usize, shape.stripCount()) orelse return error.OutOfMemory;
+        const span_count = std.math.cast(usize, shape.spanCount()) orelse return error.OutOfMemory;
 
         const seq_lens = try gpa.alloc(u32, shape.sequence_count);
         errdefer gpa.free(seq_lens);
-        const pending = try gpa.alloc(u32, strip_count);
+        const pending = try gpa.alloc(u32, span_count);
         errdefer gpa.free(pending);
-        const generations = try gpa.alloc(u32, strip_count);
+        const generations = try gpa.alloc(u32, span_count);
         errdefer gpa.free(generations);
         @memset(seq_lens, 0);
         @memset(pending, 0);
         @memset(generations, 0);
 
-        var keys: Strips = try .init(gpa, slab_allocator, shape, options.dtype_k);
+        var keys: Spans = try .init(gpa, slab_allocator, shape, options.dtype_k);
         errdefer keys.deinit(gpa, slab_allocator);
-        const values: Strips = try .init(gpa, slab_allocator, shape, options.dtype_v);
+        const values: Spans = try .init(gpa, slab_allocator, shape, options.dtype_v);
         return .{
             .gpa = gpa,
             .slab_allocator = slab_allocator,
@@ -159,7 +160,7 @@ pub const ContiguousCache = struct {
         try self.checkIndices(layer_index, sequence_index);
         if (self.seq_lens[sequence_index] == self.shape.max_seq_len) return error.CacheFull;
         if (k.element_count != self.shape.kvDim() or v.element_count != self.shape.kvDim()) return error.InvalidSize;
-        if (self.pending[self.shape.stripIndex(layer_index, sequence_index)] != 0) return error.CommitMismatch;
+        if (self.pending[self.shape.spanIndex(layer_index, sequence_index)] != 0) return error.CommitMismatch;
         const start = try self.append(layer_index, sequence_index, k, v);
         assert(start == self.seq_lens[sequence_index]);
     }
@@ -169,13 +170,13 @@ pub const ContiguousCache = struct {
         try self.checkIndices(layer_index, sequence_index);
         if (k.element_count != v.element_count) return error.InvalidSize;
         const token_count = shapes.rowCount(self.shape, k.element_count) orelse return error.InvalidSize;
-        const strip = self.shape.stripIndex(layer_index, sequence_index);
-        const start = self.seq_lens[sequence_index] + self.pending[strip];
+        const span = self.shape.spanIndex(layer_index, sequence_index);
+        const start = self.seq_lens[sequence_index] + self.pending[span];
         assert(start <= self.shape.max_seq_len);
         if (token_count > self.shape.max_seq_len - start) return error.CacheFull;
         if (token_count == 0) return start;
-        const keys = self.keys.stripRows(self.shape, strip, start, @intCast(token_count));
-        const values = self.values.stripRows(self.shape, strip, start, @intCast(token_count));
+        const keys = self.keys.spanRows(self.shape, span, start, @intCast(token_count));
+        const values = self.values.spanRows(self.shape, span, start, @intCast(token_count));
         var inputs: Inputs = .{ .k = k, .v = v };
         defer inputs.deinit(self.gpa);
         for ([_][]const u8{ keys, values }) |written| try inputs.leave(self.gpa, written);
@@ -186,8 +187,8 @@ pub const ContiguousCache = struct {
             for ([_][]u8{ keys, values }) |written| @memset(written, 0);
             return error.NotFinite;
         }
-        self.pending[strip] += @intCast(token_count);
-        self.generations[strip] +%= 1;
+        self.pending[span] += @intCast(token_count);
+        self.generations[span] +%= 1;
         return start;
     }
 
@@ -266,13 +267,13 @@ pub const ContiguousCache = struct {
         }
         const start = self.seq_lens[sequence_index];
         for (0..self.shape.layer_count) |layer| {
-            const strip = self.shape.stripIndex(@intCast(layer), sequence_index);
-            for ([_]*const Strips{ &self.keys, &self.values }) |strips| for (kept, 0..) |index, i| {
+            const span = self.shape.spanIndex(@intCast(layer), sequence_index);
+            for ([_]*const Spans{ &self.keys, &self.values }) |spans| for (kept, 0..) |index, i| {
                 if (index == i) continue;
-                const from = strips.stripRows(self.shape, strip, start + index, 1);
-                @memcpy(strips.stripRows(self.shape, strip, start + @as(u32, @intCast(i)), 1), from);
+                const from = spans.spanRows(self.shape, span, start + index, 1);
+                @memcpy(spans.spanRows(self.shape, span, start + @as(u32, @intCast(i)), 1), from);
             };
-            self.generations[strip] +%= 1;
+            self.generations[span] +%= 1;
         }
         self.clearPending(sequence_index);
         self.seq_lens[sequence_index] = start + @as(u32, @intCast(kept.len));
@@ -285,7 +286,7 @@ pub const ContiguousCache = struct {
         self.clearPending(sequence_index);
         self.seq_lens[sequence_index] = seq_len;
         for (0..self.shape.layer_count) |layer| {
-            self.generations[self.shape.stripIndex(@intCast(layer), sequence_index)] +%= 1;
+            self.generations[self.shape.spanIndex(@intCast(layer), sequence_index)] +%= 1;
         }
     }
 
@@ -362,18 +363,18 @@ pub const ContiguousCache = struct {
     /// The rows of a layer as a reader sees them now: committed and, of this layer, pending ones.
     pub fn rows(self: *const ContiguousCache, layer_index: u32, sequence_index: u32) IndexError!Rows {
         try self.checkIndices(layer_index, sequence_index);
-        const strip = self.shape.stripIndex(layer_index, sequence_index);
+        const span = self.shape.spanIndex(layer_index, sequence_index);
         return .{
             .kv_head_count = self.shape.kv_head_count,
             .head_dim = self.shape.head_dim,
             .q_head_count = self.q_head_count,
-            .row_count = self.seq_lens[sequence_index] + self.pending[strip],
+            .row_count = self.seq_lens[sequence_index] + self.pending[span],
             .memory = .{ .contiguous = .{
                 .shape = self.shape,
                 .dtype_k = self.dtype_k,
                 .dtype_v = self.dtype_v,
-                .keys = self.keys.strip(strip),
-                .values = self.values.strip(strip),
+                .keys = self.keys.span(span),
+                .values = self.values.span(span),
             } },
         };
     }
@@ -381,7 +382,7 @@ pub const ContiguousCache = struct {
     /// A number that changes whenever a view of this layer and sequence goes stale.
     pub fn generation(self: *const ContiguousCache, layer_index: u32, sequence_index: u32) IndexError!u32 {
         try self.checkIndices(layer_index, sequence_index);
-        return self.generations[self.shape.stripIndex(layer_index, sequence_index)];
+        return self.generations[self.shape.spanIndex(layer_index, sequence_index)];
     }
 
     /// Copies all rows of a layer, [row][kv_head][head_dim], and returns their count. The copies share no memory, with one
@@ -422,16 +423,16 @@ pub const ContiguousCache = struct {
 
     /// The rows a sequence has pending, if that is the same number in every layer.
     fn pendingEverywhere(self: *const ContiguousCache, sequence_index: u32) ?u32 {
-        const first = self.pending[self.shape.stripIndex(0, sequence_index)];
+        const first = self.pending[self.shape.spanIndex(0, sequence_index)];
         for (1..self.shape.layer_count) |layer| {
-            if (self.pending[self.shape.stripIndex(@intCast(layer), sequence_index)] != first) return null;
+            if (self.pending[self.shape.spanIndex(@intCast(layer), sequence_index)] != first) return null;
         }
         return first;
     }
 
     fn clearPending(self: *ContiguousCache, sequence_index: u32) void {
         for (0..self.shape.layer_count) |layer| {
-            self.pending[self.shape.stripIndex(@intCast(layer), sequence_index)] = 0;
+            self.pending[self.shape.spanIndex(@intCast(layer), sequence_index)] = 0;
         }
     }
 };
@@ -485,55 +486,6 @@ pub const Sequence = struct {
     /// Copies all rows of a layer and returns their count.
     pub fn gather(self: Sequence, layer_index: u32, k: Output, v: Output) ContiguousCache.GatherError!u32 {
         return self.cache.gather(layer_index, self.index, k, v);
-    }
-};
-
-/// The strips of all keys, or those of all values.
-const Strips = struct {
-    dtype: Dtype,
-    strip_bytes: u64,
-    strips_per_slab: u64,
-    slabs: []Slab,
-
-    fn init(gpa: Allocator, slab_allocator: Allocator, shape: Shape, dtype: Dtype) error{OutOfMemory}!Strips {
-        const strip_bytes = shape.stripBytes(dtype);
-        const strips_per_slab = @max(1, slab_memory.bytes_max / strip_bytes);
-        const slab_count = std.math.divCeil(u64, shape.stripCount(), strips_per_slab) catch unreachable; // not 0
-        const slabs = try gpa.alloc(Slab, std.math.cast(usize, slab_count) orelse return error.OutOfMemory);
-        errdefer gpa.free(slabs);
-        var strips_left = shape.stripCount();
-        for (slabs, 0..) |*slab, i| {
-            errdefer for (slabs[0..i]) |taken| slab_memory.free(slab_allocator, taken);
-            const strip_count = @min(strips_left, strips_per_slab);
-            slab.* = try slab_memory.alloc(slab_allocator, strip_count * strip_bytes);
-            strips_left -= strip_count;
-        }
-        assert(strips_left == 0);
-        return .{ .dtype = dtype, .strip_bytes = strip_bytes, .strips_per_slab = strips_per_slab, .slabs = slabs };
-    }
-
-    fn deinit(strips: *Strips, gpa: Allocator, slab_allocator: Allocator) void {
-        for (strips.slabs) |slab| slab_memory.free(slab_allocator, slab);
-        gpa.free(strips.slabs);
-    }
-
-    fn strip(strips: *const Strips, strip_index: u64) [*]u8 {
-        const slab = strips.slabs[@intCast(strip_index / strips.strips_per_slab)];
-        const offset = (strip_index % strips.strips_per_slab) * strips.strip_bytes;
-        assert(offset + strips.strip_bytes <= slab.len);
-        return slab.ptr + offset;
-    }
-
-    /// The memory of some rows of a strip.
-    fn stripRows(strips: *const Strips, shape: Shape, strip_index: u64, start: u32, token_count: u32) []u8 {
-        const bytes = shape.positionBytes(token_count, strips.dtype);
-        return (strips.strip(strip_index) + shape.positionBytes(start, strips.dtype))[0..@intCast(bytes)];
-    }
-
-    fn reservedBytes(strips: *const Strips) u64 {
-        var bytes: u64 = 0;
-        for (strips.slabs) |slab| bytes += slab_memory.reservedBytes(slab);
-        return bytes;
     }
 };
 

@@ -419,5 +419,5 @@ test "new slabs are zero" {
     var cache: ContiguousCache = try .init(testing.allocator, .{ .layer_count = 2, .kv_head_count = 2, .head_dim = 64, .max_seq_len = 64 });
     defer cache.deinit();
     const rows = try cache.rows(1, 0);
-    try testing.expect(std.mem.allEqual(u8, rows.memory.contiguous.keys[0..@intCast(cache.shape.stripBytes(.f32))], 0));
+    try testing.expect(std.mem.allEqual(u8, rows.memory.contiguous.keys[0..@intCast(cache.shape.spanBytes(.f32))], 0));
 }

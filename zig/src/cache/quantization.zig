@@ -32,7 +32,7 @@ pub fn dequantizeRows(dtype: Dtype, records: []const u8, rows: []align(1) f32) E
     if (rows.len < value_count) return error.InvalidSize;
     const destination = rows[0..@intCast(value_count)];
     try checkApart(records, std.mem.sliceAsBytes(destination));
-    try checkScales(records, 0, record_bytes, records.len / record_bytes);
+    try checkRecordScales(dtype, records);
     dispatch.kernels().dequantize_records(destination.ptr, records.ptr, dtype, destination.len);
 }
 
@@ -59,8 +59,7 @@ pub fn dequantizePlane(plane: Plane, bytes: []const u8, rows: []align(1) f32) Er
     if (bytes.len != plane.bytes() or rows.len < value_count) return error.InvalidSize;
     const destination = rows[0..value_count];
     try checkApart(bytes, std.mem.sliceAsBytes(destination));
-    // Scales and mins lie behind the codes.
-    try checkScales(bytes, plane.codeBytes(), 2, (bytes.len - plane.codeBytes()) / 2);
+    for (plane.scalesAndMins(bytes)) |bits| if (!isFinite(std.mem.littleToNative(u16, bits))) return error.NotFinite;
     dispatch.kernels().dequantize(&.{
         .plane = plane,
         .bytes = bytes.ptr,
@@ -79,7 +78,7 @@ pub fn packPlane(plane: Plane, records: []const u8, bytes: []u8) Error!void {
     if (records.len != plane.bytes()) return error.InvalidSize;
     const destination = try front(bytes, plane.bytes());
     try checkApart(records, destination);
-    try checkScales(records, 0, group.recordBytes(plane.dtype), plane.scaleCount());
+    try checkRecordScales(plane.dtype, records);
     plane.fromRecords(destination, records);
 }
 
@@ -113,11 +112,17 @@ fn front(bytes: []u8, byte_count: u64) error{InvalidSize}![]u8 {
     return bytes[0..@intCast(byte_count)];
 }
 
-/// Foreign bytes may hold any scale; one that is not finite would make its whole group so.
-fn checkScales(bytes: []const u8, first: usize, stride: usize, count: usize) error{NotFinite}!void {
-    const exponent = 0x7c00;
-    for (0..count) |i| {
-        const bits = std.mem.readInt(u16, bytes[first + i * stride ..][0..2], .little);
-        if (bits & exponent == exponent) return error.NotFinite;
+/// Foreign records may hold any scale; one that is not finite would make its whole group so.
+fn checkRecordScales(dtype: Dtype, records: []const u8) error{NotFinite}!void {
+    const record_bytes = group.recordBytes(dtype);
+    var first: usize = 0;
+    while (first < records.len) : (first += record_bytes) {
+        if (!isFinite(std.mem.readInt(u16, records[first..][0..group.scale_bytes], .little))) return error.NotFinite;
     }
+}
+
+/// Is an f16 neither infinite nor a NaN?
+fn isFinite(bits: u16) bool {
+    const exponent = 0x7c00;
+    return bits & exponent != exponent;
 }

@@ -119,7 +119,7 @@ pub const Views = struct {
         const position = self.position;
         self.position = switch (self.rows.memory) {
             .contiguous => resident_end,
-            .paged => |place| @min(resident_end, (position / place.block_size + 1) * place.block_size),
+            .paged => |blocks| @min(resident_end, (position / blocks.block_size + 1) * blocks.block_size),
         };
         var view: View = .of(&self.rows, position, self.position);
         if (self.sequence == .paged) view.tier = self.sequence.paged.tier(self.layer_index, position);

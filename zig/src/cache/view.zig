@@ -41,12 +41,12 @@ pub const View = struct {
             .head_stride = rows.head_dim,
         };
         switch (rows.memory) {
-            .contiguous => |place| {
-                view.dtype_k = place.dtype_k;
-                view.dtype_v = place.dtype_v;
+            .contiguous => |span| {
+                view.dtype_k = span.dtype_k;
+                view.dtype_v = span.dtype_v;
             },
-            .paged => |place| {
-                const shape = place.formatAt(position).shape;
+            .paged => |blocks| {
+                const shape = blocks.formatAt(position).shape;
                 view.dtype_k = shape.dtype_k;
                 view.dtype_v = shape.dtype_v;
                 view.token_stride = if (shape.isFloat()) shape.head_dim else 0;
@@ -85,20 +85,20 @@ pub const ContiguousKv = union(enum) {
 pub fn contiguousKv(rows: *const Rows, row_count: u32) error{PositionOutOfRange}!ContiguousKv {
     if (row_count > rows.row_count) return error.PositionOutOfRange;
     switch (rows.memory) {
-        .contiguous => |place| return .{ .view = .{
-            .keys = place.keys,
-            .values = place.values,
+        .contiguous => |span| return .{ .view = .{
+            .keys = span.keys,
+            .values = span.values,
             .start = 0,
             .row_count = row_count,
-            .dtype_k = place.dtype_k,
-            .dtype_v = place.dtype_v,
+            .dtype_k = span.dtype_k,
+            .dtype_v = span.dtype_v,
             .token_stride = rows.kv_head_count * rows.head_dim,
             .head_stride = rows.head_dim,
         } },
-        .paged => |place| {
+        .paged => |blocks| {
             const reason = whyNot(rows, row_count);
             if (reason != .none or row_count == 0) return .{ .reason = reason };
-            var view: View = .of(rows, 0, @min(row_count, place.block_size));
+            var view: View = .of(rows, 0, @min(row_count, blocks.block_size));
             view.row_count = row_count;
             view.token_stride = rows.kv_head_count * rows.head_dim;
             view.head_stride = rows.head_dim;
