@@ -55,10 +55,9 @@ fn fill(sequence: u32) i32 {
 }
 
 fn usedBlocks(pool_word: u32) !u32 {
-    var words: [22]u32 = @splat(0);
-    words[0] = 88;
-    try testing.expectEqual(0, pool.stats(pool_word, 1, 1, bytes(&words), 88));
-    return words[3];
+    var stats = records.empty(pool.StatsRecord);
+    try testing.expectEqual(0, pool.stats(pool_word, records.f16_word, records.f16_word, bytes(&stats), size(&stats)));
+    return stats.used_blocks;
 }
 
 /// What `call(word)` gives in another thread when the object it works on is freed after the call has begun.

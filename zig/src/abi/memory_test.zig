@@ -5,6 +5,7 @@ const testing = std.testing;
 const contiguous = @import("contiguous.zig");
 const handle = @import("handle.zig");
 const memory = @import("memory.zig");
+const records = @import("test_records.zig");
 const reserved = @import("../device/reserved.zig");
 const status = @import("status.zig");
 
@@ -14,13 +15,13 @@ fn held() struct { u32, u64 } {
 }
 
 test "a body whose memory fails refuses, takes nothing, and works again afterwards" {
-    const options = [_]u32{ 40, 1, 1, 1, 4, 8, 0, 0, 0, 0 };
+    const options = records.contiguousOf(1, 1, 4, 8);
     const before = held();
     var fail_index: usize = 0;
     while (true) : (fail_index += 1) {
         var failing: std.testing.FailingAllocator = .init(memory.system.gpa, .{ .fail_index = fail_index });
         const replaced = memory.replace(.{ .gpa = failing.allocator(), .slabs = memory.system.slabs });
-        const word = contiguous.create(@ptrCast(&options), 40);
+        const word = contiguous.create(records.bytes(&options), records.size(&options));
         _ = memory.replace(replaced);
         if (word > 0) {
             try testing.expectEqual(0, contiguous.free(@intCast(word)));
@@ -34,7 +35,7 @@ test "a body whose memory fails refuses, takes nothing, and works again afterwar
 
     var none: std.testing.FailingAllocator = .init(memory.system.slabs, .{ .fail_index = 0 });
     const replaced = memory.replace(.{ .gpa = memory.system.gpa, .slabs = none.allocator() });
-    const word = contiguous.create(@ptrCast(&options), 40);
+    const word = contiguous.create(records.bytes(&options), records.size(&options));
     _ = memory.replace(replaced);
     try testing.expectEqual(status.fromError(error.OutOfMemory), word);
     try testing.expectEqual(before, held());
