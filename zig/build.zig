@@ -48,6 +48,11 @@ pub fn build(b: *std.Build) void {
         .use_llvm = true,
     });
     test_step.dependOn(&b.addRunArtifact(tests).step);
+    // What no test imports is at least read: nobody takes its binary, so none is made.
+    for ([_][]const u8{ "bench", "memcheck" }) |name| {
+        const module = rootModule(b, b.fmt("src/{s}.zig", .{name}), target, optimize orelse .Debug);
+        test_step.dependOn(&b.addExecutable(.{ .name = name, .root_module = module, .use_llvm = true }).step);
+    }
 
     const bench = b.addExecutable(.{
         .name = "bench",

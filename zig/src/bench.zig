@@ -356,7 +356,7 @@ fn quantize(gpa: std.mem.Allocator, io: std.Io, out: Output, dtype: kvern.Dtype)
 
 /// The first block of rows comes back from the store as near as the coarsest format has it: with 2 bits, half of a third of
 /// what random rows span, which is less than 10.
-fn checkQuantized(gpa: std.mem.Allocator, cache: *kvern.PagedCache, sequence: *kvern.Sequence, rows: []const f32) !void {
+fn checkQuantized(gpa: std.mem.Allocator, cache: *kvern.PagedCache, sequence: *kvern.PagedSequence, rows: []const f32) !void {
     const first = rows[0 .. 64 * kv_head_count * head_dim];
     try cache.append(0, &.{sequence}, &.{64}, .fromF32(first), .fromF32(first));
     try sequence.commit(64);

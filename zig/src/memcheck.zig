@@ -17,6 +17,6 @@ pub fn main() !void {
     const row = [_]f32{ 1, 2, 3, 4 };
     _ = try cache.append(0, 0, .fromF32(&row), .fromF32(&row));
     const rows = try cache.rows(0, 0);
-    const unwritten = rows.place.contiguous.keys[row.len * @sizeOf(f32)];
+    const unwritten = rows.memory.contiguous.keys[row.len * @sizeOf(f32)];
     std.process.exit(if (unwritten == 0) 0 else 1);
 }
