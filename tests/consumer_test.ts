@@ -6,6 +6,7 @@
  */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
+import process from "node:process";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { inDeno, runCode } from "./child.ts";
@@ -125,7 +126,9 @@ function sources(): Record<string, string> {
 
 function check(programs: readonly { readonly lib: readonly string[]; readonly text: string }[]): Complaint[][] {
   const data = JSON.stringify(JSON.stringify({ files: sources(), programs }));
-  const { code, stdout, stderr } = runCode(`const TYPESCRIPT = "${TYPESCRIPT}", DATA = ${data};\n${CHECK}`);
+  const { code, stdout, stderr } = runCode(`const TYPESCRIPT = "${TYPESCRIPT}", DATA = ${data};\n${CHECK}`, {
+    env: { DENO_TLS_CA_STORE: process.env.DENO_TLS_CA_STORE ?? "mozilla,system" }, // as the tools are installed
+  });
   assert.equal(code, 0, stderr);
   return JSON.parse(stdout);
 }

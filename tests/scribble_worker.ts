@@ -23,7 +23,8 @@ for (let turn = 0; Atomics.load(stopped, 0) === 0; turn++) {
       bits[i] = words[(inTurn ? turn : state >>> 8) % words.length]!;
       continue;
     }
-    // Half of them small floats, half anything: NaN, infinities, numbers that overflow.
-    bits[i] = state & 1024 ? state : 0x3f000000 | state >>> 9;
+    // In one turn small floats; in the next half of them anything: NaN, infinities, numbers that overflow. So whoever
+    // reads meets both, however seldom this thread has a core.
+    bits[i] = turn % 2 === 1 && state & 1024 ? state : 0x3f000000 | state >>> 9;
   }
 }
