@@ -41,9 +41,6 @@ export interface PagedCacheOptions extends PagedOptions {
   readonly pool?: BlockPool;
 }
 
-/** What a batch has before its counts are known. */
-const NO_COUNTS = new Uint32Array(0);
-
 /** Which sequences an append is for, and how the rows are stored in their arrays. */
 export interface BatchAppendOptions extends AppendOptions {
   /** The sequences, each at most once; their rows stand one after the other. */
@@ -308,17 +305,16 @@ export class PagedCache {
     const given = readAttend(options);
     const batch = batchOf(sequences);
     const memory = this.#memory;
-    let queryCounts: Uint32Array = NO_COUNTS;
     return attend(
       memory,
       layer,
       q,
       given,
       () => {
-        queryCounts = countsOf("queryCounts", counts, batch.length, action, given.queryCount);
+        const queryCounts = countsOf("queryCounts", counts, batch.length, action, given.queryCount);
         return { cache: memory.handle, sequences: this.#handles(batch, action), queryCounts };
       },
-      () => ({
+      (queryCounts) => ({
         ...memory.indexRules(layer),
         ...batchFreedRule(batch, memory),
         position_out_of_range: () => missingRowsTextOf(batch, queryCounts, layer, given),

@@ -165,7 +165,7 @@ fn addMemcheck(b: *std.Build, target: std.Build.ResolvedTarget) void {
             b.addTest(.{ .name = "memcheck_tests", .root_module = module, .use_llvm = true })
         else
             b.addExecutable(.{ .name = "memcheck_planted", .root_module = module, .use_llvm = true });
-        // Of what the C library keeps for each thread valgrind finds no pointer to the start, and is not sure.
+        // Valgrind finds no pointer to the start of what the C library keeps for each thread, and is not sure.
         const leaks = "--errors-for-leak-kinds=definite";
         const exit_code = b.fmt("--error-exitcode={d}", .{found});
         const run = b.addSystemCommand(&.{ "valgrind", "--quiet", "--leak-check=full", "--show-leak-kinds=definite", leaks, exit_code });

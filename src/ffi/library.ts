@@ -16,7 +16,7 @@
 import { closeSync, openSync, readSync, statSync } from "node:fs";
 import process from "node:process";
 import { KvError } from "../error.ts";
-import { ABI_VERSION, ENUMS, type Library } from "./exports.ts";
+import { ABI_VERSION, ENUMS, type Library, VALUES } from "./exports.ts";
 import { namedPlace, packagePlaces, packageRoot } from "./places.ts";
 import { nameOf, newRecord, type Values, valuesOf } from "./record.ts";
 import { adapter, isKnown, VARIABLES } from "./runtime.ts";
@@ -203,6 +203,9 @@ function setMaxBytes(library: Library, bytes: string | undefined): void {
 function setThreads(library: Library, threads: string | undefined): void {
   if (!threads) return;
   if (!/^[0-9]{1,9}$/.test(threads) || library.kv_thread_count_set(Number(threads)) < 0) {
-    throw new KvError("invalid_config", `Cannot use KVERN_THREADS as it must be 1 to 256: KVERN_THREADS is ${threads}`);
+    throw new KvError(
+      "invalid_config",
+      `Cannot use KVERN_THREADS as it must be 1 to ${VALUES.threadCountMax}: KVERN_THREADS is ${threads}`,
+    );
   }
 }

@@ -22,7 +22,7 @@ export interface AttendBatch {
 
 /**
  * Checks a call, makes it, and gives its output. `batchOf` is asked last, when no code of the caller's runs any more;
- * `rulesOf` once the call was refused.
+ * `rulesOf` once the call was refused, with the queries of each sequence.
  */
 export function attend(
   memory: CacheMemory,
@@ -30,7 +30,7 @@ export function attend(
   q: Float32Array,
   given: GivenAttend,
   batchOf: (buffers: AttendBuffers) => AttendBatch,
-  rulesOf: () => Partial<Record<KvErrorCode, () => string>>,
+  rulesOf: (queryCounts: Uint32Array) => Partial<Record<KvErrorCode, () => string>>,
 ): Float32Array {
   checkCount("layer", layer);
   const { attendBuffers } = memory;
@@ -63,7 +63,7 @@ export function attend(
   );
   if (status >= 0) return output;
   const queryCount = queryCounts.reduce((sum, count) => sum + count, 0);
-  throw attendRefusal(status, layer, q, given, queryCount, memory.shapeOf(layer), rulesOf());
+  throw attendRefusal(status, layer, q, given, queryCount, memory.shapeOf(layer), rulesOf(queryCounts));
 }
 
 /** The batch of one sequence, in the buffers of its cache. */

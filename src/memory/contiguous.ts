@@ -2,8 +2,8 @@
  * The native cache behind a `ContiguousCache`: handle, geometry, and the sequences that were looked at.
  *
  * Keys of one layer of one sequence are one piece of memory, `[position][kv_head][head_dim]`, and so are its values. A
- * sequence sees each as one block of `maxSeqLen` positions. It is known by its index for the cache's whole life or until it is freed, so that
- * whoever asks by index and whoever has its object have the same arrays.
+ * sequence sees each as one block of `maxSeqLen` positions. It is known by its index for the cache's whole life or until
+ * it is freed, so that whoever asks by index and whoever has its object have the same arrays.
  *
  * @module
  */

@@ -10,10 +10,8 @@ const assert = std.debug.assert;
 /// Reads a record from a caller. `record_bytes` is what the caller's buffer holds.
 pub fn read(comptime Record: type, source: ?[*]const u8, record_bytes: u32) error{ InvalidConfig, InvalidSize, Unsupported }!Record {
     comptime check(Record);
-    const bytes = (source orelse return error.InvalidSize)[0..record_bytes];
-    if (bytes.len < 4) return error.InvalidSize;
-    const size = std.mem.readInt(u32, bytes[0..4], .little);
-    if (size < 4 or size % 4 != 0 or size > bytes.len) return error.InvalidSize;
+    const size = try strideOf(source, record_bytes);
+    const bytes = source.?[0..record_bytes];
     var record: Record = std.mem.zeroes(Record);
     const known = @min(size, @sizeOf(Record));
     @memcpy(std.mem.asBytes(&record)[0..known], bytes[0..known]);
@@ -25,10 +23,8 @@ pub fn read(comptime Record: type, source: ?[*]const u8, record_bytes: u32) erro
 /// Writes as much of a record as the caller asked for in its first word; that word then tells how much it was.
 pub fn write(comptime Record: type, destination: ?[*]u8, record_bytes: u32, record: Record) error{InvalidSize}!void {
     comptime check(Record);
-    const bytes = (destination orelse return error.InvalidSize)[0..record_bytes];
-    if (bytes.len < 4) return error.InvalidSize;
-    const wanted = std.mem.readInt(u32, bytes[0..4], .little);
-    if (wanted < 4 or wanted % 4 != 0 or wanted > bytes.len) return error.InvalidSize;
+    const wanted = try strideOf(destination, record_bytes);
+    const bytes = destination.?[0..record_bytes];
     var answer = record;
     answer.size_bytes = @min(wanted, @sizeOf(Record));
     @memcpy(bytes[0..answer.size_bytes], std.mem.asBytes(&answer)[0..answer.size_bytes]);
@@ -41,7 +37,7 @@ fn check(comptime Record: type) void {
     assert(@sizeOf(Record) % 4 == 0);
 }
 
-/// The size of each record of an array, which the first word of the first one says.
+/// The size of a record, which its first word says; in an array that of each, which the first one says.
 pub fn strideOf(source: ?[*]const u8, byte_count: u32) error{InvalidSize}!u32 {
     const bytes = (source orelse return error.InvalidSize)[0..byte_count];
     if (bytes.len < 4) return error.InvalidSize;

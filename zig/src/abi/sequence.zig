@@ -1,6 +1,6 @@
 //! Bodies of the exports of one sequence.
 //!
-//! Those with an index serve both layouts: the handle is that of a sequence of a paged cache, and the index 0, or that of a
+//! Exports with an index serve both layouts: the handle is that of a sequence of a paged cache, and the index 0, or that of a
 //! contiguous cache, and the index says which of its sequences. The others are of a paged cache alone.
 
 const std = @import("std");

@@ -26,6 +26,7 @@ const dispatch = @import("../kernels/dispatch.zig");
 const slab_memory = @import("../device/slab.zig");
 const checkApart = @import("overlap.zig").checkApart;
 const input_types = @import("input.zig");
+const checkKept = input_types.checkKept;
 const Input = input_types.Input;
 const Inputs = input_types.Inputs;
 const Output = input_types.Output;
@@ -262,9 +263,7 @@ pub const ContiguousCache = struct {
     pub fn commitKept(self: *ContiguousCache, sequence_index: u32, kept: []const u32) CommitKeptError!void {
         if (sequence_index >= self.shape.sequence_count) return error.SequenceOutOfRange;
         const pending = self.pendingEverywhere(sequence_index) orelse return error.CommitMismatch;
-        for (kept, 0..) |index, i| {
-            if (index >= pending or (i != 0 and index <= kept[i - 1])) return error.InvalidSize;
-        }
+        try checkKept(kept, pending);
         const start = self.seq_lens[sequence_index];
         for (0..self.shape.layer_count) |layer| {
             const span = self.shape.spanIndex(@intCast(layer), sequence_index);

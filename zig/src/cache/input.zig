@@ -4,6 +4,7 @@ const std = @import("std");
 const Allocator = std.mem.Allocator;
 const assert = std.debug.assert;
 const Dtype = @import("../dtype.zig").Dtype;
+const overlaps = @import("overlap.zig").overlaps;
 const shapes = @import("../shape.zig");
 
 /// The order in which the rows of an input stand in memory.
@@ -45,14 +46,14 @@ pub const Input = struct {
     fn memory(input: Input) []const u8 {
         return input.bytes[0..@intCast(input.element_count * input.dtype.elementBytes())];
     }
-
-    fn overlaps(input: Input, other: []const u8) bool {
-        const own = input.memory();
-        const own_first = @intFromPtr(own.ptr);
-        const other_first = @intFromPtr(other.ptr);
-        return own_first < other_first + other.len and other_first < own_first + own.len;
-    }
 };
+
+/// Checks which of the pending rows stay in a commit: their indices, ascending.
+pub fn checkKept(kept: []align(1) const u32, pending: u32) error{InvalidSize}!void {
+    for (kept, 0..) |index, i| {
+        if (index >= pending or (i != 0 and index <= kept[i - 1])) return error.InvalidSize;
+    }
+}
 
 /// The keys and values of an append, as they are when the call begins.
 ///
@@ -69,7 +70,7 @@ pub const Inputs = struct {
     /// Copies an input that lies in memory that will be written. Called for all of it, before any is.
     pub fn leave(inputs: *Inputs, gpa: Allocator, written: []const u8) error{OutOfMemory}!void {
         for ([_]*Input{ &inputs.k, &inputs.v }, &inputs.copies) |input, *copy| {
-            if (!input.overlaps(written)) continue;
+            if (!overlaps(input.memory(), written)) continue;
             copy.* = try gpa.dupe(u8, input.memory());
             input.bytes = copy.ptr;
         }

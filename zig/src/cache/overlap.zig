@@ -7,10 +7,15 @@ pub const Error = error{InvalidConfig};
 
 /// Two stretches of memory that have no byte in common.
 pub fn checkApart(one: []const u8, other: []const u8) Error!void {
-    if (one.len == 0 or other.len == 0) return;
+    if (overlaps(one, other)) return error.InvalidConfig;
+}
+
+/// Have two stretches of memory a byte in common?
+pub fn overlaps(one: []const u8, other: []const u8) bool {
+    if (one.len == 0 or other.len == 0) return false;
     const one_first = @intFromPtr(one.ptr);
     const other_first = @intFromPtr(other.ptr);
-    if (one_first < other_first + other.len and other_first < one_first + one.len) return error.InvalidConfig;
+    return one_first < other_first + other.len and other_first < one_first + one.len;
 }
 
 test checkApart {

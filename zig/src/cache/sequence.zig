@@ -51,10 +51,9 @@ pub const Sequence = union(enum) {
 
     /// Committed rows.
     pub fn seqLen(self: Sequence) !u32 {
-        return switch (self) {
-            .contiguous => |sequence| sequence.seqLen(),
-            .paged => |sequence| sequence.seqLen(),
-        };
+        switch (self) {
+            inline else => |sequence| return sequence.seqLen(),
+        }
     }
 
     /// The smallest length such that a truncate to it, and to all from it up to the present one, is exact.

@@ -165,7 +165,7 @@ test "views from a position on, and rows in one piece" {
     try testing.expectEqual(6, whole.view.row_count);
     try testing.expectEqual(kv_dim, whole.view.token_stride);
     try testing.expectEqual(@as(f32, 2000), @as(*align(1) const f32, @ptrCast(whole.view.keys)).*);
-    // Of two KV heads in blocks of four positions, each head's rows lie together.
+    // Blocks of four positions have the rows of each of their two KV heads together.
     try testing.expectEqual(.head_major, (try both.sequences[1].contiguousKv(1, 6)).reason);
     try testing.expectEqual(.none, (try both.sequences[1].contiguousKv(1, 0)).reason);
 }

@@ -5,6 +5,7 @@ const assert = std.debug.assert;
 const Block = @import("../blocks/block.zig").Block;
 const block_table = @import("../blocks/table.zig");
 const BlockTable = block_table.BlockTable;
+const checkKept = @import("../input.zig").checkKept;
 const Group = @import("layer_group.zig").Group;
 const Migration = @import("../tiers/migration.zig").Migration;
 const state = @import("state.zig");
@@ -30,9 +31,7 @@ pub fn commit(sequence: *SequenceState, token_count: u32) CommitError!void {
 pub fn commitKept(sequence: *SequenceState, kept: []align(1) const u32) CommitError!void {
     const pending = sequence.pending[0];
     for (sequence.pending) |rows| if (rows != pending) return error.CommitMismatch;
-    for (kept, 0..) |index, i| {
-        if (index >= pending or (i != 0 and index <= kept[i - 1])) return error.InvalidSize;
-    }
+    try checkKept(kept, pending);
     // Nobody else sees what lies behind the committed rows, not even in a block that was shared in the middle of a step.
     for (kept, 0..) |index, i| {
         if (index != i) moveRow(sequence, sequence.seq_len + index, sequence.seq_len + @as(u32, @intCast(i)));
@@ -51,7 +50,7 @@ pub fn truncate(sequence: *SequenceState, seq_len: u32) TruncateError!void {
     const cache = sequence.cache;
     if (seq_len > sequence.seq_len) return error.PositionOutOfRange;
     for (sequence.tables, cache.groups) |*table, *group| {
-        // Of a sequence that ends among its sinks, nothing else is seen.
+        // A sequence that ends among its sinks shows nothing else.
         if (seq_len < rewindableLength(cache, table, group) and seq_len > table.sink_end) return error.PositionOutOfRange;
     }
     @memset(sequence.pending, 0);

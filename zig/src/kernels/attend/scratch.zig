@@ -88,6 +88,6 @@ pub const Scratch = struct {
 pub const Heads = struct {
     first: u32,
     count: u32,
-    /// As many as are at work together, but for the last ones.
+    /// The heads at work together, but for the last ones: `count` may be less.
     limit: u32,
 };
