@@ -8,8 +8,8 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { dirname, join, posix } from "node:path";
+import { existsSync, globSync, readdirSync, readFileSync } from "node:fs";
+import { dirname, join, posix, sep } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { VERSIONS } from "../zig/toolchain.ts";
@@ -159,7 +159,7 @@ function graphOf(sources: Files, importsOf: (path: string, source: string) => st
 type Rows = readonly RegExp[];
 
 const TYPESCRIPT_ROWS: Rows = [
-  /^src\/(error|ffi\/exports)\.ts$/,
+  /^src\/(error|ffi\/exports|ffi\/manifest)\.ts$/,
   /^src\/ffi\/(deno|bun|places|record|runtime|status)\.ts$/,
   /^src\/ffi\/library\.ts$/,
   /^src\/options\/[a-z0-9_]+\.ts$/,
@@ -168,7 +168,7 @@ const TYPESCRIPT_ROWS: Rows = [
   /^src\/memory\/[a-z0-9_]+\.ts$/,
   /^src\/[a-z0-9_]+\.ts$/,
   /^mod\.ts$/,
-  /^(tests|benches|examples)\/|^zig\/toolchain\.ts$/,
+  /^(tests|benches|examples)\/|^zig\/(toolchain|package)\.ts$/,
 ];
 
 const ZIG_ROWS: Rows = [
@@ -222,11 +222,13 @@ function typeScriptDoorComplaints(graph: Map<string, string[]>): string[] {
       const isUser = /^(tests|benches|examples)\//.test(path);
       const looksAtFfi = /^tests\/((abi|hostile|tidy|record|status|library|ffi)_test|abi_calls)\.ts$/.test(path);
       // The rivals come as packages of npm, like the tools.
-      const runsTools = /^tests\/(all\.ts|(all|bundle|package|tidy|toolchain)_test\.ts)$|^benches\/rivals\/install\.ts$/
-        .test(path);
+      const runsTools =
+        /^tests\/(all\.ts|(all|bundle|library|package|publish|remote|tidy|toolchain)_test\.ts)$|^benches\/rivals\/install\.ts$/
+          .test(path);
       const mayImport = isInside
         ? !isUser || imported === "mod.ts" || /^(tests|benches|examples)\//.test(imported) ||
-          (looksAtFfi && imported.startsWith("src/ffi/")) || (runsTools && imported === "zig/toolchain.ts")
+          (looksAtFfi && imported.startsWith("src/ffi/")) ||
+          (runsTools && /^zig\/(toolchain|package)\.ts$/.test(imported))
         : imported.startsWith("node:");
       if (!mayImport) complaints.push(`${path} may not import ${imported}`);
     }
@@ -256,7 +258,7 @@ function zigDoorComplaints(sources: Files): string[] {
   return complaints;
 }
 
-const typeScript = only(/^(mod\.ts$|(src|tests|benches|examples)\/.*\.ts$|zig\/toolchain\.ts$)/);
+const typeScript = only(/^(mod\.ts$|(src|tests|benches|examples)\/.*\.ts$|zig\/\w+\.ts$)/);
 const typeScriptGraph = graphOf(typeScript, importsOfTypeScript);
 const zig = only(/^zig\/src\/.*\.zig$/);
 const zigGraph = graphOf(zig, importsOfZig);
@@ -593,7 +595,7 @@ function anchorsOf(markdown: string): string[] {
 function linkComplaints(
   pages: Files,
   exists: (path: string) => boolean,
-  unpublished: readonly string[],
+  isPublished: (path: string) => boolean,
 ): string[] {
   const linked = new Set<string>();
   const complaints = [...pages].flatMap(([path, source]) =>
@@ -603,9 +605,7 @@ function linkComplaints(
       const target = file === "" ? path : posix.join(posix.dirname(path), file!);
       if (path === "README.md") linked.add(target);
       if (!exists(target)) return [`${path} links ${link}, which is not there`];
-      if (unpublished.some((folder) => target === folder || target.startsWith(`${folder}/`))) {
-        return [`${path} links ${link}, which is not published`];
-      }
+      if (!isPublished(target)) return [`${path} links ${link}, which is not published`];
       const isLost = anchor !== undefined && !anchorsOf(pages.get(target) ?? "").includes(anchor);
       return isLost ? [`${path} links ${link}, which is no heading there`] : [];
     })
@@ -627,23 +627,24 @@ test("every link of the README and of docs/ leads somewhere, and every file they
     "docs/lonely.md": "x",
   });
   const exists = (path: string) => bad.has(path) || path === "benches/c.svg";
-  assert.deepEqual(linkComplaints(bad, exists, ["benches"]), [
+  assert.deepEqual(linkComplaints(bad, exists, (path) => !path.startsWith("benches/")), [
     "README.md links benches/c.svg, which is not published",
     "docs/a.md links b.md#two, which is no heading there",
     "README.md does not link docs/lonely.md",
   ]);
   assert.deepEqual(
-    linkComplaints(sample({ "README.md": "[a](docs/a.md), `deno test -A tests/a.ts`" }), () => false, []),
+    linkComplaints(sample({ "README.md": "[a](docs/a.md), `deno test -A tests/a.ts`" }), () => false, () => true),
     [
       "README.md links docs/a.md, which is not there",
       "README.md names tests/a.ts",
     ],
   );
-  const excluded: string[] = JSON.parse(text("deno.json")).publish.exclude;
-  const unpublished = excluded.filter((path) => !path.startsWith("!"));
+  const published = new Set(
+    globSync(JSON.parse(text("deno.json")).publish.include, { cwd: ROOT }).map((path) => path.replaceAll(sep, "/")),
+  );
   const pages = only(/^(README\.md|docs\/.*\.md)$/);
   assert.ok(pages.size > 1);
-  assertNone(linkComplaints(pages, (path) => existsSync(join(ROOT, path)), unpublished));
+  assertNone(linkComplaints(pages, (path) => existsSync(join(ROOT, path)), (path) => published.has(path)));
 });
 
 /** Mentions of a version that is not the pinned one. */

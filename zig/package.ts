@@ -1,0 +1,100 @@
+/**
+ * Makes the package as the registry gets it, in a folder of its own: what `publish.include` of `deno.json` lists, the
+ * native libraries, and the table of their hashes. The checkout stays as it is.
+ *
+ * Only `node:` modules, as in `toolchain.ts`: the tests import this file in every runtime.
+ *
+ * @module
+ */
+import { createHash } from "node:crypto";
+import {
+  copyFileSync,
+  existsSync,
+  globSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join, sep } from "node:path";
+import { ROOT, ToolchainError } from "./toolchain.ts";
+
+/** The targets of a release, and the file name of the library of each. It lies in `lib/<target>/`. */
+export const LIBRARY_FILES = {
+  "x86_64-linux-gnu": "libkvern.so",
+  "aarch64-linux-gnu": "libkvern.so",
+  "x86_64-linux-musl": "libkvern.so",
+  "aarch64-linux-musl": "libkvern.so",
+  "x86_64-macos": "libkvern.dylib",
+  "aarch64-macos": "libkvern.dylib",
+  "x86_64-windows": "kvern.dll",
+} as const;
+
+/** A target of a release. */
+export type Target = keyof typeof LIBRARY_FILES;
+
+/** Where the hashes of the libraries stand, and the line that has none of them. */
+const MANIFEST = "src/ffi/manifest.ts";
+const EMPTY_TABLE = "> = {};\n";
+
+/**
+ * Copies the package into `folder`, with the libraries at the given paths; returns the files, relative to `folder`.
+ *
+ * The folder may not be there yet, or be empty. A release has a library for each target; a test may have fewer.
+ */
+export function stagePackage(folder: string, libraries: Readonly<Partial<Record<Target, string>>>): string[] {
+  const held = existsSync(folder) ? readdirSync(folder).length : 0;
+  if (held > 0) throw refusal(`the folder must be empty or absent: ${folder} has ${held} entries`);
+  const entries = Object.entries(libraries) as [Target, string][];
+  for (const [target, path] of entries) {
+    if (!Object.hasOwn(LIBRARY_FILES, target)) {
+      throw refusal(`a target must be one of ${Object.keys(LIBRARY_FILES).join(", ")}: there is ${target}`);
+    }
+    if (!statSync(path, { throwIfNoEntry: false })?.isFile()) {
+      throw refusal(`the library of ${target} must be a file: ${path} is none`);
+    }
+  }
+
+  const config = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
+  const files = includedFiles(config.publish.include);
+  for (const file of files) copy(join(ROOT, file), join(folder, file));
+
+  const rows = entries.map(([target, path]) => {
+    const file = `lib/${target}/${LIBRARY_FILES[target]}`;
+    copy(path, join(folder, file));
+    files.push(file);
+    const bytes = readFileSync(join(folder, file));
+    const sha256 = createHash("sha256").update(bytes).digest("hex");
+    return `  "${target}": {\n    bytes: ${bytes.length},\n    sha256: "${sha256}",\n  },\n`;
+  });
+  const manifest = readFileSync(join(ROOT, MANIFEST), "utf8").replaceAll("\r\n", "\n");
+  if (!manifest.endsWith(EMPTY_TABLE)) throw refusal(`${MANIFEST} must end with an empty table`);
+  writeFileSync(join(folder, MANIFEST), manifest.slice(0, -EMPTY_TABLE.length) + `> = {\n${rows.join("")}};\n`);
+
+  writeFileSync(join(folder, "deno.json"), packageConfig(config));
+  return [...files, "deno.json"].sort();
+}
+
+/** The files of the checkout that those patterns match; each pattern must match one, or it is a mistake. */
+function includedFiles(patterns: readonly string[]): string[] {
+  return patterns.flatMap((pattern) => {
+    const found = globSync(pattern, { cwd: ROOT });
+    if (found.length === 0) throw refusal(`each pattern of publish.include must match a file: ${pattern} matches none`);
+    return found.map((file) => file.replaceAll(sep, "/"));
+  });
+}
+
+/** The package's own `deno.json`: the tasks and the rules of the checkout are of no use without it. */
+function packageConfig({ name, version, license, exports, compilerOptions }: Record<string, unknown>): string {
+  return JSON.stringify({ name, version, license, exports, compilerOptions }, null, 2) + "\n";
+}
+
+function copy(from: string, to: string): void {
+  mkdirSync(dirname(to), { recursive: true });
+  copyFileSync(from, to);
+}
+
+function refusal(rule: string): ToolchainError {
+  return new ToolchainError(`Cannot make the package as ${rule}`);
+}
