@@ -223,7 +223,7 @@ function typeScriptDoorComplaints(graph: Map<string, string[]>): string[] {
       const looksAtFfi = /^tests\/((abi|hostile|tidy|record|status|library|ffi)_test|abi_calls)\.ts$/.test(path);
       // The rivals come as packages of npm, like the tools.
       const runsTools =
-        /^tests\/(all\.ts|(all|bundle|library|package|publish|remote|tidy|toolchain)_test\.ts)$|^benches\/rivals\/install\.ts$/
+        /^tests\/((all|npm_layer)\.ts|(all|bundle|library|npm_layer|package|publish|remote|tidy|toolchain)_test\.ts)$|^benches\/rivals\/install\.ts$/
           .test(path);
       const mayImport = isInside
         ? !isUser || imported === "mod.ts" || /^(tests|benches|examples)\//.test(imported) ||
