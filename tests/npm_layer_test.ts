@@ -24,7 +24,6 @@ const OUTPUT = {
   "bar.ts": INPUT["bar.ts"],
   "deno.json": INPUT["deno.json"],
   "foo.js": 'export { add } from "./bar.js";\n//# sourceMappingURL=foo.js.map',
-  "foo.js.map": '{"version":3,"file":"foo.js","sources":["./foo.ts"],"names":[],"mappings":"AAAA,SAAS,GAAG,mBAAmB"}',
   "foo.ts": 'export { add } from "./bar.js";\n',
   "package.json": `{
   "name": "@jsr/scope__foo",
