@@ -52,7 +52,7 @@ test(
     const files = stagePackage(join(folder, "package"), standIns(folder));
     assert.deepEqual(files, filesOf(join(folder, "package")));
     const allowed =
-      /^(deno\.json|mod\.ts|src\/[a-z0-9_/]+\.ts|docs\/[a-z]+\.(md|svg)|README\.md|LICENSE|lib\/[\w-]+\/(libkvern\.(so|dylib)|kvern\.dll))$/;
+      /^(deno\.json|mod\.ts|src\/[a-z0-9_/]+\.ts|docs\/[a-z]+\.(md|svg)|README\.md|CHANGELOG\.md|LICENSE|lib\/[\w-]+\/(libkvern\.(so|dylib)|kvern\.dll))$/;
     assert.deepEqual(files.filter((file) => !allowed.test(file)), []);
     for (const target of TARGETS) assert.ok(files.includes(`lib/${target}/${LIBRARY_FILES[target]}`), target);
     const sources = filesOf(join(ROOT, "src")).map((file) => `src/${file}`);
