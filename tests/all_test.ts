@@ -16,7 +16,6 @@ import {
   countBun,
   countDeno,
   countGate,
-  countPackage,
   countZig,
   countZigProgram,
   failedTests,
@@ -46,16 +45,6 @@ test("countZigProgram() reads the last line of a test program", () => {
   assert.deepEqual(countZigProgram("2/2 a.test.b...OK\nAll 71 tests passed.\n"), { passed: 71, failed: 0, skipped: 0 });
   assert.deepEqual(countZigProgram("59 passed; 3 skipped; 1 failed.\n"), { passed: 59, failed: 1, skipped: 3 });
   assert.equal(countZigProgram("1/71 a.test.b...Segmentation fault"), undefined);
-});
-
-test("countPackage() wants every library and less than the registry takes", () => {
-  const library = (target: string, size: string) => `   file:///x/lib/${target}/libkvern.so (${size})\n`;
-  const seven = Array.from({ length: 7 }, (_, i) => library(`t${i}`, "380.5KB")).join("");
-  const counts = (output: string, code = 0) => countPackage(output, code).passed;
-  assert.equal(counts(seven), 1);
-  assert.equal(counts(seven, 1), 0);
-  assert.equal(counts(seven.slice(1).replace(library("t3", "380.5KB"), "")), 0);
-  assert.equal(counts(seven + "   file:///x/README.md (19.9MB)\n"), 0);
 });
 
 test("countDeno() reads the last line of a run", () => {

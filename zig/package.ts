@@ -18,7 +18,8 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname, join, sep } from "node:path";
-import { ROOT, ToolchainError } from "./toolchain.ts";
+import process from "node:process";
+import { ROOT, say, ToolchainError } from "./toolchain.ts";
 
 /** The targets of a release, and the file name of the library of each. It lies in `lib/<target>/`. */
 export const LIBRARY_FILES = {
@@ -76,6 +77,17 @@ export function stagePackage(folder: string, libraries: Readonly<Partial<Record<
   return [...files, "deno.json"].sort();
 }
 
+/** The libraries that `build:targets` wrote into that folder; one that is missing is an error. */
+export function releaseLibraries(folder: string): Record<Target, string> {
+  const paths = Object.entries(LIBRARY_FILES).map(([target, file]) => [target, join(folder, target, file)] as const);
+  const missing = paths.filter(([, path]) => !existsSync(path)).map(([target]) => target);
+  if (missing.length > 0) {
+    const rule = `${folder} must have the library of every target, which \`deno task build:targets\` builds`;
+    throw refusal(`${rule}: there is none of ${missing.join(", ")}`);
+  }
+  return Object.fromEntries(paths) as Record<Target, string>;
+}
+
 /** The files of the checkout that those patterns match; each pattern must match one, or it is a mistake. */
 function includedFiles(patterns: readonly string[]): string[] {
   return patterns.flatMap((pattern) => {
@@ -97,4 +109,17 @@ function copy(from: string, to: string): void {
 
 function refusal(rule: string): ToolchainError {
   return new ToolchainError(`Cannot make the package as ${rule}`);
+}
+
+if (import.meta.main) {
+  try {
+    const folder = process.argv[2];
+    if (folder === undefined) throw new ToolchainError("Usage: deno task package <folder>");
+    const files = stagePackage(folder, releaseLibraries(join(ROOT, "lib")));
+    say(`made the package in ${folder}: ${files.length} files`);
+  } catch (error) {
+    if (!(error instanceof ToolchainError)) throw error;
+    say(error.message);
+    process.exitCode = 1;
+  }
 }
