@@ -1,0 +1,74 @@
+/**
+ * Checks all of a release that can be checked on one machine: `deno task release:check`.
+ *
+ * The versions agree, nothing is uncommitted, the libraries are built, the package passes, and the files that are
+ * attached can be made. Under a tag in GitHub's workflow, and with one as argument, the tag has to fit, too.
+ *
+ * @module
+ */
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { releaseLibraries } from "./package.ts";
+import { releaseFiles } from "./release_files.ts";
+import { newestEntry, versionComplaints } from "./release_version.ts";
+import { ROOT, run, say, ToolchainError } from "./toolchain.ts";
+
+/** The tag that is released: the argument, or what GitHub says of a workflow that a tag started. */
+export function releasedTag(
+  args: readonly string[],
+  env: Readonly<Record<string, string | undefined>>,
+): string | undefined {
+  return args[0] ?? (env.GITHUB_REF_TYPE === "tag" ? env.GITHUB_REF_NAME : undefined);
+}
+
+async function check(tag: string | undefined): Promise<string[]> {
+  const read = (path: string) => readFileSync(join(ROOT, path), "utf8");
+  const places = {
+    denoJson: read("deno.json"),
+    buildZigZon: read("zig/build.zig.zon"),
+    changelog: read("CHANGELOG.md"),
+  };
+  const version: string = JSON.parse(places.denoJson).version;
+  const day = newestEntry(places.changelog)?.date ?? "without a day in the changelog yet";
+  say(`version ${version}, ${day}, ${tag === undefined ? "no tag" : `tag ${tag}`}`);
+
+  const git = await run("at git status", "git", ["status", "--porcelain"], {
+    cwd: ROOT,
+    env: process.env,
+    output: "captured",
+  });
+  const changes = git.output.trim();
+  const isClean = git.code === 0 && changes === "";
+
+  const libraries = releaseLibraries(join(ROOT, "lib"));
+  for (const [target, path] of Object.entries(libraries)) {
+    say(`${createHash("sha256").update(readFileSync(path)).digest("hex")}  ${target}`);
+  }
+  const packaged = await run("at deno task publish:check", process.execPath, ["task", "publish:check"], {
+    cwd: ROOT,
+    env: process.env,
+    output: "forwarded",
+  });
+  for (const [name, { length }] of releaseFiles(version, libraries)) say(`${length} bytes  ${name}`);
+
+  return [
+    ...versionComplaints({ ...places, tag }),
+    ...(isClean ? [] : [`all that is released must be committed: git status says\n${changes}`]),
+    ...(packaged.code === 0 ? [] : ["deno task publish:check must pass"]),
+  ];
+}
+
+if (import.meta.main) {
+  try {
+    const complaints = await check(releasedTag(process.argv.slice(2), process.env));
+    for (const complaint of complaints) say(complaint);
+    if (complaints.length > 0) throw new ToolchainError("Cannot release this");
+    say("ready for a release");
+  } catch (error) {
+    if (!(error instanceof ToolchainError)) throw error;
+    say(error.message);
+    process.exitCode = 1;
+  }
+}
