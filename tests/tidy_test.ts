@@ -503,7 +503,7 @@ test("nothing is left over", () => {
 });
 
 const TOP_LEVEL = new Set(
-  ("deno.json bunfig.toml mod.ts zig src tests benches README.md CHANGELOG.md docs examples LICENSE deno.lock .gitignore .ci .github")
+  ("deno.json bunfig.toml mod.ts zig src tests benches README.md CHANGELOG.md docs examples LICENSE deno.lock .gitattributes .gitignore .ci .github")
     .split(" "),
 );
 
