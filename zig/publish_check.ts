@@ -22,7 +22,7 @@ const PACKED_BYTES_MAX = 6e6;
 /** The registry takes 20 MiB of files. */
 const FILE_BYTES_MAX = 20 * 2 ** 20;
 
-/** Files that no user needs. It says what is out, and not what is in, so that it finds mistakes in the list of that. */
+/** Files that no user needs, by rules of their own: `publish.include` says what is in, and may be wrong. */
 export function unneededFiles(files: readonly string[]): string[] {
   const folder = /^(tests?|benches|examples|zig|node_modules)\/|(^|\/)\./;
   const file = /[._]test\.|\.(zig|zon|map|orig|rej|bak|log|tgz|lock|safetensors)$|~$/;

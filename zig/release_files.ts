@@ -2,8 +2,7 @@
  * Writes what is attached to a release: `deno task release:files <folder>`.
  *
  *     notes.md                             what the changelog says of the version
- *     files/kvern-0.1.0-<target>.tar.gz    a library, for who names one in KVERN_LIB
- *     files/kvern-zig-0.1.0.tar.gz         the Zig package, for `zig fetch --save`
+ *     files/kvern-0.1.0-<target>.tar.gz    a library, for those who name one in KVERN_LIB
  *     files/SHA256SUMS                     the hashes of all of them, as `sha256sum --check` reads them
  *
  * @module
