@@ -59,6 +59,7 @@ export {
   systemInfo,
 } from "./src/device.ts";
 export { KvError, type KvErrorCode } from "./src/error.ts";
+export { loadLibrary, setLibraryPath } from "./src/library.ts";
 export {
   type BatchAppendOptions,
   type BatchAttendOptions,

@@ -5,9 +5,10 @@
  */
 
 import { VALUES } from "./ffi/exports.ts";
-import { type LevelName, levelNames, library, libraryPath, unreadableVariables } from "./ffi/library.ts";
+import { library, libraryPath, unreadableVariables } from "./ffi/library.ts";
 import { nameOf, newRecord, valuesOf } from "./ffi/record.ts";
 import { adapter } from "./ffi/runtime.ts";
+import { type LevelName, levelNames } from "./ffi/settings.ts";
 import { refusal } from "./ffi/status.ts";
 import { finalizedCaches } from "./memory/finalization.ts";
 import { checkBytes, checkCount } from "./options/counts.ts";

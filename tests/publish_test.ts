@@ -7,10 +7,10 @@ import { tmpdir } from "node:os";
 import { join, sep } from "node:path";
 import { test } from "node:test";
 import { pathToFileURL } from "node:url";
-import { LIBRARY_FILES, stagePackage, type Target } from "../zig/package.ts";
+import { releasedPlace, stagePackage, type Target, TARGETS as FILES } from "../zig/package.ts";
 import { ROOT, ToolchainError } from "../zig/toolchain.ts";
 
-const TARGETS = Object.keys(LIBRARY_FILES) as Target[];
+const TARGETS = Object.keys(FILES) as Target[];
 
 /** Runs a test in a folder of its own. */
 function inFolder(body: (folder: string) => void | Promise<void>): () => Promise<void> {
@@ -54,7 +54,7 @@ test(
     const allowed =
       /^(deno\.json|mod\.ts|src\/[a-z0-9_/]+\.ts|docs\/[a-z]+\.(md|svg)|README\.md|CHANGELOG\.md|LICENSE|lib\/[\w-]+\/(libkvern\.(so|dylib)|kvern\.dll))$/;
     assert.deepEqual(files.filter((file) => !allowed.test(file)), []);
-    for (const target of TARGETS) assert.ok(files.includes(`lib/${target}/${LIBRARY_FILES[target]}`), target);
+    for (const target of TARGETS) assert.ok(files.includes(releasedPlace(target)), target);
     const sources = filesOf(join(ROOT, "src")).map((file) => `src/${file}`);
     assert.deepEqual(files.filter((file) => file.startsWith("src/")), sources);
     for (const file of sources) {
@@ -73,7 +73,7 @@ test(
     const { LIBRARIES } = await import(url);
     assert.deepEqual(Object.keys(LIBRARIES), TARGETS);
     for (const target of TARGETS) {
-      const bytes = readFileSync(join(folder, "package/lib", target, LIBRARY_FILES[target]));
+      const bytes = readFileSync(join(folder, "package", releasedPlace(target)));
       assert.deepEqual(bytes, readFileSync(libraries[target]));
       const sha256 = createHash("sha256").update(bytes).digest("hex");
       assert.deepEqual(LIBRARIES[target], { bytes: bytes.length, sha256 });
@@ -104,7 +104,7 @@ test(
     const own = read(join(folder, "package/deno.json"));
     assert.deepEqual(own, { name, version, license, exports, compilerOptions });
     assert.match(name, /^@\w+\/\w+$/);
-    assert.ok(files.includes(exports.slice("./".length)));
+    for (const entry of Object.values<string>(exports)) assert.ok(files.includes(entry.slice("./".length)), entry);
   }),
 );
 

@@ -159,9 +159,9 @@ function graphOf(sources: Files, importsOf: (path: string, source: string) => st
 type Rows = readonly RegExp[];
 
 const TYPESCRIPT_ROWS: Rows = [
-  /^src\/(error|ffi\/exports|ffi\/manifest)\.ts$/,
-  /^src\/ffi\/(deno|bun|places|record|runtime|status)\.ts$/,
-  /^src\/ffi\/library\.ts$/,
+  /^src\/(error|ffi\/exports|ffi\/manifest|ffi\/permission)\.ts$/,
+  /^src\/ffi\/(deno|bun|download|integrity|places|record|runtime|status)\.ts$/,
+  /^src\/ffi\/(embedded|library|remote|settings)\.ts$/,
   /^src\/options\/[a-z0-9_]+\.ts$/,
   // What is handed out: types only, which the files below make objects of.
   /^src\/cache\.ts$/,

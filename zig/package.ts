@@ -19,24 +19,14 @@ import {
 } from "node:fs";
 import { dirname, join, sep } from "node:path";
 import process from "node:process";
+import { releasedPlace, type Target, LIBRARY_FILES } from "../src/ffi/places.ts";
 import { ROOT, say, ToolchainError } from "./toolchain.ts";
 
-/** The targets of a release, and the file name of the library of each. It lies in `lib/<target>/`. */
-export const LIBRARY_FILES = {
-  "x86_64-linux-gnu": "libkvern.so",
-  "aarch64-linux-gnu": "libkvern.so",
-  "x86_64-linux-musl": "libkvern.so",
-  "aarch64-linux-musl": "libkvern.so",
-  "x86_64-macos": "libkvern.dylib",
-  "aarch64-macos": "libkvern.dylib",
-  "x86_64-windows": "kvern.dll",
-} as const;
+export { releasedPlace, type Target, LIBRARY_FILES };
 
-/** A target of a release. */
-export type Target = keyof typeof LIBRARY_FILES;
-
-/** Where the hashes of the libraries stand, and the line that has none of them. */
+/** Where the hashes of the libraries stand, and what a checkout says in place of the version and of them. */
 const MANIFEST = "src/ffi/manifest.ts";
+const NO_VERSION = `VERSION: string = "checkout";\n`;
 const EMPTY_TABLE = "> = {};\n";
 
 /**
@@ -62,7 +52,7 @@ export function stagePackage(folder: string, libraries: Readonly<Partial<Record<
   for (const file of files) copy(join(ROOT, file), join(folder, file));
 
   const rows = entries.map(([target, path]) => {
-    const file = `lib/${target}/${LIBRARY_FILES[target]}`;
+    const file = releasedPlace(target);
     copy(path, join(folder, file));
     files.push(file);
     const bytes = readFileSync(join(folder, file));
@@ -70,8 +60,12 @@ export function stagePackage(folder: string, libraries: Readonly<Partial<Record<
     return `  "${target}": {\n    bytes: ${bytes.length},\n    sha256: "${sha256}",\n  },\n`;
   });
   const manifest = readFileSync(join(ROOT, MANIFEST), "utf8").replaceAll("\r\n", "\n");
-  if (!manifest.endsWith(EMPTY_TABLE)) throw refusal(`${MANIFEST} must end with an empty table`);
-  writeFileSync(join(folder, MANIFEST), manifest.slice(0, -EMPTY_TABLE.length) + `> = {\n${rows.join("")}};\n`);
+  if (!manifest.includes(NO_VERSION) || !manifest.endsWith(EMPTY_TABLE)) {
+    throw refusal(`${MANIFEST} must name no version and end with an empty table`);
+  }
+  const written = manifest.replace(NO_VERSION, `VERSION: string = "${config.version}";\n`)
+    .slice(0, -EMPTY_TABLE.length) + `> = {\n${rows.join("")}};\n`;
+  writeFileSync(join(folder, MANIFEST), written);
 
   writeFileSync(join(folder, "deno.json"), packageConfig(config));
   return [...files, "deno.json"].sort();

@@ -7,9 +7,9 @@
  * @module
  */
 
-import { existsSync } from "node:fs";
 import process from "node:process";
 import { EXPORTS, type Library, RESULT, type Word, wordsOf } from "./exports.ts";
+import type { Permission } from "./permission.ts";
 
 /** The part of `bun:ffi` that is used here. */
 interface BunFfi {
@@ -53,28 +53,19 @@ export function env(variable: string): string | undefined {
 }
 
 /** Bun has no permissions. */
-export function mayReadEnv(_variable: string): boolean {
-  return true;
-}
-
-/** Bun has no permissions. */
-export function mayOpen(_path: string): boolean {
+export function grants(_permission: Permission): boolean {
   return true;
 }
 
 /** Bun has nobody to ask. */
-export function ask(_path: string): boolean {
+export function ask(_permission: Permission): boolean {
   return true;
 }
 
-/** Is there such a file, on the disk or within the program that Bun compiled? */
-export function mayExist(path: string): boolean {
-  return existsSync(path);
-}
-
-/** Bun has no permissions. */
-export function mayRead(_path: string): boolean {
-  return true;
+/** Which C library this Bun was built for, on Linux: a library for the other one cannot be loaded. */
+export function libc(): "gnu" | "musl" {
+  const { header } = process.report.getReport() as unknown as { header: { glibcVersionRuntime?: string } };
+  return header.glibcVersionRuntime === undefined ? "musl" : "gnu";
 }
 
 /** Bun denies nothing. */

@@ -9,9 +9,9 @@
 
 import { KvError } from "../error.ts";
 import { EXPORTS, type Library, RESULT, type Word, wordsOf } from "./exports.ts";
+import type { Permission } from "./permission.ts";
 
 type State = "granted" | "prompt" | "denied";
-type Permission = { name: "ffi"; path?: string } | { name: "read"; path: string } | { name: "env"; variable: string };
 
 /** The part of Deno that is used here. */
 interface DenoApi {
@@ -22,7 +22,7 @@ interface DenoApi {
   };
   readonly env: { get(name: string): string | undefined };
   readonly errors: { NotCapable: new () => Error };
-  statSync(path: string): unknown;
+  readonly build: { readonly env?: string };
   readonly UnsafePointer: { create(address: bigint): object | null };
   readonly UnsafePointerView: { getArrayBuffer(pointer: object, byteLength: number): ArrayBuffer };
 }
@@ -30,10 +30,6 @@ interface DenoApi {
 /** Deno is not asked for before the first call. */
 function api(): DenoApi {
   return (globalThis as unknown as { Deno: DenoApi }).Deno;
-}
-
-function state(permission: Permission): State {
-  return api().permissions.querySync(permission).state;
 }
 
 /** Which runtime this adapter speaks for. */
@@ -52,38 +48,22 @@ export function open(path: string): Library {
 
 /** A variable of the environment, if reading it is allowed already: a library asks nobody for its own settings. */
 export function env(variable: string): string | undefined {
-  return mayReadEnv(variable) ? api().env.get(variable) : undefined;
+  return grants({ name: "env", variable }) ? api().env.get(variable) : undefined;
 }
 
-/** May this variable be read without asking? */
-export function mayReadEnv(variable: string): boolean {
-  return state({ name: "env", variable }) === "granted";
+/** Is this allowed without asking? */
+export function grants(permission: Permission): boolean {
+  return api().permissions.querySync(permission).state === "granted";
 }
 
-/** May this path be opened without asking? */
-export function mayOpen(path: string): boolean {
-  return state({ name: "ffi", path }) === "granted";
+/** Asks the user for this, where there is a user to ask, unless it is allowed already. */
+export function ask(permission: Permission): boolean {
+  return api().permissions.requestSync(permission).state === "granted";
 }
 
-/** Asks the user for this path, where there is a user to ask: may it, or what lies below it, be opened? */
-export function ask(path: string): boolean {
-  return api().permissions.requestSync({ name: "ffi", path }).state === "granted";
-}
-
-/** May this file be read without asking? */
-export function mayRead(path: string): boolean {
-  return state({ name: "read", path }) === "granted";
-}
-
-/** False if the file is known to be missing; without the permission to look it counts as there. */
-export function mayExist(path: string): boolean {
-  if (!mayRead(path)) return true;
-  try {
-    api().statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
+/** Which C library this Deno was built for, on Linux: a library for the other one cannot be loaded. */
+export function libc(): "gnu" | "musl" {
+  return api().build.env === "musl" ? "musl" : "gnu";
 }
 
 /** True for the error Deno throws when a permission is missing. */

@@ -1,7 +1,7 @@
 /**
  * The libraries of a release: how long each is, and its hash.
  *
- * A checkout has none. `zig/package.ts` writes the table when it makes a package, into that package alone.
+ * A checkout has none. `zig/package.ts` writes the version and the table when it makes a package, into that package alone.
  *
  * @module
  */
@@ -13,6 +13,9 @@ export interface ReleasedLibrary {
   /** Its SHA-256 in lower-case hexadecimal digits. */
   readonly sha256: string;
 }
+
+/** The version of the release. */
+export const VERSION: string = "checkout";
 
 /** The libraries by target, such as `x86_64-linux-gnu`. */
 export const LIBRARIES: Readonly<Record<string, ReleasedLibrary>> = {};

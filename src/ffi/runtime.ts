@@ -7,24 +7,17 @@
 import * as bun from "./bun.ts";
 import * as deno from "./deno.ts";
 import type { Library } from "./exports.ts";
-
-/** The variables of the environment that count, once, when the library is opened. */
-export const VARIABLES = ["KVERN_LIB", "KVERN_LEVEL", "KVERN_MAX_BYTES", "KVERN_THREADS"] as const;
-
-/** One of them. */
-export type Variable = typeof VARIABLES[number];
+import type { Permission } from "./permission.ts";
 
 /** What both adapters offer. */
 export interface Adapter {
   readonly name: "deno" | "bun";
   readonly viewBytesMax: number;
   open(path: string): Library;
-  env(variable: Variable): string | undefined;
-  mayReadEnv(variable: Variable): boolean;
-  mayOpen(path: string): boolean;
-  ask(path: string): boolean;
-  mayExist(path: string): boolean;
-  mayRead(path: string): boolean;
+  env(variable: string): string | undefined;
+  grants(permission: Permission): boolean;
+  ask(permission: Permission): boolean;
+  libc(): "gnu" | "musl";
   isDenial(error: unknown): boolean;
   noteGrowth(grownMib: number, heldMib: number): void;
   view(addressLow: number, addressHigh: number, byteLength: number): ArrayBuffer;

@@ -1,0 +1,378 @@
+/**
+ * kvern imported over the network: the library comes along once, is kept, and is compared whenever it is opened. A server
+ * on the loopback gives the package as the registry would.
+ *
+ * @module
+ */
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import {
+  appendFileSync,
+  chmodSync,
+  chownSync,
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import process from "node:process";
+import { test, type TestContext } from "node:test";
+import { systemInfo } from "../mod.ts";
+import { releasedPlace, stagePackage, type Target, TARGETS } from "../zig/package.ts";
+import { inDeno } from "./child.ts";
+
+const reason = inDeno ? "" : " (skipped: only Deno imports over the network)";
+const windows = process.platform === "win32";
+
+/** Where a release carries the library for this machine. */
+const TARGET: Target = (() => {
+  const arch = process.arch === "arm64" ? "aarch64" : "x86_64";
+  const rest: Record<string, string> = { darwin: "macos", win32: "windows" };
+  return `${arch}-${rest[process.platform] ?? "linux-gnu"}` as Target;
+})();
+const { libraryPath } = inDeno ? systemInfo() : { libraryPath: "" };
+
+/** A package on a server, and an empty home. */
+interface Setting {
+  /** The package's address, with a slash at its end. */
+  readonly url: string;
+  /** The folder that is served. */
+  readonly package: string;
+  readonly home: string;
+  /** The folder of what kvern keeps. */
+  readonly kept: string;
+  /** How often each path was asked for. */
+  readonly asked: Map<string, number>;
+  /** Holds back the library for so long. */
+  delayMs: number;
+  /** From now on nobody answers. */
+  unplug(): Promise<void>;
+}
+
+const VARIABLES = windows ? ["LOCALAPPDATA"] : process.platform === "darwin" ? ["HOME"] : ["XDG_CACHE_HOME", "HOME"];
+
+/** Declares a test with a package of one library on a server, in Deno alone. */
+function remoteTest(name: string, body: (setting: Setting) => Promise<void>, library: string = libraryPath): void {
+  test(name + reason, { skip: !inDeno, timeout: 120_000 }, async (context: TestContext) => {
+    const folder = realpathSync(mkdtempSync(join(tmpdir(), "kvern-remote-")));
+    context.after(() => rmSync(folder, { recursive: true }));
+    const place = join(folder, "package"), home = join(folder, "home");
+    mkdirSync(home);
+    stagePackage(place, { [TARGET]: library });
+
+    const asked = new Map<string, number>();
+    const server = createServer((request, response) => {
+      const path = request.url!;
+      asked.set(path, (asked.get(path) ?? 0) + 1);
+      const isLibrary = path.startsWith("/lib/");
+      let file: Uint8Array;
+      try {
+        file = readFileSync(join(place, path));
+      } catch {
+        return response.writeHead(404).end();
+      }
+      response.setHeader("content-type", isLibrary ? "application/octet-stream" : "application/typescript");
+      setTimeout(() => response.end(file), isLibrary ? setting.delayMs : 0);
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const { port } = server.address() as { port: number };
+    const unplug = () =>
+      new Promise<void>((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      });
+    const caches = windows ? home : join(home, process.platform === "darwin" ? "Library/Caches" : ".cache");
+    const kept = join(caches, "kvern");
+    const setting: Setting = {
+      url: `http://127.0.0.1:${port}/`,
+      package: place,
+      home,
+      kept,
+      asked,
+      delayMs: 0,
+      unplug,
+    };
+    try {
+      await body(setting);
+    } finally {
+      await unplug();
+    }
+  });
+}
+
+/** What `systemInfo()` gave in a program of its own, or its error, and what else it printed. */
+interface Said {
+  readonly libraryPath?: string;
+  readonly code?: string;
+  readonly message?: string;
+  readonly ticks?: number;
+}
+
+interface AskOptions {
+  /** All but `--allow-import`; everything is allowed by default. */
+  readonly flags?: string;
+  readonly before?: string;
+  readonly env?: Record<string, string>;
+}
+
+/** Uses kvern in a program of its own. */
+async function ask({ url, home }: Setting, options: AskOptions = {}): Promise<Said> {
+  const { flags = "-R -W -N -E -S --allow-ffi", before = "", env = {} } = options;
+  const program = join(home, "program.ts");
+  writeFileSync(
+    program,
+    `import { loadLibrary, setLibraryPath, systemInfo } from "${url}mod.ts";
+     let said: Record<string, unknown>;
+     let ticks = 0;
+     const timer = setInterval(() => ticks++, 1);
+     try {
+       ${before}
+       said = { ...systemInfo(), ticks };
+     } catch (error) {
+       said = { code: error.code, message: error.message };
+     }
+     clearInterval(timer);
+     console.log(JSON.stringify(said));`,
+  );
+  const deno = JSON.stringify(process.execPath);
+  const command = `${deno} run --no-prompt --no-lock --allow-import=127.0.0.1 ${flags} ${JSON.stringify(program)}`;
+  const { XDG_CACHE_HOME: _, KVERN_LIB: __, ...rest } = process.env;
+  const child = spawn(command, {
+    shell: true, // it reads the variables in a flag
+    env: { ...rest, HOME: home, LOCALAPPDATA: home, DENO_DIR: join(home, "deno"), NO_COLOR: "1", ...env },
+  });
+  let stdout = "", stderr = "";
+  child.stdout.setEncoding("utf8").on("data", (text) => stdout += text);
+  child.stderr.setEncoding("utf8").on("data", (text) => stderr += text);
+  const code = await new Promise((resolve) => child.once("close", resolve));
+  assert.equal(code, 0, stderr);
+  return JSON.parse(stdout);
+}
+
+/** Every file below a folder that may not be there. */
+function filesBelow(folder: string): string[] {
+  try {
+    return readdirSync(folder, { recursive: true, encoding: "utf8" }).map((path) => join(folder, path))
+      .filter((path) => statSync(path).isFile());
+  } catch {
+    return [];
+  }
+}
+
+async function refused(setting: Setting, options?: AskOptions): Promise<string> {
+  const { code, message } = await ask(setting, options);
+  assert.equal(code, "library_unavailable", message);
+  return message!;
+}
+
+const LIBRARY = `/${releasedPlace(TARGET)}`;
+const BY_HAND = /or take lib\/<target> from the release and name its library in KVERN_LIB or with setLibraryPath\(\)/;
+
+remoteTest(
+  "a module from the network fetches its library once, keeps it, and then starts without a network",
+  async (setting) => {
+    const first = await ask(setting);
+    assert.ok(first.libraryPath?.startsWith(setting.kept), first.message ?? first.libraryPath);
+    assert.deepEqual(readFileSync(first.libraryPath!), readFileSync(libraryPath));
+    assert.deepEqual(filesBelow(setting.kept), [first.libraryPath]);
+    if (!windows) {
+      for (let at = dirname(first.libraryPath!); at !== dirname(setting.kept); at = dirname(at)) {
+        assert.equal(statSync(at).mode & 0o777, 0o700, at);
+      }
+    }
+    assert.equal(setting.asked.get(LIBRARY), 1);
+    assert.equal((await ask(setting)).libraryPath, first.libraryPath);
+    assert.equal(setting.asked.get(LIBRARY), 1);
+
+    await setting.unplug();
+    const flags = `--allow-env=${VARIABLES} --allow-read=${setting.kept} --allow-ffi=${setting.kept}`;
+    assert.equal((await ask(setting, { flags })).libraryPath, first.libraryPath);
+  },
+);
+
+remoteTest("await loadLibrary() lets other work go on; without it the first use waits", async (setting) => {
+  setting.delayMs = 500;
+  const { libraryPath: path, ticks } = await ask(setting, {
+    before: "await Promise.all([loadLibrary(), loadLibrary()]);",
+  });
+  assert.ok(path?.startsWith(setting.kept), path);
+  assert.ok(ticks! > 10, `${ticks} turns of the event loop while the library came`);
+
+  rmSync(setting.kept, { recursive: true });
+  assert.equal((await ask(setting)).ticks, 0);
+  assert.equal(setting.asked.get(LIBRARY)! >= 2, true);
+});
+
+remoteTest("a Worker that uses kvern first fetches the library as well", async (setting) => {
+  const code = `import { systemInfo } from "${setting.url}mod.ts"; postMessage(systemInfo().libraryPath);`;
+  const before = `
+    const worker = new Worker(URL.createObjectURL(new Blob([${JSON.stringify(code)}])), { type: "module" });
+    const path = await new Promise((resolve) => worker.onmessage = ({ data }) => resolve(data));
+    worker.terminate();
+    if (path !== systemInfo().libraryPath) throw new Error("the Worker opened " + path);`;
+  const { libraryPath: path, message } = await ask(setting, { before });
+  assert.ok(path?.startsWith(setting.kept), message);
+  assert.equal(setting.asked.get(LIBRARY), 1);
+});
+
+remoteTest("what Deno has to allow is named at once, and is enough", async (setting) => {
+  const { host } = new URL(setting.url);
+  const given = `--allow-env=${VARIABLES}`;
+  const rest = (folder: string) => `--allow-net=${host} --allow-write=${folder}`;
+  const rows: [flags: string, wanted: string][] = [
+    [given, `--allow-read=${setting.kept} --allow-ffi=${setting.kept} ${rest(setting.kept)}`],
+    [`${given} -R -N`, `--allow-ffi=${setting.kept} --allow-write=${setting.kept}`],
+    [`${given} -N -W --allow-ffi`, `--allow-read=${setting.kept}`],
+  ];
+  for (const [flags, wanted] of rows) {
+    const { code, message } = await ask(setting, { flags });
+    assert.equal(code, "needs_permission", message);
+    assert.ok(message!.includes(`: run with ${wanted}, or take`), message);
+  }
+  assert.deepEqual(filesBelow(setting.kept), []);
+
+  // Without a look at the variables the folder is written as the shell finds it.
+  const { message } = await ask(setting, { flags: "" });
+  const flags = /run with (.*), or take/.exec(message!)![1]!;
+  assert.match(
+    flags,
+    new RegExp(`^--allow-env=${VARIABLES} --allow-read=\\S+kvern --allow-ffi=\\S+kvern --allow-net=${host} `),
+  );
+  assert.ok((await ask(setting, { flags })).libraryPath?.startsWith(setting.kept), flags);
+});
+
+remoteTest("several processes at once end with one library and nothing beside it", async (setting) => {
+  setting.delayMs = 200;
+  const paths = await Promise.all([1, 2, 3].map(() => ask(setting)));
+  for (const { libraryPath: path, message } of paths) assert.ok(path?.startsWith(setting.kept), message);
+  assert.equal(filesBelow(setting.kept).length, 1);
+});
+
+remoteTest("what the server gives is kept only if it is the library of the release", async (setting) => {
+  const file = join(setting.package, LIBRARY);
+  const bytes = readFileSync(file), changed = Uint8Array.from(bytes);
+  changed[bytes.length >> 1]! ^= 1;
+  const rows: [given: Uint8Array, reason: RegExp][] = [
+    [bytes.subarray(0, 1000), /it has 1000 bytes, the released one has \d+/],
+    [Uint8Array.from([...bytes.subarray(0, 100), ...bytes]), /it has \d+ bytes, the released one has \d+/],
+    [changed, /its SHA-256 is [0-9a-f]{64}, that of the released one [0-9a-f]{64}/],
+  ];
+  for (const [given, reason] of rows) {
+    writeFileSync(file, given);
+    const message = await refused(setting);
+    assert.match(message, reason);
+    assert.match(message, BY_HAND);
+    assert.ok(message.includes(`, ${setting.url}lib/`), message);
+  }
+  rmSync(file);
+  assert.match(await refused(setting), /the server answered 404/);
+  assert.match(await refused(setting, { before: "await loadLibrary();" }), /the server answered 404/);
+  assert.deepEqual(filesBelow(setting.kept), []);
+});
+
+remoteTest("without a network and without a copy one error says what was tried and what to do", async (setting) => {
+  await ask(setting); // Deno keeps the modules
+  const [kept] = filesBelow(setting.kept);
+  rmSync(setting.kept, { recursive: true });
+  await setting.unplug();
+  for (const before of ["", "await loadLibrary();"]) {
+    const message = await refused(setting, { before });
+    assert.ok(message.includes(`tried ${kept} (no such file), ${setting.url}${LIBRARY.slice(1)} (`), message);
+    assert.match(message, BY_HAND);
+  }
+  // The ways around it.
+  const copy = join(setting.home, "copy.so");
+  copyFileSync(libraryPath, copy);
+  assert.equal((await ask(setting, { env: { KVERN_LIB: copy } })).libraryPath, copy);
+  const before = `setLibraryPath(${JSON.stringify(copy)}); await loadLibrary();`;
+  assert.equal((await ask(setting, { before })).libraryPath, copy);
+});
+
+remoteTest("a copy that was damaged is fetched again, and never opened", async (setting) => {
+  const { libraryPath: path } = await ask(setting);
+  appendFileSync(path!, "x");
+  const again = await ask(setting);
+  assert.equal(again.libraryPath, path, again.message);
+  assert.deepEqual(readFileSync(path!), readFileSync(libraryPath));
+
+  const changed = readFileSync(path!);
+  changed[changed.length >> 1]! ^= 1;
+  writeFileSync(path!, changed);
+  await setting.unplug();
+  assert.match(await refused(setting), /its SHA-256 is [0-9a-f]{64}, that of the released one/);
+});
+
+const modes = windows ? " (skipped: Windows has no modes)" : "";
+if (modes === "") {
+  remoteTest("a folder that others can look into is refused before anything is fetched into it", async (setting) => {
+    mkdirSync(setting.kept, { recursive: true });
+    chmodSync(setting.kept, 0o777);
+    const message = await refused(setting);
+    assert.ok(message.includes(`${setting.kept} is not, its mode is 777; remove it, or take`), message);
+    assert.equal(setting.asked.get(LIBRARY), undefined);
+    chmodSync(setting.kept, 0o700);
+    const { libraryPath: path } = await ask(setting);
+    chmodSync(dirname(path!), 0o770);
+    assert.match(await refused(setting), /its mode is 770/);
+  });
+} else test(`a folder that others can look into is refused${modes}`, { skip: true }, () => {});
+
+const root = process.getuid?.() === 0;
+if (root && inDeno) {
+  remoteTest("a cache directory of another user is refused", async (setting) => {
+    const { libraryPath: path } = await ask(setting);
+    chownSync(setting.kept, 12345, 12345);
+    assert.ok((await refused(setting)).includes(`${setting.kept} is not, its owner is user 12345, not 0`));
+    chownSync(setting.kept, 0, 0);
+    assert.equal((await ask(setting)).libraryPath, path);
+  });
+} else test("a cache directory of another user is refused (skipped: only root makes one)", { skip: true }, () => {});
+
+remoteTest("no home and a relative one are refused, and so is a file where the folder should be", async (setting) => {
+  const home = (value: string) => ({ env: { HOME: value, LOCALAPPDATA: value } });
+  assert.match(
+    await refused(setting, home("")),
+    new RegExp(`as ${VARIABLES.join(" or ")} must name a folder to keep it in: `),
+  );
+  assert.match(await refused(setting, home("relative")), /is relative/);
+  mkdirSync(dirname(setting.kept), { recursive: true });
+  writeFileSync(setting.kept, "", { mode: 0o600 });
+  assert.match(await refused(setting), /it cannot be kept in \S+kvern/);
+});
+
+if (!windows && process.platform !== "darwin") {
+  remoteTest("XDG_CACHE_HOME says where the library is kept, unless it is relative", async (setting) => {
+    const cache = join(setting.home, "elsewhere");
+    assert.ok((await ask(setting, { env: { XDG_CACHE_HOME: cache } })).libraryPath?.startsWith(join(cache, "kvern")));
+    const { libraryPath: path } = await ask(setting, { env: { XDG_CACHE_HOME: "relative" } });
+    assert.ok(path?.startsWith(setting.kept), path);
+  });
+}
+
+remoteTest("a package without a library for this target says which it has", async (setting) => {
+  const other = Object.keys(TARGETS).find((target) => target !== TARGET) as Target;
+  rmSync(setting.package, { recursive: true });
+  stagePackage(setting.package, { [other]: libraryPath });
+  const message = await refused(setting);
+  assert.ok(message.includes(`must have one for ${TARGET}: it has ${other}`), message);
+});
+
+remoteTest("a library of another target is refused by the system, with the path", async (setting) => {
+  const foreign = readFileSync(libraryPath);
+  foreign.fill(0xff, 16, 20); // neither a shared library nor for this CPU, in ELF
+  if (process.platform !== "linux") foreign.fill(0xff, 0, 20);
+  const file = join(setting.home, "foreign");
+  writeFileSync(file, foreign);
+  rmSync(setting.package, { recursive: true });
+  stagePackage(setting.package, { [TARGET]: file });
+  assert.match(await refused(setting), /tried \S+kvern\S* \(.+\)/);
+});
