@@ -5,26 +5,19 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { copyFileSync, cpSync, mkdirSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { systemInfo } from "../mod.ts";
 import { findOnPath, findTool, ToolchainError } from "../zig/toolchain.ts";
 import { inDeno, MOD, runCode, runFile } from "./child.ts";
+import { stageOwnPackage, TARGET } from "./own_package.ts";
 
 const { libraryPath } = systemInfo();
 const LIBRARY = basename(libraryPath);
-const ROOT = fileURLToPath(new URL("..", import.meta.url));
-
-/** Where a release carries the library for this machine. */
-const TARGET: string = (() => {
-  const arch = process.arch === "arm64" ? "aarch64" : "x86_64";
-  const rest: Record<string, string> = { darwin: "macos", win32: "windows" };
-  return `${arch}-${rest[process.platform] ?? "linux-gnu"}`;
-})();
 
 /** Prints what `systemInfo()` gives, or its error. */
 const PRINT = `
@@ -86,20 +79,16 @@ function build(folder: string, args: string[]): void {
   assert.equal(status, 0, stdout + stderr);
 }
 
-/** The package without `zig/`, as the registry gives it, with a library in `lib/<target>`; gives that file. */
+/** The package as the registry gives it, with a library in `lib/<target>`; gives that file. */
 function copyPackage(folder: string): string {
-  cpSync(join(ROOT, "src"), join(folder, "src"), { recursive: true });
-  copyFileSync(join(ROOT, "mod.ts"), join(folder, "mod.ts"));
-  const library = join(folder, "lib", TARGET, LIBRARY);
-  mkdirSync(dirname(library), { recursive: true });
-  copyFileSync(libraryPath, library);
-  return library;
+  stageOwnPackage(join(folder, "package"));
+  return join(folder, "package", "lib", TARGET, LIBRARY);
 }
 
 test("a package with nothing but lib/ works, and its errors name the file that is there", () => {
   withFolder((folder) => {
     const library = copyPackage(folder);
-    const code = `import { systemInfo } from "${pathToFileURL(join(folder, "mod.ts"))}";\n${PRINT}`;
+    const code = `import { systemInfo } from "${pathToFileURL(join(folder, "package", "mod.ts"))}";\n${PRINT}`;
     assert.equal(said(runCode(code, { env: { KVERN_LIB: undefined } })).libraryPath, library);
 
     writeFileSync(library, "not a library");
@@ -115,9 +104,9 @@ const denoOnly = inDeno ? "" : " (skipped: Bun has no permissions)";
 test(`a flag that is asked for names what is there, and is enough${denoOnly}`, { skip: !inDeno }, () => {
   withFolder((folder) => {
     const library = copyPackage(folder);
-    const code = `import { systemInfo } from "${pathToFileURL(join(folder, "mod.ts"))}";\n${PRINT}`;
+    const code = `import { systemInfo } from "${pathToFileURL(join(folder, "package", "mod.ts"))}";\n${PRINT}`;
     // Deno may look at the files, or at none of them and at the folder of the package alone.
-    for (const [flag, there] of [["--allow-read", library], ["--allow-sys", folder]] as const) {
+    for (const [flag, there] of [["--allow-read", library], ["--allow-sys", join(folder, "package")]] as const) {
       const { code: refusal, message } = said(runCode(code, { denoFlags: [flag] }));
       assert.equal(refusal, "needs_permission");
       const wanted = `--allow-ffi=${there}`;
@@ -144,7 +133,7 @@ test(
       bundle(folder, file, "--target=bun");
       const { code, message } = said(runFile(pathToFileURL(file), { KVERN_LIB: "" }));
       assert.equal(code, "library_unavailable");
-      assert.match(message!, /as this module is not a file of its package, .*: name one in KVERN_LIB/);
+      assert.match(message!, /as this module is not a file of its package, .*: import "@kvern\/kvern\/embed"/);
       assert.ok(!message!.includes(folder), message);
       assert.equal(said(runFile(pathToFileURL(file), { KVERN_LIB: libraryPath })).libraryPath, libraryPath);
     });
@@ -184,7 +173,7 @@ test(
       assert.equal(embedded.stderr.trim(), "1,2");
       const { code, message } = said(run("alone"));
       assert.equal(code, "library_unavailable");
-      assert.match(message!, /name one in KVERN_LIB/);
+      assert.match(message!, /name one with setLibraryPath\(\) or in KVERN_LIB/);
     });
   },
 );

@@ -7,8 +7,8 @@ import { basename, join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
-import { systemInfo } from "../mod.ts";
-import { packageRoot } from "../src/ffi/places.ts";
+import { KvError, loadLibrary, setLibraryPath, systemInfo } from "../mod.ts";
+import { LIBRARY_FILES, packagePlaces, packageRoot, remoteRoot, targetOf } from "../src/ffi/places.ts";
 import { type ChildOptions, inDeno, MOD, runCode } from "./child.ts";
 
 const { libraryPath } = systemInfo();
@@ -17,7 +17,7 @@ const { libraryPath } = systemInfo();
 function ask(body: string, options: ChildOptions): unknown {
   const { code, stdout, stderr } = runCode(
     `
-    import { ContiguousCache, KvError, systemInfo } from "${MOD}";
+    import { ContiguousCache, KvError, loadLibrary, setLibraryPath, systemInfo } from "${MOD}";
     function attempt(call) {
       try {
         return call() ?? "done";
@@ -109,6 +109,98 @@ test("the package ends at its root: a bundle and what came over the network have
     "data:text/javascript,0/src/ffi/library.ts",
   ];
   for (const url of others) assert.equal(packageRoot(url), undefined, url);
+});
+
+test("only a package that came over the network has a root there", () => {
+  const at = (url: string) => remoteRoot(url)?.href;
+  assert.equal(at("https://jsr.io/@kvern/kvern/0.1.0/src/ffi/library.ts"), "https://jsr.io/@kvern/kvern/0.1.0/");
+  assert.equal(at("http://127.0.0.1:80/src/ffi/library.js?a=1#b"), "http://127.0.0.1/");
+  for (const url of ["https://example.com/bundle.js", "file:///kvern/src/ffi/library.ts", "data:,src/ffi/library.ts"]) {
+    assert.equal(at(url), undefined, url);
+  }
+});
+
+test("each platform has its target, musl and glibc apart, and others have none", () => {
+  const gnu = () => "gnu" as const, musl = () => "musl" as const;
+  const never = () => assert.fail("only Linux has two C libraries");
+  const rows = [
+    ["linux", "x64", gnu, "x86_64-linux-gnu"],
+    ["linux", "arm64", gnu, "aarch64-linux-gnu"],
+    ["linux", "x64", musl, "x86_64-linux-musl"],
+    ["linux", "arm64", musl, "aarch64-linux-musl"],
+    ["darwin", "x64", never, "x86_64-macos"],
+    ["darwin", "arm64", never, "aarch64-macos"],
+    ["win32", "x64", never, "x86_64-windows"],
+    ["win32", "arm64", never, undefined],
+    ["linux", "ia32", gnu, undefined],
+    ["freebsd", "x64", never, undefined],
+  ] as const;
+  for (const [platform, arch, libc, target] of rows) assert.equal(targetOf(platform, arch, libc), target);
+  assert.deepEqual(
+    rows.map(([, , , target]) => target).filter((target) => target !== undefined),
+    Object.keys(LIBRARY_FILES),
+  );
+  assert.deepEqual(packagePlaces("/kvern", undefined), []);
+});
+
+test("setLibraryPath() names the file for the first use, as a path or a URL", () => {
+  withFolder((folder) => {
+    const copy = join(folder, basename(libraryPath));
+    copyFileSync(libraryPath, copy);
+    const set = (path: string) => `attempt(() => setLibraryPath(${path})); ${INFO}`;
+    for (const path of [JSON.stringify(copy), `new URL(${JSON.stringify(pathToFileURL(copy).href)})`]) {
+      assert.equal((ask(set(path), { env: { KVERN_LIB: undefined } }) as { libraryPath: string }).libraryPath, copy);
+    }
+    // Whoever starts the program has the last word.
+    const overruled = ask(set('"/nonexistent/libkvern.so"'), { env: { KVERN_LIB: copy } });
+    assert.equal((overruled as { libraryPath: string }).libraryPath, copy);
+  });
+});
+
+test("a path that is set and wrong is named, and no other library is tried", () => {
+  const body = `setLibraryPath("/nonexistent/libkvern.so"); ${INFO}`;
+  const { code, message } = ask(body, { env: { KVERN_LIB: undefined } }) as { code: string; message: string };
+  assert.equal(code, "library_unavailable");
+  assert.match(message, /: tried \/nonexistent\/libkvern\.so \(.+\); /);
+});
+
+test("setLibraryPath() after the first use is refused, unless it is that file", () => {
+  setLibraryPath(libraryPath);
+  setLibraryPath(pathToFileURL(libraryPath));
+  assert.throws(() => setLibraryPath("/elsewhere/libkvern.so"), (error) => {
+    assert.ok(error instanceof KvError);
+    assert.equal(error.code, "invalid_config");
+    assert.equal(
+      error.message,
+      "Cannot set the path of the native library as it was opened before: " +
+        `from ${libraryPath}, path is /elsewhere/libkvern.so`,
+    );
+    return true;
+  });
+});
+
+test("setLibraryPath() takes a string or a URL of a file on this machine", () => {
+  for (const wrong of [undefined, null, 5, {}, ["/a"]] as unknown as string[]) {
+    assert.throws(() => setLibraryPath(wrong), {
+      name: "TypeError",
+      message: /path must be a string or a URL: path is/,
+    });
+  }
+  for (const wrong of ["", "https://a/b.so", "file:libkvern.so", "/a\0b", new URL("https://a/b.so")]) {
+    assert.throws(() => setLibraryPath(wrong), (error) => {
+      assert.ok(error instanceof KvError);
+      assert.match(error.message, /as path must be a path, or a file: URL of one on this machine: path is /);
+      return error.code === "library_unavailable";
+    }, String(wrong));
+  }
+});
+
+test("loadLibrary() opens it, and rejects with what the first use would throw", async () => {
+  await loadLibrary();
+  const body =
+    `await loadLibrary().then(() => "done", ({ code }) => code).then((said) => console.log(JSON.stringify(said)));`;
+  assert.equal(ask(body, {}), "done");
+  assert.equal(ask(body, { env: { KVERN_LIB: "/nonexistent/libkvern.so" } }), "library_unavailable");
 });
 
 test("a file that is no library is named with the reason", () => {

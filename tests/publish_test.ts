@@ -7,10 +7,10 @@ import { tmpdir } from "node:os";
 import { join, sep } from "node:path";
 import { test } from "node:test";
 import { pathToFileURL } from "node:url";
-import { releasedPlace, stagePackage, type Target, TARGETS as FILES } from "../zig/package.ts";
+import { LIBRARY_FILES, releasedPlace, stagePackage, type Target } from "../zig/package.ts";
 import { ROOT, ToolchainError } from "../zig/toolchain.ts";
 
-const TARGETS = Object.keys(FILES) as Target[];
+const TARGETS = Object.keys(LIBRARY_FILES) as Target[];
 
 /** Runs a test in a folder of its own. */
 function inFolder(body: (folder: string) => void | Promise<void>): () => Promise<void> {

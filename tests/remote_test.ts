@@ -27,19 +27,14 @@ import { dirname, join } from "node:path";
 import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { systemInfo } from "../mod.ts";
-import { releasedPlace, stagePackage, type Target, TARGETS } from "../zig/package.ts";
+import { LIBRARY_FILES, releasedPlace, stagePackage, type Target } from "../zig/package.ts";
 import { inDeno } from "./child.ts";
+import { stageOwnPackage, TARGET } from "./own_package.ts";
 
 const reason = inDeno ? "" : " (skipped: only Deno imports over the network)";
 const windows = process.platform === "win32";
 
-/** Where a release carries the library for this machine. */
-const TARGET: Target = (() => {
-  const arch = process.arch === "arm64" ? "aarch64" : "x86_64";
-  const rest: Record<string, string> = { darwin: "macos", win32: "windows" };
-  return `${arch}-${rest[process.platform] ?? "linux-gnu"}` as Target;
-})();
-const { libraryPath } = inDeno ? systemInfo() : { libraryPath: "" };
+const { libraryPath } = systemInfo();
 
 /** A package on a server, and an empty home. */
 interface Setting {
@@ -61,13 +56,13 @@ interface Setting {
 const VARIABLES = windows ? ["LOCALAPPDATA"] : process.platform === "darwin" ? ["HOME"] : ["XDG_CACHE_HOME", "HOME"];
 
 /** Declares a test with a package of one library on a server, in Deno alone. */
-function remoteTest(name: string, body: (setting: Setting) => Promise<void>, library: string = libraryPath): void {
-  test(name + reason, { skip: !inDeno, timeout: 120_000 }, async (context: TestContext) => {
+function remoteTest(name: string, body: (setting: Setting) => Promise<void>, unless: string = reason): void {
+  test(name + unless, { skip: unless !== "", timeout: 120_000 }, async (context: TestContext) => {
     const folder = realpathSync(mkdtempSync(join(tmpdir(), "kvern-remote-")));
     context.after(() => rmSync(folder, { recursive: true }));
     const place = join(folder, "package"), home = join(folder, "home");
     mkdirSync(home);
-    stagePackage(place, { [TARGET]: library });
+    stageOwnPackage(place);
 
     const asked = new Map<string, number>();
     const server = createServer((request, response) => {
@@ -209,7 +204,7 @@ remoteTest("await loadLibrary() lets other work go on; without it the first use 
 
   rmSync(setting.kept, { recursive: true });
   assert.equal((await ask(setting)).ticks, 0);
-  assert.equal(setting.asked.get(LIBRARY)! >= 2, true);
+  assert.ok(setting.asked.get(LIBRARY)! >= 2);
 });
 
 remoteTest("a Worker that uses kvern first fetches the library as well", async (setting) => {
@@ -311,31 +306,28 @@ remoteTest("a copy that was damaged is fetched again, and never opened", async (
   assert.match(await refused(setting), /its SHA-256 is [0-9a-f]{64}, that of the released one/);
 });
 
-const modes = windows ? " (skipped: Windows has no modes)" : "";
-if (modes === "") {
-  remoteTest("a folder that others can look into is refused before anything is fetched into it", async (setting) => {
-    mkdirSync(setting.kept, { recursive: true });
-    chmodSync(setting.kept, 0o777);
-    const message = await refused(setting);
-    assert.ok(message.includes(`${setting.kept} is not, its mode is 777; remove it, or take`), message);
-    assert.equal(setting.asked.get(LIBRARY), undefined);
-    chmodSync(setting.kept, 0o700);
-    const { libraryPath: path } = await ask(setting);
-    chmodSync(dirname(path!), 0o770);
-    assert.match(await refused(setting), /its mode is 770/);
-  });
-} else test(`a folder that others can look into is refused${modes}`, { skip: true }, () => {});
+const noModes = reason || (windows ? " (skipped: Windows has no modes)" : "");
+const noOwners = reason || (process.getuid?.() === 0 ? "" : " (skipped: only root gives a folder to another user)");
+const noXdg = reason || (VARIABLES.length > 1 ? "" : " (skipped: this system has no XDG_CACHE_HOME)");
+remoteTest("a folder that others can look into is refused before anything is fetched into it", async (setting) => {
+  mkdirSync(setting.kept, { recursive: true });
+  chmodSync(setting.kept, 0o777);
+  const message = await refused(setting);
+  assert.ok(message.includes(`${setting.kept} is not, its mode is 777; remove it, or take`), message);
+  assert.equal(setting.asked.get(LIBRARY), undefined);
+  chmodSync(setting.kept, 0o700);
+  const { libraryPath: path } = await ask(setting);
+  chmodSync(dirname(path!), 0o770);
+  assert.match(await refused(setting), /its mode is 770/);
+}, noModes);
 
-const root = process.getuid?.() === 0;
-if (root && inDeno) {
-  remoteTest("a cache directory of another user is refused", async (setting) => {
-    const { libraryPath: path } = await ask(setting);
-    chownSync(setting.kept, 12345, 12345);
-    assert.ok((await refused(setting)).includes(`${setting.kept} is not, its owner is user 12345, not 0`));
-    chownSync(setting.kept, 0, 0);
-    assert.equal((await ask(setting)).libraryPath, path);
-  });
-} else test("a cache directory of another user is refused (skipped: only root makes one)", { skip: true }, () => {});
+remoteTest("a cache directory of another user is refused", async (setting) => {
+  const { libraryPath: path } = await ask(setting);
+  chownSync(setting.kept, 12345, 12345);
+  assert.ok((await refused(setting)).includes(`${setting.kept} is not, its owner is user 12345, not 0`));
+  chownSync(setting.kept, 0, 0);
+  assert.equal((await ask(setting)).libraryPath, path);
+}, noOwners);
 
 remoteTest("no home and a relative one are refused, and so is a file where the folder should be", async (setting) => {
   const home = (value: string) => ({ env: { HOME: value, LOCALAPPDATA: value } });
@@ -349,17 +341,15 @@ remoteTest("no home and a relative one are refused, and so is a file where the f
   assert.match(await refused(setting), /it cannot be kept in \S+kvern/);
 });
 
-if (!windows && process.platform !== "darwin") {
-  remoteTest("XDG_CACHE_HOME says where the library is kept, unless it is relative", async (setting) => {
-    const cache = join(setting.home, "elsewhere");
-    assert.ok((await ask(setting, { env: { XDG_CACHE_HOME: cache } })).libraryPath?.startsWith(join(cache, "kvern")));
-    const { libraryPath: path } = await ask(setting, { env: { XDG_CACHE_HOME: "relative" } });
-    assert.ok(path?.startsWith(setting.kept), path);
-  });
-}
+remoteTest("XDG_CACHE_HOME says where the library is kept, unless it is relative", async (setting) => {
+  const cache = join(setting.home, "elsewhere");
+  assert.ok((await ask(setting, { env: { XDG_CACHE_HOME: cache } })).libraryPath?.startsWith(join(cache, "kvern")));
+  const { libraryPath: path } = await ask(setting, { env: { XDG_CACHE_HOME: "relative" } });
+  assert.ok(path?.startsWith(setting.kept), path);
+}, noXdg);
 
 remoteTest("a package without a library for this target says which it has", async (setting) => {
-  const other = Object.keys(TARGETS).find((target) => target !== TARGET) as Target;
+  const other = Object.keys(LIBRARY_FILES).find((target) => target !== TARGET) as Target;
   rmSync(setting.package, { recursive: true });
   stagePackage(setting.package, { [other]: libraryPath });
   const message = await refused(setting);
@@ -373,6 +363,6 @@ remoteTest("a library of another target is refused by the system, with the path"
   const file = join(setting.home, "foreign");
   writeFileSync(file, foreign);
   rmSync(setting.package, { recursive: true });
-  stagePackage(setting.package, { [TARGET]: file });
+  stageOwnPackage(setting.package, file);
   assert.match(await refused(setting), /tried \S+kvern\S* \(.+\)/);
 });

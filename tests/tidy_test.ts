@@ -213,6 +213,12 @@ function cycleComplaints(graph: Map<string, string[]>): string[] {
   return complaints;
 }
 
+/** What runs or tests the tools in `zig/`; the rivals of the benches come as packages of npm, as the tools do. */
+const TOOL_USERS = new RegExp(
+  "^benches/rivals/install\\.ts$|^tests/((all|npm_layer|own_package)\\.ts|" +
+    "(all|bundle|installed|library|npm_layer|package|publish\\w*|release\\w*|remote|tarball|tidy|toolchain)_test\\.ts)$",
+);
+
 /** What the rows alone do not say of TypeScript: which doors are shut, and that nothing comes from outside. */
 function typeScriptDoorComplaints(graph: Map<string, string[]>): string[] {
   const complaints: string[] = [];
@@ -221,10 +227,7 @@ function typeScriptDoorComplaints(graph: Map<string, string[]>): string[] {
       const isInside = graph.has(imported) || /^(src|zig|tests|benches|examples)\/|^mod\.ts$/.test(imported);
       const isUser = /^(tests|benches|examples)\//.test(path);
       const looksAtFfi = /^tests\/((abi|hostile|tidy|record|status|library|ffi)_test|abi_calls)\.ts$/.test(path);
-      // The rivals come as packages of npm, like the tools.
-      const runsTools =
-        /^tests\/((all|npm_layer)\.ts|(all|bundle|library|npm_layer|package|publish|publish_check|release\w*|remote|tarball|tidy|toolchain)_test\.ts)$|^benches\/rivals\/install\.ts$/
-          .test(path);
+      const runsTools = TOOL_USERS.test(path);
       const mayImport = isInside
         ? !isUser || imported === "mod.ts" || /^(tests|benches|examples)\//.test(imported) ||
           (looksAtFfi && imported.startsWith("src/ffi/")) ||

@@ -19,10 +19,10 @@ import {
 } from "node:fs";
 import { dirname, join, sep } from "node:path";
 import process from "node:process";
-import { releasedPlace, type Target, LIBRARY_FILES } from "../src/ffi/places.ts";
+import { LIBRARY_FILES, releasedPlace, type Target } from "../src/ffi/places.ts";
 import { ROOT, say, ToolchainError } from "./toolchain.ts";
 
-export { releasedPlace, type Target, LIBRARY_FILES };
+export { LIBRARY_FILES, releasedPlace, type Target };
 
 /** Where the hashes of the libraries stand, and what a checkout says in place of the version and of them. */
 const MANIFEST = "src/ffi/manifest.ts";

@@ -35,7 +35,7 @@ export function targetOf(platform: string, arch: string, libc: () => "gnu" | "mu
 /** The path that `by` names; a relative one begins at the current directory, whatever the runtime takes it for. */
 export function namedPlace(named: string, by: string): string {
   const scheme = /^([a-z][a-z0-9+.-]+):/i.exec(named)?.[1]; // a single letter is a drive of Windows
-  if (scheme === undefined && !named.includes("\0")) return isAbsolute(named) ? named : resolve(named);
+  if (scheme === undefined && named !== "" && !named.includes("\0")) return isAbsolute(named) ? named : resolve(named);
   try {
     // `file:name` would be read as `/name`, which nobody means.
     if (!/^file:\//i.test(named)) throw new TypeError("no path");

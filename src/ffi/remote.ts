@@ -5,7 +5,6 @@
  * @module
  */
 
-import { randomUUID } from "node:crypto";
 import { lstatSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, isAbsolute, join, relative, sep } from "node:path";
 import process from "node:process";
@@ -14,7 +13,7 @@ import { download } from "./download.ts";
 import { mismatchOf } from "./integrity.ts";
 import { LIBRARIES, type ReleasedLibrary, VERSION } from "./manifest.ts";
 import { flagsOf, type Permission } from "./permission.ts";
-import { releasedPlace, type Target, LIBRARY_FILES } from "./places.ts";
+import { LIBRARY_FILES, releasedPlace, type Target } from "./places.ts";
 import { adapter } from "./runtime.ts";
 
 /** What is downloaded, and where it is kept. */
@@ -138,7 +137,7 @@ function whyNotKept({ folder, path, released }: RemoteLibrary): string | undefin
 function keep({ folder, path, released }: RemoteLibrary, bytes: Uint8Array): string {
   const mismatch = mismatchOf(bytes, released);
   if (mismatch !== undefined) throw new Error(mismatch);
-  const temporary = `${path}.${randomUUID()}`;
+  const temporary = `${path}.${crypto.randomUUID()}`;
   try {
     mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
     checkOwner(folder, dirname(path));
