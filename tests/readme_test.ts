@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { MOD, runCode } from "./child.ts";
 
 const ROOT = new URL("../", import.meta.url);
+const ENTRIES: Record<string, string> = { "": MOD, "/embed": new URL("src/embed.ts", ROOT).href };
 const PAGES = [
   "README.md",
   ...readdirSync(new URL("docs/", ROOT)).filter((name) => name.endsWith(".md")).sort()
@@ -29,7 +30,9 @@ test("the README has an example, the pages have others, and each has its import"
 
 for (const { page, i, block } of blocks) {
   test(`block ${i + 1} of TypeScript in ${page} runs: ${block.split("\n")[0]}`, () => {
-    const { code, stderr } = runCode(block.replaceAll("@kvern/kvern", MOD));
+    const { code, stderr } = runCode(
+      block.replaceAll(/"@kvern\/kvern(\/\w+)?"/g, (_, entry) => `"${ENTRIES[entry ?? ""]}"`),
+    );
     assert.equal(code, 0, stderr);
   });
 }
