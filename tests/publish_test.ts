@@ -1,14 +1,17 @@
 /** The package as the registry gets it: what is in it, what is not, and that its hashes are those of its files. */
 
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, sep } from "node:path";
+import process from "node:process";
 import { test } from "node:test";
 import { pathToFileURL } from "node:url";
 import { LIBRARY_FILES, releasedPlace, stagePackage, type Target } from "../zig/package.ts";
 import { ROOT, ToolchainError } from "../zig/toolchain.ts";
+import { inDeno } from "./child.ts";
 
 const TARGETS = Object.keys(LIBRARY_FILES) as Target[];
 
@@ -134,4 +137,17 @@ test("the targets of a package are those that build.zig builds", () => {
   const build = readFileSync(join(ROOT, "zig/build.zig"), "utf8");
   const built = [...build.matchAll(/\.\{ \.name = "([\w-]+)", \.query = /g)].map(([, name]) => name);
   assert.deepEqual(built, TARGETS);
+});
+
+const reason = inDeno ? "" : " (skipped: it runs Deno's own command, and is run under Deno)";
+
+test(`a checkout is not published by mistake${reason}`, { skip: !inDeno, timeout: 120_000 }, () => {
+  const { status, stdout, stderr } = spawnSync(process.execPath, ["publish", "--dry-run", "--allow-dirty"], {
+    cwd: ROOT,
+    encoding: "utf8",
+    env: { ...process.env, DENO_NO_UPDATE_CHECK: "1", NO_COLOR: "1" },
+  });
+  assert.notEqual(status, 0, stdout);
+  assert.match(stderr, /error\[excluded-module\].*\n --> .*manifest\.ts\n/);
+  assert.match(stderr, /^error: Found 1 problem$/m);
 });

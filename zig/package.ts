@@ -1,6 +1,8 @@
 /**
  * Makes the package as the registry gets it, in a folder of its own: what `publish.include` of `deno.json` lists, the
- * native libraries, and the table of their hashes. The checkout stays as it is.
+ * native libraries, and the table of their hashes. The checkout stays as it is. All of `docs/` is in, since the README
+ * links it. `publish.exclude` names the manifest of the checkout: without it `deno publish` refuses to publish from
+ * there, where a package would have no library.
  *
  * Only `node:` modules, as in `toolchain.ts`: the tests import this file in every runtime.
  *
