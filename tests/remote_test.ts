@@ -1,174 +1,25 @@
-/**
- * kvern imported over the network: the library comes along once, is kept, and is compared whenever it is opened. A server
- * on the loopback gives the package as the registry would.
- *
- * @module
- */
+/** kvern imported over the network: the library comes along once, is kept, and is compared whenever it is opened. */
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import {
   appendFileSync,
   chmodSync,
   chownSync,
   copyFileSync,
   mkdirSync,
-  mkdtempSync,
-  readdirSync,
   readFileSync,
-  realpathSync,
   rmSync,
   statSync,
   writeFileSync,
 } from "node:fs";
-import { createServer } from "node:http";
-import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
-import { test, type TestContext } from "node:test";
 import { systemInfo } from "../mod.ts";
 import { LIBRARY_FILES, releasedPlace, stagePackage, type Target } from "../zig/package.ts";
-import { inDeno } from "./child.ts";
 import { stageOwnPackage, TARGET } from "./own_package.ts";
-
-const reason = inDeno ? "" : " (skipped: only Deno imports over the network)";
-const windows = process.platform === "win32";
+import { ask, filesBelow, reason, refused, remoteTest, VARIABLES, windows } from "./remote_package.ts";
 
 const { libraryPath } = systemInfo();
-
-/** A package on a server, and an empty home. */
-interface Setting {
-  /** The package's address, with a slash at its end. */
-  readonly url: string;
-  /** The folder that is served. */
-  readonly package: string;
-  readonly home: string;
-  /** The folder of what kvern keeps. */
-  readonly kept: string;
-  /** How often each path was asked for. */
-  readonly asked: Map<string, number>;
-  /** Holds back the library for so long. */
-  delayMs: number;
-  /** From now on nobody answers. */
-  unplug(): Promise<void>;
-}
-
-const VARIABLES = windows ? ["LOCALAPPDATA"] : process.platform === "darwin" ? ["HOME"] : ["XDG_CACHE_HOME", "HOME"];
-
-/** Declares a test with a package of one library on a server, in Deno alone. */
-function remoteTest(name: string, body: (setting: Setting) => Promise<void>, unless: string = reason): void {
-  test(name + unless, { skip: unless !== "", timeout: 120_000 }, async (context: TestContext) => {
-    const folder = realpathSync(mkdtempSync(join(tmpdir(), "kvern-remote-")));
-    context.after(() => rmSync(folder, { recursive: true }));
-    const place = join(folder, "package"), home = join(folder, "home");
-    mkdirSync(home);
-    stageOwnPackage(place);
-
-    const asked = new Map<string, number>();
-    const server = createServer((request, response) => {
-      const path = request.url!;
-      asked.set(path, (asked.get(path) ?? 0) + 1);
-      const isLibrary = path.startsWith("/lib/");
-      let file: Uint8Array;
-      try {
-        file = readFileSync(join(place, path));
-      } catch {
-        return response.writeHead(404).end();
-      }
-      response.setHeader("content-type", isLibrary ? "application/octet-stream" : "application/typescript");
-      setTimeout(() => response.end(file), isLibrary ? setting.delayMs : 0);
-    });
-    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-    const { port } = server.address() as { port: number };
-    const unplug = () =>
-      new Promise<void>((resolve) => {
-        server.close(() => resolve());
-        server.closeAllConnections();
-      });
-    const caches = windows ? home : join(home, process.platform === "darwin" ? "Library/Caches" : ".cache");
-    const kept = join(caches, "kvern");
-    const setting: Setting = {
-      url: `http://127.0.0.1:${port}/`,
-      package: place,
-      home,
-      kept,
-      asked,
-      delayMs: 0,
-      unplug,
-    };
-    try {
-      await body(setting);
-    } finally {
-      await unplug();
-    }
-  });
-}
-
-/** What `systemInfo()` gave in a program of its own, or its error, and what else it printed. */
-interface Said {
-  readonly libraryPath?: string;
-  readonly code?: string;
-  readonly message?: string;
-  readonly ticks?: number;
-}
-
-interface AskOptions {
-  /** All but `--allow-import`; everything is allowed by default. */
-  readonly flags?: string;
-  readonly before?: string;
-  readonly env?: Record<string, string>;
-}
-
-/** Uses kvern in a program of its own. */
-async function ask({ url, home }: Setting, options: AskOptions = {}): Promise<Said> {
-  const { flags = "-R -W -N -E -S --allow-ffi", before = "", env = {} } = options;
-  const program = join(home, "program.ts");
-  writeFileSync(
-    program,
-    `import { loadLibrary, setLibraryPath, systemInfo } from "${url}mod.ts";
-     let said: Record<string, unknown>;
-     let ticks = 0;
-     const timer = setInterval(() => ticks++, 1);
-     try {
-       ${before}
-       said = { ...systemInfo(), ticks };
-     } catch (error) {
-       said = { code: error.code, message: error.message };
-     }
-     clearInterval(timer);
-     console.log(JSON.stringify(said));`,
-  );
-  const deno = JSON.stringify(process.execPath);
-  const command = `${deno} run --no-prompt --no-lock --allow-import=127.0.0.1 ${flags} ${JSON.stringify(program)}`;
-  const { XDG_CACHE_HOME: _, KVERN_LIB: __, ...rest } = process.env;
-  const child = spawn(command, {
-    shell: true, // it reads the variables in a flag
-    env: { ...rest, HOME: home, LOCALAPPDATA: home, DENO_DIR: join(home, "deno"), NO_COLOR: "1", ...env },
-  });
-  let stdout = "", stderr = "";
-  child.stdout.setEncoding("utf8").on("data", (text) => stdout += text);
-  child.stderr.setEncoding("utf8").on("data", (text) => stderr += text);
-  const code = await new Promise((resolve) => child.once("close", resolve));
-  assert.equal(code, 0, stderr);
-  return JSON.parse(stdout);
-}
-
-/** Every file below a folder that may not be there. */
-function filesBelow(folder: string): string[] {
-  try {
-    return readdirSync(folder, { recursive: true, encoding: "utf8" }).map((path) => join(folder, path))
-      .filter((path) => statSync(path).isFile());
-  } catch {
-    return [];
-  }
-}
-
-async function refused(setting: Setting, options?: AskOptions): Promise<string> {
-  const { code, message } = await ask(setting, options);
-  assert.equal(code, "library_unavailable", message);
-  return message!;
-}
-
 const LIBRARY = `/${releasedPlace(TARGET)}`;
 const BY_HAND = /or take lib\/<target> from the release and name its library in KVERN_LIB or with setLibraryPath\(\)/;
 

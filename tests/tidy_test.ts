@@ -226,7 +226,7 @@ function typeScriptDoorComplaints(graph: Map<string, string[]>): string[] {
     for (const imported of imports) {
       const isInside = graph.has(imported) || /^(src|zig|tests|benches|examples)\/|^mod\.ts$/.test(imported);
       const isUser = /^(tests|benches|examples)\//.test(path);
-      const looksAtFfi = /^tests\/((abi|hostile|tidy|record|status|library|ffi)_test|abi_calls)\.ts$/.test(path);
+      const looksAtFfi = /^tests\/((abi|hostile|tidy|record|status|library|places|ffi)_test|abi_calls)\.ts$/.test(path);
       const runsTools = TOOL_USERS.test(path);
       const mayImport = isInside
         ? !isUser || imported === "mod.ts" || /^(tests|benches|examples)\//.test(imported) ||
