@@ -2,14 +2,17 @@
 
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import process from "node:process";
 import { test } from "node:test";
 import { libraryComplaints } from "../zig/library_check.ts";
 import { LIBRARY_FILES, releaseLibraries, type Target } from "../zig/package.ts";
 import { exampleComplaints, sizeComplaints, unneededFiles } from "../zig/publish_check.ts";
 import { ROOT, ToolchainError } from "../zig/toolchain.ts";
+import { inDeno } from "./child.ts";
 
 /** The head of a library for that target, with what it loads and other texts behind it. */
 function libraryOf(target: Target, ...texts: string[]): Buffer {
@@ -81,6 +84,32 @@ test("every library of a release must be there, and those that are not are named
       writeFileSync(join(folder, target, LIBRARY_FILES[target]), "");
     }
     assert.deepEqual(Object.keys(releaseLibraries(folder)), targets);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test("publish:check fails where a library is missing, and where one is something else", { timeout: 120_000 }, () => {
+  const folder = mkdtempSync(join(tmpdir(), "kvern-lib-"));
+  const run = () => {
+    const file = join(ROOT, "zig/publish_check.ts");
+    return spawnSync(process.execPath, [...(inDeno ? ["run", "-A"] : []), file, folder], { encoding: "utf8" });
+  };
+  try {
+    const empty = run();
+    assert.equal(empty.status, 1);
+    assert.match(empty.stderr, /must have the library of every target.*: there is none of x86_64-linux-gnu, /);
+    if (!inDeno) return; // what follows takes Deno's own commands
+    for (const [target, file] of Object.entries(LIBRARY_FILES)) {
+      mkdirSync(join(folder, target));
+      writeFileSync(join(folder, target, file), libraryOf("x86_64-linux-gnu", "libc.so.6"));
+    }
+    const wrong = run();
+    assert.equal(wrong.status, 1);
+    const refused = [...wrong.stderr.matchAll(/lib\/([\w-]+)\/\S+ must /g)].map(([, target]) => target);
+    assert.deepEqual(refused, Object.keys(LIBRARY_FILES).filter((target) => target !== "x86_64-linux-gnu"));
+    const lines = wrong.stderr.split("\n").filter((line) => !line.startsWith("kvern: still at ")); // a busy machine
+    assert.equal(lines.length, 7 + 1 + 6 + 2, `sizes, complaints and nothing else:\n${wrong.stderr}`);
   } finally {
     rmSync(folder, { recursive: true });
   }

@@ -1,5 +1,6 @@
 /**
- * Checks the package that the registry would get, with the seven libraries of `lib/`: `deno task publish:check`.
+ * Checks the package that the registry would get, with the seven libraries of `lib/` or of the folder that is named:
+ * `deno task publish:check`.
  *
  * It is made in a folder that is gone afterwards, and everything the registry counts that stands in the package itself
  * is looked at there: its own dry run with the types and the documentation of every entry, and the example of the
@@ -103,7 +104,7 @@ function kilobytes(bytes: number): string {
 
 if (import.meta.main) {
   try {
-    const complaints = await check(releaseLibraries(join(ROOT, "lib")));
+    const complaints = await check(releaseLibraries(process.argv[2] ?? join(ROOT, "lib")));
     for (const complaint of complaints) say(complaint);
     if (complaints.length > 0) throw new ToolchainError("Cannot publish the package as it is");
   } catch (error) {
