@@ -1,17 +1,18 @@
 /**
- * `zig/` as other Zig projects use it: a tarball with the files `build.zig.zon` lists, fetched by the small project of
- * `docs/zig.md`. A file missing from that list, or a name missing from `kvern.zig`, shows here and nowhere else.
+ * `zig/` as other Zig projects use it: the tarball of a release, fetched by the small project of `docs/zig.md`. A file
+ * missing from the list in `build.zig.zon`, or a name missing from `kvern.zig`, shows here and nowhere else.
  *
  * @module
  */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
-import { findTool, ROOT, ToolchainError, ZIG_FOLDER, zigEnvironment } from "../zig/toolchain.ts";
+import { findTool, ROOT, ToolchainError, zigEnvironment } from "../zig/toolchain.ts";
+import { zigPackage } from "../zig/zig_package.ts";
 
 const BUILD_ZON = `.{
     .name = .consumer,
@@ -53,12 +54,7 @@ test(`zig/ is a package other Zig projects import${reason}`, { skip: reason !== 
     return result.stdout + result.stderr;
   };
   try {
-    const manifest = readFileSync(join(ZIG_FOLDER, "build.zig.zon"), "utf8");
-    const listed = /\.paths = \.\{([^}]*)\}/.exec(manifest)?.[1] ?? "";
-    const paths = [...listed.matchAll(/"([^"]+)"/g)].map((found) => found[1]!);
-    for (const path of paths) assert.ok(existsSync(join(ZIG_FOLDER, path)), `build.zig.zon lists ${path}`);
-    run("tar", ["-czf", join(folder, "kvern.tar.gz"), ...paths], ZIG_FOLDER);
-
+    writeFileSync(join(folder, "kvern.tar.gz"), zigPackage());
     writeFileSync(join(folder, "build.zig"), BUILD!);
     writeFileSync(join(folder, "build.zig.zon"), BUILD_ZON);
     writeFileSync(join(folder, "main.zig"), MAIN!);

@@ -45,6 +45,15 @@ test("a release has an archive of each library, with the license, and their hash
         ]),
       );
     }
+    const zig = unpack(files.get("kvern-zig-1.2.3.tar.gz")!);
+    const version = [...zig.keys()][0]!.split("/")[0];
+    for (const file of ["LICENSE", "build.zig", "build.zig.zon", "src/kvern.zig", "src/kernels/dispatch.zig"]) {
+      assert.ok(zig.has(`${version}/${file}`), file);
+    }
+    assert.deepEqual(
+      [...zig.keys()].filter((file) => !/^[\w.-]+\/(LICENSE|build\.zig(\.zon)?|src\/.*\.zig)$/.test(file)),
+      [],
+    );
     const sums = [...files].filter(([name]) => name !== "SHA256SUMS")
       .map(([name, bytes]) => `${createHash("sha256").update(bytes).digest("hex")}  ${name}\n`).join("");
     assert.equal(new TextDecoder().decode(files.get("SHA256SUMS")), sums);

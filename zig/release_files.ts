@@ -3,6 +3,7 @@
  *
  *     notes.md                             what the changelog says of the version
  *     files/kvern-0.1.0-<target>.tar.gz    a library, for those who name one in KVERN_LIB
+ *     files/kvern-zig-0.1.0.tar.gz         the Zig package, for `zig fetch --save`
  *     files/SHA256SUMS                     the hashes of all of them, as `sha256sum --check` reads them
  *
  * @module
@@ -15,6 +16,7 @@ import { LIBRARY_FILES, releaseLibraries, type Target } from "./package.ts";
 import { newestEntry } from "./release_version.ts";
 import { packTarball } from "./tarball.ts";
 import { ROOT, say, ToolchainError } from "./toolchain.ts";
+import { zigPackage } from "./zig_package.ts";
 
 /** The files of a release by name, without the notes. */
 export function releaseFiles(version: string, libraries: Readonly<Record<Target, string>>): Map<string, Uint8Array> {
@@ -28,6 +30,7 @@ export function releaseFiles(version: string, libraries: Readonly<Record<Target,
     );
     files.set(`${folder}.tar.gz`, packed);
   }
+  files.set(`kvern-zig-${version}.tar.gz`, zigPackage());
   const sums = [...files].map(([name, bytes]) => `${createHash("sha256").update(bytes).digest("hex")}  ${name}\n`);
   files.set("SHA256SUMS", new TextEncoder().encode(sums.join("")));
   return files;
