@@ -1,8 +1,8 @@
 /**
- * Checks all of a release that can be checked on one machine: `deno task release:check`.
+ * Makes and checks all of a release that one machine can: `deno task release:check`.
  *
- * The versions agree, nothing is uncommitted, the libraries are built, the package passes, and the files that are
- * attached can be made. Under a tag in GitHub's workflow, and with one as argument, the tag has to fit, too.
+ * The versions agree, nothing is uncommitted, the libraries are built from these sources, the package passes, and the
+ * files that are attached can be made. Under a tag in GitHub's workflow, or with one as argument, the tag has to fit, too.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import process from "node:process";
 import { releaseLibraries } from "./package.ts";
 import { releaseFiles } from "./release_files.ts";
 import { newestEntry, versionComplaints } from "./release_version.ts";
-import { ROOT, run, say, ToolchainError } from "./toolchain.ts";
+import { ROOT, run, type RunResult, say, ToolchainError } from "./toolchain.ts";
 
 /** The tag that is released: the argument, or what GitHub says of a workflow that a tag started. */
 export function releasedTag(
@@ -39,18 +39,16 @@ async function check(tag: string | undefined): Promise<string[]> {
     env: process.env,
     output: "captured",
   });
-  const changes = git.output.trim();
+  const changes = git.output.trimEnd();
   const isClean = git.code === 0 && changes === "";
 
+  const built = await task("build:targets"); // a second where lib/ is what these sources give
+  if (built.code !== 0) return ["deno task build:targets must pass"];
   const libraries = releaseLibraries(join(ROOT, "lib"));
   for (const [target, path] of Object.entries(libraries)) {
     say(`${createHash("sha256").update(readFileSync(path)).digest("hex")}  ${target}`);
   }
-  const packaged = await run("at deno task publish:check", process.execPath, ["task", "publish:check"], {
-    cwd: ROOT,
-    env: process.env,
-    output: "forwarded",
-  });
+  const packaged = await task("publish:check");
   for (const [name, { length }] of releaseFiles(version, libraries)) say(`${length} bytes  ${name}`);
 
   return [
@@ -58,6 +56,15 @@ async function check(tag: string | undefined): Promise<string[]> {
     ...(isClean ? [] : [`all that is released must be committed: git status says\n${changes}`]),
     ...(packaged.code === 0 ? [] : ["deno task publish:check must pass"]),
   ];
+}
+
+/** Runs a task of `deno.json`. */
+function task(name: string): Promise<RunResult> {
+  return run(`at deno task ${name}`, process.execPath, ["task", name], {
+    cwd: ROOT,
+    env: process.env,
+    output: "forwarded",
+  });
 }
 
 if (import.meta.main) {
