@@ -52,11 +52,11 @@ export interface SystemInfo {
   readonly libraryPath: string;
   /**
    * Variables of the environment that kvern may not read and therefore did not heed, `KVERN_LEVEL` say: in Deno each
-   * takes `--allow-env=<name>`. Empty in Bun.
+   * takes `--allow-env=<name>`. Empty in Bun and Node.
    */
   readonly unreadableVariables: string[];
   /** The runtime this runs in. */
-  readonly runtime: "deno" | "bun";
+  readonly runtime: "deno" | "bun" | "node";
 }
 
 /**

@@ -7,11 +7,15 @@
 import * as bun from "./bun.ts";
 import * as deno from "./deno.ts";
 import type { Library } from "./exports.ts";
+import * as node from "./node.ts";
 import type { Permission } from "./permission.ts";
 
-/** What both adapters offer. */
+/** The runtimes that can call native code. */
+export type RuntimeName = "deno" | "bun" | "node";
+
+/** What the adapters of all of them offer. */
 export interface Adapter {
-  readonly name: "deno" | "bun";
+  readonly name: RuntimeName;
   readonly viewBytesMax: number;
   open(path: string): Library;
   env(variable: string): string | undefined;
@@ -23,10 +27,19 @@ export interface Adapter {
   view(addressLow: number, addressHigh: number, byteLength: number): ArrayBuffer;
 }
 
-/** Is it one of the two that can call native code here? */
+/** Deno and Bun call themselves a Node as well, so they are asked first. */
+const known: Adapter | undefined = "Deno" in globalThis
+  ? deno
+  : "Bun" in globalThis
+  ? bun
+  : node.isRecent()
+  ? node
+  : undefined;
+
+/** Can this runtime call native code? */
 export function isKnown(): boolean {
-  return "Deno" in globalThis || "Bun" in globalThis;
+  return known !== undefined;
 }
 
 /** The adapter of the runtime this runs in. */
-export const adapter: Adapter = "Deno" in globalThis ? deno : bun;
+export const adapter: Adapter = known ?? node;
