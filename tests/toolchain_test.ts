@@ -19,10 +19,10 @@ import { test } from "node:test";
 import { accepts, run, VERSIONS, ZIG_FOLDER } from "../zig/toolchain.ts";
 
 const inDeno = process.versions.deno !== undefined;
-const onlyDeno = inDeno ? "" : " (skipped: Deno installs, Bun only finds)";
+const onlyDeno = inDeno ? "" : " (skipped: Deno installs, the others only find)";
 const timeout = 120_000;
 
-test("accepts() takes one line of Zig, and one line or later of Bun and Deno", () => {
+test("accepts() takes one line of Zig, and one line or later of the others", () => {
   const accepted = ["0.16.0", "0.16.7"].map((version) => accepts("zig", version));
   assert.deepEqual(accepted, [true, true]);
   const refused = ["0.15.2", "0.17.0", "1.16.0", "0.16.0-dev.12", "0.16", ""].map((version) => accepts("zig", version));
@@ -30,6 +30,8 @@ test("accepts() takes one line of Zig, and one line or later of Bun and Deno", (
   assert.deepEqual(["1.4.0", "1.10.0", "2.0.0"].map((version) => accepts("bun", version)), [true, true, true]);
   assert.deepEqual(["1.3.9", "0.9.0", "1.4"].map((version) => accepts("bun", version)), [false, false, false]);
   assert.deepEqual(["2.9.0", "2.8.9"].map((version) => accepts("deno", version)), [true, false]);
+  const node = ["26.10.0", "27.0.0", "26.9.9", "20.20.2", "v26.10.0"].map((version) => accepts("node", version));
+  assert.deepEqual(node, [true, true, false, false, false]);
 });
 
 test("run() gives the exit code and keeps the output", { timeout }, async () => {

