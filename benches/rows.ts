@@ -63,8 +63,11 @@ interface Mitata {
   measure(call: () => unknown, options: { min_samples: number }): Promise<{ p50: number }>;
 }
 
-/** Bun installs the bare name by itself; Deno wants to be told where from. */
+/** Bun installs the bare name by itself, Deno wants to be told where from, and Node fetches nothing. */
 async function fetchMitata(): Promise<Mitata> {
+  if (systemInfo().runtime === "node") {
+    usage("Node can run this with --smoke only: Deno and Bun fetch mitata by themselves");
+  }
   const from = "Deno" in globalThis ? "npm:" : "";
   return await import(from + "mitata@1.0.34");
 }

@@ -10,7 +10,18 @@
  * @module
  */
 import process from "node:process";
-import { findOnPath, provideTool, ROOT, run, say, seconds, ToolchainError, zigEnvironment } from "../zig/toolchain.ts";
+import {
+  findOnPath,
+  findTool,
+  provideTool,
+  ROOT,
+  run,
+  say,
+  seconds,
+  ToolchainError,
+  type ToolName,
+  zigEnvironment,
+} from "../zig/toolchain.ts";
 
 /** What a step came to. */
 export interface Counts {
@@ -28,6 +39,8 @@ interface Step {
   readonly after?: string;
   /** A program without which the step is skipped, by any of its names, and the Debian package it is in. */
   readonly needs?: { readonly names: readonly string[]; readonly package: string };
+  /** A tool of `zig/toolchain.ts` without which the step is skipped; those of the other steps have to be there. */
+  readonly tool?: ToolName;
 }
 
 /**
@@ -68,6 +81,14 @@ export function countBun(output: string): Counts | undefined {
   return { passed: of("pass"), failed: of("fail"), skipped: of("skip") + of("todo") };
 }
 
+/** Reads Node's last lines, `ℹ pass 3`, `ℹ fail 1` and so on; a cancelled test has not passed. */
+export function countNode(output: string): Counts | undefined {
+  const of = (word: string) => lastMatch(output, new RegExp(`^ℹ ${word} (\\d+)$`, "gm"))?.[1];
+  const sum = (...words: string[]) => words.reduce((total, word) => total + Number(of(word) ?? 0), 0);
+  if (of("pass") === undefined) return undefined;
+  return { passed: sum("pass"), failed: sum("fail", "cancelled"), skipped: sum("skipped", "todo") };
+}
+
 /** A gate counts as one test, which its exit code decides. */
 export function countGate(_output: string, code: number): Counts {
   return { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1, skipped: 0 };
@@ -83,11 +104,12 @@ export function settle(counts: Counts | undefined, code: number): Counts {
   return code !== 0 && counts.failed === 0 ? { ...counts, failed: 1 } : counts;
 }
 
-/** The tests that failed, as Zig, Deno and Bun name them in that output, each once. */
+/** The tests that failed, as Zig, Deno, Bun and Node name them in that output, each once. */
 export function failedTests(output: string): string[] {
   const names = [
     /^\(fail\) (.+?)(?: \[[\d.]+m?s\])?$/gm, // Bun
     /^(.+) => \.?\/?\S+\.ts:\d+:\d+$/gm, // Deno's list of failures
+    /^test at \S+:\d+:\d+\n✖ (.+) \([\d.]+ms\)$/gm, // Node's list of failures
     /^error: '(.+)' (?:failed|crashed|terminated|leaked).*$/gm, // zig build
     /^\d+\/\d+ (.+)\.\.\.FAIL.*$/gm, // a Zig test program by itself
   ].flatMap((pattern) => [...output.matchAll(pattern)].map(([, name]) => name!));
@@ -163,6 +185,7 @@ const STEPS: readonly Step[] = [
   { title: "library for every target", task: ["build:targets"], count: countGate },
   { title: "TypeScript tests in Deno", task: ["test:deno"], count: countDeno },
   { title: "TypeScript tests in Bun", task: ["test:bun"], count: countBun },
+  { title: "TypeScript tests in Node", task: ["test:node"], count: countNode, tool: "node" },
   { title: "Zig tests, Debug", task: ["test:zig"], count: countZig },
   { title: "Zig tests, ReleaseSafe", task: ["test:zig", "-Doptimize=ReleaseSafe"], count: countZig },
   { title: "examples in the documentation", task: ["test:doc"], count: countDeno },
@@ -180,6 +203,7 @@ async function main(): Promise<Outcome[]> {
     ...zigEnvironment(),
     KVERN_ZIG: await provideTool("zig"),
     KVERN_BUN: await provideTool("bun"),
+    KVERN_NODE: findTool("node"), // where it is nowhere, its own step fetches it or is skipped
     NO_COLOR: "1",
   };
   delete env.FORCE_COLOR;
@@ -199,17 +223,36 @@ async function main(): Promise<Outcome[]> {
   return await Promise.all(running.values());
 }
 
+/** Why a step cannot run here, if it cannot. */
+export async function missing(
+  { needs, tool }: Pick<Step, "needs" | "tool">,
+  provide: (tool: ToolName) => Promise<string> = provideTool,
+): Promise<string | undefined> {
+  if (needs && needs.names.every((name) => findOnPath(name).length === 0)) {
+    return `${needs.names.join(" or ")} is not on PATH (Debian's package ${needs.package} has it)`;
+  }
+  if (tool === undefined) return undefined;
+  try {
+    await provide(tool);
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof ToolchainError)) throw error;
+    return `${tool} is not to be had here (${error.message})`;
+  }
+}
+
 async function runStep(
   place: string,
-  { title, task, count, needs }: Step,
+  step: Step,
   env: Record<string, string | undefined>,
   after: Promise<Outcome> | undefined,
 ): Promise<Outcome> {
   await after;
   const started = performance.now();
+  const { title, task, count } = step;
   const command = `deno task ${task.join(" ")}`;
-  if (needs && needs.names.every((name) => findOnPath(name).length === 0)) {
-    const unrun = `${needs.names.join(" or ")} is not on PATH (Debian's package ${needs.package} has it)`;
+  const unrun = await missing(step);
+  if (unrun !== undefined) {
     say(`${place}: skipped, as ${unrun}\n`);
     return { title, command, counts: { passed: 0, failed: 0, skipped: 1 }, failures: [], unrun };
   }

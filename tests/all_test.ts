@@ -10,15 +10,17 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
-import { findOnPath, ROOT } from "../zig/toolchain.ts";
+import { findOnPath, ROOT, ToolchainError } from "../zig/toolchain.ts";
 import {
   closing,
   countBun,
   countDeno,
   countGate,
+  countNode,
   countZig,
   countZigProgram,
   failedTests,
+  missing,
   settle,
   summary,
 } from "./all.ts";
@@ -68,6 +70,33 @@ test("countBun() reads the last lines of a run", () => {
     skipped: 0,
   });
   assert.equal(countBun("error: no tests found"), undefined);
+});
+
+test("countNode() reads the last lines of a run", () => {
+  const end = (pass: number, fail: number, cancelled: number, skipped: number, todo: number) =>
+    `ℹ tests 9\nℹ suites 0\nℹ pass ${pass}\nℹ fail ${fail}\nℹ cancelled ${cancelled}\nℹ skipped ${skipped}\n` +
+    `ℹ todo ${todo}\nℹ duration_ms 2028.886523\n`;
+  assert.deepEqual(countNode(`✔ a (1ms)\n${end(15, 2, 1, 3, 1)}`), { passed: 15, failed: 3, skipped: 4 });
+  // A test that prints such lines of its own does not count.
+  assert.deepEqual(countNode(end(9, 9, 9, 9, 9) + end(1, 0, 0, 0, 0)), { passed: 1, failed: 0, skipped: 0 });
+  assert.equal(countNode("Could not find 'tests/*_test.ts'"), undefined);
+});
+
+test("a step whose tool is not to be had says why, and any other failure to provide it is one", async () => {
+  const refuse = (error: Error) => () => Promise.reject(error);
+  const refused = refuse(new ToolchainError("Cannot install Node from npm: no network"));
+  assert.equal(
+    await missing({ tool: "node" }, refused),
+    "node is not to be had here (Cannot install Node from npm: no network)",
+  );
+  await assert.rejects(missing({ tool: "node" }, refuse(new TypeError("a mistake"))), /a mistake/);
+  assert.equal(await missing({ tool: "node" }, () => Promise.resolve("/bin/node")), undefined);
+  assert.equal(await missing({}, refused), undefined);
+  const needs = { names: ["kvern-has-no-such-program"], package: "none" };
+  assert.match(
+    (await missing({ needs }))!,
+    /^kvern-has-no-such-program is not on PATH \(Debian's package none has it\)$/,
+  );
 });
 
 test("a runner that reports no test, or ends badly without a failed one, has failed", () => {
@@ -122,6 +151,9 @@ test("the last lines name what failed, what did not run at all, and where tests 
 test("failed tests are named, whichever runner ran them", () => {
   assert.deepEqual(failedTests("(pass) a [1.00ms]\n(fail) b > c [5000.12ms]\n(fail) b > c [5000.12ms]\n"), ["b > c"]);
   assert.deepEqual(failedTests("a ... ok (1ms)\n\n FAILURES \n\nb c => ./tests/b_test.ts:61:6\n"), ["b c"]);
+  const failing =
+    "✖ a (b) (1.5ms)\n✖ failing tests:\n\ntest at tests/b_test.ts:61:6\n✖ a (b) (1.5ms)\n  'test failed'\n";
+  assert.deepEqual(failedTests(failing), ["a (b)"]);
   assert.deepEqual(failedTests("error: 'pool_test.test.takes a block' failed:\n"), ["pool_test.test.takes a block"]);
   assert.deepEqual(failedTests("3/9 pool.test.a...OK\n4/9 pool.test.b...FAIL (TestUnexpectedResult)\n"), [
     "pool.test.b",

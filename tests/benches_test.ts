@@ -13,6 +13,7 @@ import { fileURLToPath } from "node:url";
 import { attentionLoop } from "../benches/attention_loop.ts";
 import { checkClose } from "../benches/checking.ts";
 import { systemInfo } from "../mod.ts";
+import { programArgs } from "./child.ts";
 import { attention, Random, relativeError } from "./oracle.ts";
 
 const TIMEOUT = { timeout: 120_000 };
@@ -26,8 +27,7 @@ type Fields = Record<string, unknown>;
 
 function run(bench: string, args: string[]): { code: number | null; stdout: string; stderr: string } {
   const path = fileURLToPath(new URL(`../benches/${bench}.ts`, import.meta.url));
-  const runtimeArgs = process.versions.bun === undefined ? ["run", "-A", "--quiet", path] : [path];
-  const { status, stdout, stderr, error } = spawnSync(process.execPath, [...runtimeArgs, ...args], {
+  const { status, stdout, stderr, error } = spawnSync(process.execPath, [...programArgs(path), ...args], {
     encoding: "utf8",
     env: { ...process.env, NO_COLOR: "1" },
   });

@@ -12,7 +12,7 @@ import {
   systemInfo,
 } from "../mod.ts";
 import { assertCode } from "./cache_cases.ts";
-import { inDeno, MOD, runCode } from "./child.ts";
+import { denoOnly, inDeno, MOD, runCode } from "./child.ts";
 import { Random } from "./oracle.ts";
 
 const KIB = 1024, MIB = 1024 * KIB;
@@ -477,8 +477,6 @@ test("a dropped pool gives back what it keeps, its buffers stay", { timeout: 60_
   assert.ok(result.reservedBytes <= 8 * 4096 + 4 * MIB, JSON.stringify(result));
   assert.deepEqual(result.lengths, new Array(8).fill(2));
 });
-
-const denoOnly = inDeno ? "" : " (skipped: Bun has no permissions)";
 
 test(`with a path-scoped --allow-ffi all works but the arrays${denoOnly}`, { skip: !inDeno }, () => {
   const { code, stdout, stderr } = runCode(

@@ -13,7 +13,7 @@ import { test } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { systemInfo } from "../mod.ts";
 import { findOnPath, findTool, ToolchainError } from "../zig/toolchain.ts";
-import { inDeno, MOD, runCode, runFile } from "./child.ts";
+import { denoOnly, inDeno, MOD, runCode, runFile, runtime } from "./child.ts";
 import { stageOwnPackage, TARGET } from "./own_package.ts";
 
 const { libraryPath } = systemInfo();
@@ -99,8 +99,6 @@ test("a package with nothing but lib/ works, and its errors name the file that i
   });
 });
 
-const denoOnly = inDeno ? "" : " (skipped: Bun has no permissions)";
-
 test(`a flag that is asked for names what is there, and is enough${denoOnly}`, { skip: !inDeno }, () => {
   withFolder((folder) => {
     const library = copyPackage(folder);
@@ -140,7 +138,7 @@ test(
   },
 );
 
-const compiles = inDeno ? " (skipped: a compiled program runs by itself, and is tested in Bun)" : "";
+const compiles = runtime === "bun" ? "" : " (skipped: a compiled program runs by itself, and is tested in Bun)";
 
 test(
   `a program that Bun compiled opens the library embedded in it${compiles}`,

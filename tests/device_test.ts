@@ -12,7 +12,7 @@ import {
   setThreadCount,
   systemInfo,
 } from "../mod.ts";
-import { inDeno, MOD, runCode } from "./child.ts";
+import { MOD, runCode, runtime } from "./child.ts";
 import { Random } from "./oracle.ts";
 
 test("systemInfo() tells level, CPUs, memory and the library", () => {
@@ -24,7 +24,7 @@ test("systemInfo() tells level, CPUs, memory and the library", () => {
   assert.ok(info.cpuCount >= 1 && info.cpuCount <= availableParallelism(), `${info.cpuCount} CPUs`);
   assert.ok(info.threadCount >= 1 && info.threadCount <= info.cpuCount, `${info.threadCount} threads`);
   assert.ok(info.memoryLimitBytes > 2 ** 28 && info.memoryLimitBytes <= totalmem(), `${info.memoryLimitBytes} bytes`);
-  assert.equal(info.runtime, inDeno ? "deno" : "bun");
+  assert.equal(info.runtime, runtime);
   assert.match(info.libraryPath, /kvern\.(so|dylib|dll)$/);
 });
 

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { programArgs } from "./child.ts";
 
 const PROGRAM = fileURLToPath(new URL("../examples/generate.ts", import.meta.url));
 
@@ -18,9 +19,8 @@ export function generate(
   args: string[],
   { env = {}, linesWanted = Infinity }: { env?: Record<string, string>; linesWanted?: number } = {},
 ): Promise<Result> {
-  const runtimeArgs = process.versions.deno === undefined ? [PROGRAM] : ["run", "-A", "--quiet", PROGRAM];
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [...runtimeArgs, ...args], {
+    const child = spawn(process.execPath, [...programArgs(PROGRAM), ...args], {
       env: { ...process.env, ...env },
       stdio: ["ignore", "pipe", "pipe"],
     });

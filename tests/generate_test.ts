@@ -3,9 +3,9 @@ import assert from "node:assert/strict";
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
+import { runtime } from "./child.ts";
 import { generate, output, refused } from "./generate_child.ts";
 
 const ZIGLET = fileURLToPath(new URL("../examples/ziglet", import.meta.url));
@@ -142,7 +142,7 @@ test("generate.ts --json prints one object", TIMEOUT, async () => {
   const report = JSON.parse(await output("--json", "--tokens", "50", "--kv", "f16"));
   assert.deepEqual(Object.keys(report), [...REPORT_FIELDS, ...BLOCK_FIELDS]);
   assert.deepEqual(BLOCK_FIELDS.map((name) => report[name]), ["contiguous", null, null, null, null, null, null]);
-  assert.equal(report.runtime, process.versions.deno === undefined ? "bun" : "deno");
+  assert.equal(report.runtime, runtime);
   assert.equal(typeof report.level, "string");
   assert.equal(report.kv, "f16");
   assert.equal(report.tokens, 50);

@@ -8,7 +8,7 @@ import process from "node:process";
 import { test } from "node:test";
 import { pathToFileURL } from "node:url";
 import { KvError, loadLibrary, setLibraryPath, systemInfo } from "../mod.ts";
-import { type ChildOptions, inDeno, MOD, runCode } from "./child.ts";
+import { type ChildOptions, denoOnly, inDeno, MOD, runCode, runtime } from "./child.ts";
 
 const { libraryPath } = systemInfo();
 
@@ -268,8 +268,6 @@ test("KVERN_LEVEL that names no level of this CPU is refused with those it has",
   assert.equal(free.level, (ask(INFO, { env: { KVERN_LEVEL: undefined } }) as { level: string }).level);
 });
 
-const denoOnly = inDeno ? "" : " (skipped: Bun has no permissions)";
-
 test(`the library is found without any permission but its own${denoOnly}`, { skip: !inDeno }, () => {
   const env = { KVERN_LIB: "/nonexistent/libkvern.so", KVERN_LEVEL: "v9" }; // neither may be read, so neither counts
   const result = ask(INFO, { env, denoFlags: [`--allow-ffi=${libraryPath}`] }) as { libraryPath: string };
@@ -345,9 +343,9 @@ test(`with a path-scoped --allow-ffi all works but zero-copy arrays${denoOnly}`,
   assert.deepEqual(result.works, expected);
 });
 
-const bunOnly = inDeno ? " (skipped: Deno works without its JIT)" : "";
+const bunOnly = runtime === "bun" ? "" : " (skipped: the others work without their JIT)";
 
-test(`without the JIT the text says that Bun needs it${bunOnly}`, { skip: inDeno }, () => {
+test(`without the JIT the text says that Bun needs it${bunOnly}`, { skip: bunOnly !== "" }, () => {
   const { code, message } = ask(INFO, { env: { BUN_JSC_useJIT: "0" } }) as { code: string; message: string };
   assert.equal(code, "library_unavailable");
   assert.match(message, /Bun calls native code through its JIT, which is off here: unset BUN_JSC_useJIT/);

@@ -39,8 +39,12 @@ function zigOrNone(): string | undefined {
 }
 
 const zig = zigOrNone();
-const inBun = process.versions.bun !== undefined;
-const reason = inBun ? " (skipped: it tests no TypeScript, and runs under Deno)" : zig ? "" : " (skipped: no Zig 0.16)";
+const inDeno = process.versions.deno !== undefined;
+const reason = !inDeno
+  ? " (skipped: it tests no TypeScript, and runs under Deno)"
+  : zig
+  ? ""
+  : " (skipped: no Zig 0.16)";
 
 test(`zig/ is a package other Zig projects import${reason}`, { skip: reason !== "", timeout: 600_000 }, () => {
   const folder = mkdtempSync(join(tmpdir(), "kvern-package-"));

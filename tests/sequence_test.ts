@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PagedCache, type PagedCacheOptions, type Sequence, systemInfo } from "../mod.ts";
 import { assertCode, assertRefused } from "./cache_cases.ts";
-import { inDeno, MOD, runCode } from "./child.ts";
+import { denoOnly, inDeno, MOD, runCode } from "./child.ts";
 import { attention, Random, relativeError } from "./oracle.ts";
 
 const SMALL = { layerCount: 2, kvHeadCount: 2, headDim: 3, blockSize: 4, maxSeqLen: 64, dtype: "f32" } as const;
@@ -480,8 +480,6 @@ test("a dropped paged cache is freed and counted, and a sequence keeps it", { ti
   assert.equal(result.value, 12);
   assert.ok(result.last! <= 1, JSON.stringify(result));
 });
-
-const denoOnly = inDeno ? "" : " (skipped: Bun has no permissions)";
 
 test(`with a path-scoped --allow-ffi all works but zero-copy arrays of blocks${denoOnly}`, { skip: !inDeno }, () => {
   const { code, stdout, stderr } = runCode(

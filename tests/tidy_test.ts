@@ -160,7 +160,7 @@ type Rows = readonly RegExp[];
 
 const TYPESCRIPT_ROWS: Rows = [
   /^src\/(error|ffi\/exports|ffi\/manifest|ffi\/permission)\.ts$/,
-  /^src\/ffi\/(deno|bun|download|integrity|places|record|runtime|status)\.ts$/,
+  /^src\/ffi\/(deno|bun|node|download|integrity|places|record|runtime|status)\.ts$/,
   /^src\/ffi\/(embedded|library|remote|settings)\.ts$/,
   /^src\/options\/[a-z0-9_]+\.ts$/,
   // What is handed out: types only, which the files below make objects of.
@@ -426,24 +426,31 @@ test("every Zig file is compiled and every Zig test is run", () => {
 
 // Names and leftovers.
 
-/** Uses of the globals `Deno` and `Bun` outside the three files that may; strings and comments are no uses. */
+/** What a runtime has of its own, used outside the files that may; strings and comments are no uses. */
 function runtimeNameComplaints(sources: Files): string[] {
   return [...sources].flatMap(([path, source]) => {
-    if (/^src\/ffi\/(deno|bun|runtime)\.ts$/.test(path)) return [];
-    const found = /\b(Deno|Bun)\b/.exec(codeOf(source));
+    if (/^src\/ffi\/(deno|bun|node|runtime)\.ts$/.test(path)) return [];
+    const found = /\b(Deno|Bun|process\.(?:versions|permission|release))\b/.exec(codeOf(source));
     return found ? [`${path} names ${found[1]}`] : [];
   });
 }
 
-test("the runtimes are named in src/ffi/{deno,bun,runtime}.ts only", () => {
+test("the runtimes are named in src/ffi/{deno,bun,node,runtime}.ts only", () => {
   const bad = sample({
     "src/a.ts": "const x = Deno.env;",
     "src/b.ts": "const y = `is ${Bun.version}`;",
     "src/c.ts": "// Deno\n/* Bun */ const a = 'Deno' + \"Bun\" + `Deno` + `${`Bun` + 1}`; const r = /Deno[/]Bun/;",
     "src/d.ts": "const quote = /[\"'`]/.test(x) ? 1 / 2 : 3 / 4; Deno;",
+    "src/e.ts": "if (process.versions.node) run();",
     "src/ffi/deno.ts": "Deno.dlopen;",
+    "src/ffi/node.ts": "process.permission;",
   });
-  assert.deepEqual(runtimeNameComplaints(bad), ["src/a.ts names Deno", "src/b.ts names Bun", "src/d.ts names Deno"]);
+  assert.deepEqual(runtimeNameComplaints(bad), [
+    "src/a.ts names Deno",
+    "src/b.ts names Bun",
+    "src/d.ts names Deno",
+    "src/e.ts names process.versions",
+  ]);
   assertNone(runtimeNameComplaints(only(/^(src\/.*|mod)\.ts$/)));
 });
 
@@ -653,7 +660,7 @@ test("every link of the README and of docs/ leads somewhere, and every file they
 /** Mentions of a version that is not the pinned one. */
 function versionComplaints(sources: Files): string[] {
   return [...sources].flatMap(([path, source]) =>
-    [...source.matchAll(/\b(deno|bun|zig)@(\d[\w.]*\d)/g)]
+    [...source.matchAll(/\b(deno|bun|node|zig)@(\d[\w.]*\d)/g)]
       .filter(([, name, version]) => VERSIONS[name as keyof typeof VERSIONS] !== version)
       .map(([mention]) => `${path} says ${mention}`)
   );
