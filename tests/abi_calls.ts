@@ -8,6 +8,7 @@
 import { ENUMS, EXPORTS, type Library, type Parameter, VALUES, wordsOf } from "../src/ffi/exports.ts";
 import { library } from "../src/ffi/library.ts";
 import { fieldsOf, newRecord, newRecords, recordOf, recordsOf, type Values, valuesOf } from "../src/ffi/record.ts";
+import { runtime } from "./child.ts";
 
 export { ENUMS, EXPORTS, fieldsOf, newRecord, recordOf, recordsOf, VALUES, type Values, valuesOf };
 
@@ -78,9 +79,17 @@ export function kindsOf(name: Name): readonly Kind[] {
   return [name.startsWith("kv_pool_") ? "pool" : "contiguous"];
 }
 
-/** Any export with any arguments. */
+/**
+ * Any export with any arguments. A detached buffer crosses as null: Deno and Bun do that by themselves, and Node would
+ * refuse it before the ABI could.
+ */
 export function call(name: Name, words: readonly unknown[]): number {
-  return (library()[name] as (...words: unknown[]) => number)(...words);
+  const crossing = runtime === "node" ? words.map((word) => isDetached(word) ? null : word) : words;
+  return (library()[name] as (...words: unknown[]) => number)(...crossing);
+}
+
+function isDetached(word: unknown): boolean {
+  return ArrayBuffer.isView(word) && word.buffer instanceof ArrayBuffer && word.buffer.detached;
 }
 
 /** What the contiguous cache is made of. */

@@ -12,17 +12,9 @@ import { KvError } from "../error.ts";
 import { EXPORTS, type Library, RESULT, type Word, wordsOf } from "./exports.ts";
 import type { Permission } from "./permission.ts";
 
-/** An opened library, which Node closes when nothing holds it any more. */
-interface Handle {
-  readonly path: string;
-}
-
 /** The part of `node:ffi` that is used here. */
 interface NodeFfi {
-  dlopen(
-    path: string,
-    symbols: Record<string, { arguments: Word[]; return: Word }>,
-  ): { lib: Handle; functions: Library };
+  dlopen(path: string, symbols: Record<string, { arguments: Word[]; return: Word }>): { functions: Library };
   toArrayBuffer(address: bigint, byteLength: number, copy: boolean): ArrayBuffer;
 }
 
@@ -36,8 +28,6 @@ const OLDEST = [26, 10] as const;
 
 /** Views and not copies are made. */
 const COPIED = false;
-
-const handles: Handle[] = [];
 
 /** Is this Node, of a release that can call native code? Deno and Bun name a release of Node, too, and are asked first. */
 export function isRecent(): boolean {
@@ -63,9 +53,7 @@ export function open(path: string): Library {
     [symbol, { arguments: wordsOf(parameters), return: RESULT }] as const
   );
   try {
-    const { lib, functions } = ffi().dlopen(path, Object.fromEntries(symbols));
-    handles.push(lib);
-    return functions;
+    return ffi().dlopen(path, Object.fromEntries(symbols)).functions;
   } catch (error) {
     if (!isDenial(error)) throw error;
     throw new KvError(
