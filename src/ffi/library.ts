@@ -87,7 +87,10 @@ export function embedLibrary(path: () => string): void {
 /** Tries what may be opened without asking first, then what the user may yet allow. */
 function find(): Opened {
   if (!isKnown()) {
-    throw new KvError("library_unavailable", "Cannot open the native library as kvern runs in Deno and Bun only");
+    throw new KvError(
+      "library_unavailable",
+      "Cannot open the native library as kvern runs in Deno, in Bun, and in Node 26.10 or later only",
+    );
   }
   const { paths, folder, released } = candidates();
   const failures: string[] = [];
