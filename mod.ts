@@ -1,5 +1,5 @@
 /**
- * The KV cache of a transformer for Deno and Bun: keys and values kept in native memory, attended by Zig kernels.
+ * The KV cache of a transformer for Deno, Bun and Node: keys and values kept in native memory, attended by Zig kernels.
  *
  * Nothing is read or opened at import; the native library opens on first use. In Deno that takes `--allow-ffi`, or
  * `--allow-ffi=<path of the library>` for everything but zero-copy arrays.

@@ -217,6 +217,7 @@ export function helpText(): string {
 
   deno run -A examples/generate.ts [options]
   bun examples/generate.ts [options]
+  node examples/generate.ts [options]
 
 ${lines.join("\n")}
 `;
@@ -228,7 +229,7 @@ function readArguments(args: string[]): Map<OptionName, string> {
   const { tokens } = parseArgs({
     args,
     options: Object.fromEntries(rows.map(([name, { value }]) => [name, { type: value ? "string" : "boolean" }])),
-    // Not strict, so that the messages are the same ones in both runtimes.
+    // Not strict, so that the messages are the same ones in every runtime.
     strict: false,
     allowPositionals: true,
     tokens: true,

@@ -2,14 +2,16 @@
  * Random calls, right and wrong ones, through the public API and through the raw C ABI: nothing may crash, every answer
  * must be one that is documented, lengths must be those of a small model, and memory must stay flat.
  *
- *     deno run -A --v8-flags=--expose-gc tests/fuzz.ts [calls] [seed]        bun tests/fuzz.ts [calls] [seed]
+ *     deno run -A --v8-flags=--expose-gc tests/fuzz.ts [calls] [seed]
+ *     bun tests/fuzz.ts [calls] [seed]
+ *     node --expose-gc tests/fuzz.ts [calls] [seed]
  *
  * The seed is printed first, so that a crash leaves it behind; the same seed makes the same calls, as far as garbage is
  * collected at the same time. With KVERN_TRACE=1 each call is printed before it is made: the last line crashed.
  *
- * What is not tried, because no library could survive it: counts that are larger than their buffers, numbers where the
- * ABI wants a buffer (Bun takes them for addresses), and freeing a cache by its raw handle behind the back of the object
- * that owns it. TypeScript never does any of them.
+ * What is not tried, because no library could survive it: counts that are larger than their buffers, numbers and
+ * strings where the ABI wants a buffer (Bun and Node take them for addresses), and freeing a cache by its raw handle
+ * behind the back of the object that owns it. TypeScript never does any of them.
  */
 
 import process from "node:process";
@@ -62,7 +64,7 @@ async function usage(): Promise<Usage> {
   return { rss: process.memoryUsage().rss, liveCaches, reservedBytes };
 }
 
-/** Growth of the process that counts as none: either runtime enlarges its heap as it finds out what is needed. */
+/** Growth of the process that counts as none: every runtime enlarges its heap as it finds out what is needed. */
 const RSS_GROWTH_MAX = 2 ** 27;
 /** Caches and bytes that may be alive in the middle of a run: 17 in use, others kept by what was taken out of them. */
 const LIVE_MAX = 100;

@@ -2,7 +2,7 @@
  * Ten thousand random calls on a contiguous cache and on plain arrays: the same answers, the same rows, and attention as
  * an oracle in f64 computes it. A list of calls that fails is made short before it is shown.
  *
- *     KVERN_SEED=123 deno test -A tests/model_test.ts        the same calls again, in either runtime
+ *     KVERN_SEED=123 deno test -A tests/model_test.ts        the same calls again, in every runtime
  */
 
 import assert from "node:assert/strict";

@@ -4,7 +4,7 @@
  * Nothing here is fast, and nothing here is shared with the library.
  */
 
-/** A small generator of 32-bit state (mulberry32): the same numbers in both runtimes. */
+/** A small generator of 32-bit state (mulberry32): the same numbers in every runtime. */
 export class Random {
   #state: number;
 

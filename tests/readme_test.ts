@@ -1,4 +1,4 @@
-/** The TypeScript in the README and in `docs/` runs as it stands there, in both runtimes. */
+/** The TypeScript in the README and in `docs/` runs as it stands there, in every runtime. */
 
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";

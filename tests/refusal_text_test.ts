@@ -1,7 +1,7 @@
 /**
  * What a refusal says: the action, the rule, and the value that broke it, with the place where it stands.
  *
- * The texts are compared whole, in both runtimes: a text of an engine, or a general one, does not pass for ours.
+ * The texts are compared whole, in every runtime: a text of an engine, or a general one, does not pass for ours.
  */
 
 import assert from "node:assert/strict";

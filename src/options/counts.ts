@@ -1,7 +1,7 @@
 /**
  * Counts and sizes: their ranges, and the refusal of what is none.
  *
- * The FFI layer of either runtime checks nothing (a -1 may arrive as 4294967295), so every number is checked here
+ * The FFI layer of most runtimes checks nothing (a -1 may arrive as 4294967295), so every number is checked here
  * before a call, and again in native code.
  *
  * @module

@@ -1,7 +1,7 @@
 /**
  * Prints what attend() and the float formats give at the level in force, as JSON: the bits, hashed.
  *
- * Equal stored bytes give equal bits on one level, in either runtime and on any machine; `golden_test.ts` compares these
+ * Equal stored bytes give equal bits on one level, in every runtime and on any machine; `golden_test.ts` compares these
  * lines with those in `bits.json`, one process a level.
  */
 
