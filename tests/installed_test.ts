@@ -25,19 +25,22 @@ import { join } from "node:path";
 import process from "node:process";
 import { after, test } from "node:test";
 import { releasedPlace } from "../zig/package.ts";
-import { findTool, ToolchainError } from "../zig/toolchain.ts";
+import { findTool, ToolchainError, type ToolName } from "../zig/toolchain.ts";
 import { inDeno } from "./child.ts";
 import { layNpmPackage, missingForNpmLayer } from "./npm_layer.ts";
 import { stageOwnPackage, TARGET } from "./own_package.ts";
 
-const bun = ((): string | undefined => {
+/** The path of a tool, or undefined where there is none; the reason then stands in the names of tests. */
+function toolOrNone(name: ToolName): string | undefined {
   try {
-    return findTool("bun");
+    return findTool(name);
   } catch (error) {
     if (error instanceof ToolchainError) return undefined;
     throw error;
   }
-})();
+}
+
+const bun = toolOrNone("bun"), node = toolOrNone("node");
 const missing = bun === undefined ? "Bun" : missingForNpmLayer;
 const reason = !inDeno
   ? " (skipped: it starts Bun itself, and runs under Deno)"
@@ -81,9 +84,9 @@ if (reason === "") {
   writeFileSync(join(installed, "project/package.json"), '{ "type": "module" }');
 }
 
-/** Declares a test in a project of its own. */
-function projectTest(name: string, body: (project: string) => void): void {
-  test(name + reason, { skip: reason !== "", timeout: 120_000 }, () => {
+/** Declares a test in a project of its own; `why` is the reason to skip it, if there is one. */
+function projectTest(name: string, body: (project: string) => void, why: string = reason): void {
+  test(name + why, { skip: why !== "", timeout: 120_000 }, () => {
     const folder = realpathSync(mkdtempSync(join(tmpdir(), "kvern-project-")));
     try {
       cpSync(join(installed, "project"), folder, { recursive: true });
@@ -150,6 +153,18 @@ projectTest("a Deno project imports the package from node_modules as well", (pro
     libraryPath: libraryIn(project),
   });
 });
+
+projectTest(
+  "a Node project imports the package from node_modules, and so does a Worker of it",
+  (project) => {
+    const expected = { attended: "1,2", libraryPath: libraryIn(project) };
+    const main = write(project, "main.mjs", PROGRAM);
+    assert.deepEqual(said(project, node!, main), expected);
+    const starter = `import { Worker } from "node:worker_threads"; new Worker(new URL("./main.mjs", import.meta.url));`;
+    assert.deepEqual(said(project, node!, write(project, "starter.mjs", starter)), expected);
+  },
+  reason || (node === undefined ? " (skipped: no Node 26.10)" : ""),
+);
 
 projectTest("the packed tarball holds a package that works in Deno", (project) => {
   const folder = join(project, "unpacked");
