@@ -23,6 +23,12 @@ interface Permissions {
   has(scope: "fs.read" | "fs.write", path: string): boolean;
 }
 
+/** The part of `process.report` that is used here. */
+interface Report {
+  excludeNetwork: boolean;
+  getReport(): { readonly header: { readonly glibcVersionRuntime?: string } };
+}
+
 /** The first release whose `node:ffi` needs no flag. */
 const OLDEST = [26, 10] as const;
 
@@ -64,8 +70,23 @@ export function open(path: string): Library {
   }
 }
 
-/** The environment and the C library are told as in Bun. */
-export { env, libc } from "./bun.ts";
+/** The environment is read as in Bun. */
+export { env } from "./bun.ts";
+
+/**
+ * Which C library this Node was built for, on Linux: a library for the other one cannot be loaded. Unless told not to, the
+ * report that says so asks for the names of all open connections, and waits for them.
+ */
+export function libc(): "gnu" | "musl" {
+  const report = process.report as unknown as Report;
+  const { excludeNetwork } = report;
+  report.excludeNetwork = true;
+  try {
+    return report.getReport().header.glibcVersionRuntime === undefined ? "musl" : "gnu";
+  } finally {
+    report.excludeNetwork = excludeNetwork;
+  }
+}
 
 /** Is this allowed? Node has a permission for all native code and none by path, and the attempt to open tells of that. */
 export function grants(permission: Permission): boolean {
