@@ -51,7 +51,7 @@ export function runCode(code: string, options: ChildOptions = {}): ChildResult {
   const args = {
     deno: ["run", "--no-prompt", ...denoFlags],
     bun: ["run"],
-    node: [...NODE_FLAGS, ...nodeFlags, "--input-type=module-typescript"],
+    node: [...NODE_FLAGS, ...nodeFlags], // no --input-type, which the Workers of a child would inherit and refuse
   };
   return run([...args[runtime], "-"], code, options.env);
 }

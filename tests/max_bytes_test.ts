@@ -110,6 +110,7 @@ test("the first limit holds for the process: a Worker may name the same one or n
 });
 
 test("without a limit there is none, and a Worker cannot set one later", { timeout: 60_000 }, async () => {
+  assert.equal(systemInfo().maxBytes, Infinity); // the first use of this process, where no other test came before
   const answer = await inWorker({ kind: "settings", env: { KVERN_MAX_BYTES: "1000000000" } });
   assert.deepEqual(answer, {
     refused: "invalid_config",
