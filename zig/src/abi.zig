@@ -23,6 +23,12 @@ const buffers = @import("device/buffer_pool.zig");
 const workers = @import("device/workers.zig");
 const status_list = @import("abi/status.zig");
 
+pub const panic = @import("abi/panic.zig").handler;
+
+/// Threads get no stack for signals: the library handles none, and the C library would reserve 256 KiB for each thread of
+/// the process.
+pub const std_options: std.Options = .{ .signal_stack_size = null };
+
 /// Every symbol of the library.
 const exports = struct {
     pub const kv_abi_version = library.version;

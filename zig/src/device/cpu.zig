@@ -3,10 +3,21 @@
 const std = @import("std");
 const builtin = @import("builtin");
 
-/// The `Io` of a library, which has no `main` to be given one. It starts no threads.
+/// The `Io` of a library, which has no `main` to be given one: waiting, waking and clocks, and nothing else. The whole
+/// table of `std.Io.Threaded` would link files, networks and processes into the library.
 pub fn io() std.Io {
-    return std.Io.Threaded.global_single_threaded.io();
+    return .{ .userdata = std.Io.Threaded.global_single_threaded, .vtable = &vtable };
 }
+
+const vtable: std.Io.VTable = vtable: {
+    const threaded = std.Io.Threaded.global_single_threaded.io().vtable;
+    var some = std.Io.failing.vtable.*;
+    some.futexWait = threaded.futexWait;
+    some.futexWaitUncancelable = threaded.futexWaitUncancelable;
+    some.futexWake = threaded.futexWake;
+    some.now = threaded.now;
+    break :vtable some;
+};
 
 /// CPUs this process may run on; at least 1.
 pub fn cpuCount() u32 {

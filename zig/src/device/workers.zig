@@ -310,7 +310,7 @@ test "idle workers take no time" {
     const session = begin().?;
     session.run(Tally, &.{ .counts = &counts }, counts.len, Tally.count);
     session.end();
-    const io = cpu.io();
+    const io = std.testing.io;
     // They fall asleep, however late each of them gets a core.
     var waits: u32 = 0;
     while (pool.asleep.load(.seq_cst) != pool.started_count) : (waits += 1) {
