@@ -22,8 +22,8 @@ export interface SystemInfo {
   /** The level in force; equal stored bytes give equal bits on one level. */
   readonly level: Level;
   /**
-   * The levels this CPU has, lowest first. `KVERN_LEVEL` picks one at the first use of kvern in the process, and whoever
-   * names another one later, in a Worker say, is refused with `invalid_config`.
+   * The levels that this CPU and the library have, lowest first. `KVERN_LEVEL` picks one at the first use of kvern in the
+   * process, and whoever names another one later, in a Worker say, is refused with `invalid_config`.
    */
   readonly levels: Level[];
   /** CPUs this process may use. */

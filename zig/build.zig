@@ -1,32 +1,43 @@
 //! The library, the package and the tests.
 //!
 //!     zig build                             the shared library, for any x86_64 or aarch64 CPU of its baseline
+//!     zig build -Dlevels=native             the same for this machine's CPU alone, in a third of the time
 //!     zig build test                        all Zig tests, in Debug
 //!     zig build test -Doptimize=ReleaseSafe
 //!     zig build targets                     the library for every target, into ../lib/<target>/
+//!     zig build docs                        pages about the module `kvern`, in zig-out/docs: serve them over HTTP
 //!     zig build bench -- --json             the kernels against the speed of memory
 //!     zig build memcheck                    the tests under valgrind, and a planted error that it must find
 //!     zig build test-arm64                  the tests for aarch64, under qemu where this is no aarch64
 //!
 //! The kernels are compiled once per CPU level and linked side by side; the library picks a level when it starts. So the
-//! target is a baseline CPU, not this machine's: a library built here runs elsewhere.
+//! target is a baseline CPU, not this machine's: a library built here runs elsewhere, unless `-Dlevels` left out the levels
+//! it would need there.
 
 const std = @import("std");
+const builtin = @import("builtin");
+const cpu_features = @import("src/kernels/cpu_features.zig");
 const OptimizeMode = std.builtin.OptimizeMode;
+const Compile = std.Build.Step.Compile;
 
 pub fn build(b: *std.Build) void {
     const target = baseline(b, b.standardTargetOptions(.{}));
     const optimize = b.option(OptimizeMode, "optimize", "Build mode of all but the kernels (library: ReleaseSafe, tests: Debug)");
+    const choice = b.option([]const u8, "levels", "CPU levels to compile kernels for: all (default), native, or names like v3,avx512");
+    const strip = b.option(bool, "strip", "Leave debug information out of the library (default: no)") orelse false;
 
-    b.installArtifact(addLibrary(b, target, optimize orelse .ReleaseSafe));
+    var kernels: Kernels = .{ .b = b };
+    const chosen = chosenLevels(b, target.result, choice orelse "all");
+
+    b.installArtifact(addLibrary(&kernels, target, chosen, optimize orelse .ReleaseSafe, strip));
 
     const targets_step = b.step("targets", "Build the library for every target into ../lib");
     for (release_targets) |release| {
-        const library = addLibrary(b, baseline(b, b.resolveTargetQuery(release.query)), .ReleaseSafe);
-        library.root_module.strip = true;
-        const file_name = b.fmt("../lib/{s}/{s}", .{ release.name, library.out_filename });
+        const release_target = baseline(b, b.resolveTargetQuery(release.query));
+        const release_library = addLibrary(&kernels, release_target, levels(release_target.result), .ReleaseSafe, true);
+        const file_name = b.fmt("../lib/{s}/{s}", .{ release.name, release_library.out_filename });
         const copy = b.addUpdateSourceFiles();
-        copy.addCopyFileToSource(library.getEmittedBin(), file_name);
+        copy.addCopyFileToSource(release_library.getEmittedBin(), file_name);
         targets_step.dependOn(&copy.step);
     }
 
@@ -37,34 +48,42 @@ pub fn build(b: *std.Build) void {
         .optimize = optimize orelse .ReleaseSafe,
         .link_libc = true,
     });
-    addOptions(b, package, .{});
-    addKernels(b, package, target, .ReleaseFast);
+    addOptions(b, package, chosen, .{});
+    kernels.addTo(package, target.result, chosen, .ReleaseFast);
+
+    const documented = b.addObject(.{ .name = "kvern", .root_module = package });
+    const pages = b.addInstallDirectory(.{
+        .source_dir = documented.getEmittedDocs(),
+        .install_dir = .prefix,
+        .install_subdir = "docs",
+    });
+    b.step("docs", "Write pages about the Zig module into zig-out/docs").dependOn(&pages.step);
 
     const test_step = b.step("test", "Run all tests");
     const filters: []const []const u8 = b.option([]const []const u8, "test-filter", "Run only tests whose name has this") orelse &.{};
     const tests = b.addTest(.{
-        .root_module = rootModule(b, "src/abi.zig", target, optimize orelse .Debug),
+        .root_module = rootModule(&kernels, "src/abi.zig", target, chosen, optimize orelse .Debug),
         .filters = filters,
         .use_llvm = true,
     });
     test_step.dependOn(&b.addRunArtifact(tests).step);
     // What no test imports is at least read: nobody takes its binary, so none is made.
     for ([_][]const u8{ "bench", "memcheck" }) |name| {
-        const module = rootModule(b, b.fmt("src/{s}.zig", .{name}), target, optimize orelse .Debug);
+        const module = rootModule(&kernels, b.fmt("src/{s}.zig", .{name}), target, chosen, optimize orelse .Debug);
         test_step.dependOn(&b.addExecutable(.{ .name = name, .root_module = module, .use_llvm = true }).step);
     }
 
     const bench = b.addExecutable(.{
         .name = "bench",
-        .root_module = rootModule(b, "src/bench.zig", target, .ReleaseFast),
+        .root_module = rootModule(&kernels, "src/bench.zig", target, chosen, .ReleaseFast),
         .use_llvm = true,
     });
     const run_bench = b.addRunArtifact(bench);
     if (b.args) |arguments| run_bench.addArgs(arguments);
     b.step("bench", "Measure the kernels against the speed of memory").dependOn(&run_bench.step);
 
-    addMemcheck(b, target);
-    addArm64Tests(b);
+    addMemcheck(&kernels, target);
+    addArm64Tests(&kernels);
 }
 
 /// What a release carries. The folder is the name by which the TypeScript side looks for its library.
@@ -89,17 +108,44 @@ const release_targets = [_]struct { name: []const u8, query: std.Target.Query }{
     .{ .name = "x86_64-windows", .query = .{ .cpu_arch = .x86_64, .os_tag = .windows, .abi = .gnu } },
 };
 
-fn addLibrary(b: *std.Build, target: std.Build.ResolvedTarget, optimize: OptimizeMode) *std.Build.Step.Compile {
-    return b.addLibrary(.{
-        .name = "kvern",
-        .linkage = .dynamic,
-        .root_module = rootModule(b, "src/abi.zig", target, optimize),
-        .use_llvm = true,
+fn addLibrary(
+    kernels: *Kernels,
+    target: std.Build.ResolvedTarget,
+    chosen: []const Level,
+    optimize: OptimizeMode,
+    strip: bool,
+) *Compile {
+    const b = kernels.b;
+    const root = b.createModule(.{
+        .root_source_file = b.path("src/abi.zig"),
+        .target = target,
+        .optimize = optimize,
+        .link_libc = true,
+        .pic = true,
+        .strip = strip,
     });
+    addOptions(b, root, chosen, .{});
+    // An object of its own compiles while the kernels do; a library begins when it has them all. On Windows the entry of
+    // a library comes from its root file.
+    const linked = if (target.result.os.tag == .windows) root else linked: {
+        const object = b.addObject(.{ .name = "abi", .root_module = root, .use_llvm = true });
+        const module = b.createModule(.{ .target = target, .optimize = optimize, .link_libc = true, .strip = strip });
+        module.addObject(object);
+        break :linked module;
+    };
+    kernels.addTo(linked, target.result, chosen, if (optimize == .Debug) .Debug else .ReleaseFast);
+    return b.addLibrary(.{ .name = "kvern", .linkage = .dynamic, .root_module = linked, .use_llvm = true });
 }
 
-/// A module with the kernels of every level linked in.
-fn rootModule(b: *std.Build, root: []const u8, target: std.Build.ResolvedTarget, optimize: OptimizeMode) *std.Build.Module {
+/// A module with the kernels of those levels linked in.
+fn rootModule(
+    kernels: *Kernels,
+    root: []const u8,
+    target: std.Build.ResolvedTarget,
+    chosen: []const Level,
+    optimize: OptimizeMode,
+) *std.Build.Module {
+    const b = kernels.b;
     const module = b.createModule(.{
         .root_source_file = b.path(root),
         .target = target,
@@ -108,30 +154,19 @@ fn rootModule(b: *std.Build, root: []const u8, target: std.Build.ResolvedTarget,
         .pic = true,
     });
     // Debug tests assert inside the kernels too; everything else links what is shipped.
-    addKernels(b, module, target, if (optimize == .Debug) .Debug else .ReleaseFast);
-    addOptions(b, module, .{});
+    kernels.addTo(module, target.result, chosen, if (optimize == .Debug) .Debug else .ReleaseFast);
+    addOptions(b, module, chosen, .{});
     return module;
 }
 
-/// What the sources see of the build.
-const Options = struct {
-    /// Slabs from the C allocator, marked undefined: see `src/device/slab.zig`.
-    memcheck: bool = false,
-};
-
-fn addOptions(b: *std.Build, module: *std.Build.Module, options: Options) void {
-    const step = b.addOptions();
-    step.addOption(bool, "memcheck", options.memcheck);
-    module.addOptions("build_options", step);
-}
-
 /// The tests as a static musl program for aarch64: that runs under Debian's qemu-user-static with nothing else installed.
-fn addArm64Tests(b: *std.Build) void {
+fn addArm64Tests(kernels: *Kernels) void {
+    const b = kernels.b;
     const step = b.step("test-arm64", "Run the tests for aarch64 under qemu");
-    const target = b.resolveTargetQuery(.{ .cpu_arch = .aarch64, .os_tag = .linux, .abi = .musl });
+    const target = baseline(b, b.resolveTargetQuery(.{ .cpu_arch = .aarch64, .os_tag = .linux, .abi = .musl }));
     const tests = b.addTest(.{
         .name = "test_arm64",
-        .root_module = rootModule(b, "src/abi.zig", baseline(b, target), .Debug),
+        .root_module = rootModule(kernels, "src/abi.zig", target, levels(target.result), .Debug),
         .use_llvm = true,
     });
     const qemu = b.findProgram(&.{ "qemu-aarch64-static", "qemu-aarch64" }, &.{}) catch {
@@ -145,7 +180,8 @@ fn addArm64Tests(b: *std.Build) void {
 }
 
 /// The tests under valgrind, on the levels it can emulate, and a program with a planted error that must be reported.
-fn addMemcheck(b: *std.Build, target: std.Build.ResolvedTarget) void {
+fn addMemcheck(kernels: *Kernels, target: std.Build.ResolvedTarget) void {
+    const b = kernels.b;
     const step = b.step("memcheck", "Run the tests under valgrind");
     const found = 9;
     for ([_]struct { root: []const u8, exit_code: u8 }{
@@ -159,8 +195,8 @@ fn addMemcheck(b: *std.Build, target: std.Build.ResolvedTarget) void {
             .link_libc = true,
             .valgrind = true,
         });
-        addKernels(b, module, target, .Debug);
-        addOptions(b, module, .{ .memcheck = true });
+        kernels.addTo(module, target.result, levels(target.result), .Debug);
+        addOptions(b, module, levels(target.result), .{ .memcheck = true });
         const program = if (row.exit_code == 0)
             b.addTest(.{ .name = "memcheck_tests", .root_module = module, .use_llvm = true })
         else
@@ -232,20 +268,108 @@ const aarch64_levels = [_]Level{
     .{ .name = "dotprod", .model = &aarch64.cpu.generic, .add = aarch64.featureSet(&.{.dotprod}) },
 };
 
-fn addKernels(b: *std.Build, module: *std.Build.Module, target: std.Build.ResolvedTarget, optimize: OptimizeMode) void {
-    for (levels(target.result)) |level| {
-        var query = target.query;
-        query.cpu_arch = target.result.cpu.arch;
-        query.cpu_model = .{ .explicit = level.model };
-        query.cpu_features_add = level.add;
-        query.cpu_features_sub = level.subtract;
+/// The levels of a target that `-Dlevels` names, lowest first. A library without the lowest one answers `unsupported` on a
+/// CPU that has none of its own.
+fn chosenLevels(b: *std.Build, target: std.Target, choice: []const u8) []const Level {
+    const all = levels(target);
+    if (std.mem.eql(u8, choice, "all")) return all;
+    var chosen: std.ArrayList(Level) = .empty;
+    if (std.mem.eql(u8, choice, "native")) {
+        if (target.cpu.arch != builtin.cpu.arch or target.os.tag != builtin.os.tag) {
+            refuse(b, target, choice, "that of this machine");
+        }
+        for (all) |level| {
+            if (hostHas(level)) chosen.append(b.allocator, level) catch @panic("OOM");
+        }
+        // Linux may refuse tile registers to one process and not to another: the level below amx is kept beside it.
+        const kept: usize = if (std.mem.eql(u8, chosen.items[chosen.items.len - 1].name, "amx")) 2 else 1;
+        return chosen.items[chosen.items.len - kept ..];
+    }
+    for (all) |level| {
+        var names = std.mem.tokenizeScalar(u8, choice, ',');
+        while (names.next()) |name| {
+            if (std.mem.eql(u8, name, level.name)) chosen.append(b.allocator, level) catch @panic("OOM");
+        }
+    }
+    var names = std.mem.tokenizeScalar(u8, choice, ',');
+    while (names.next()) |name| {
+        for (all) |level| {
+            if (std.mem.eql(u8, name, level.name)) break;
+        } else refuse(b, target, choice, name);
+    }
+    return chosen.items;
+}
+
+fn refuse(b: *std.Build, target: std.Target, choice: []const u8, name: []const u8) noreturn {
+    var text: []const u8 = "";
+    for (levels(target)) |level| text = b.fmt("{s} {s}", .{ text, level.name });
+    std.process.fatal("Cannot build -Dlevels={s} for {s}-{s} as the levels there are{s}: {s} is none of them", .{
+        choice, @tagName(target.cpu.arch), @tagName(target.os.tag), text, name,
+    });
+}
+
+/// Whether this machine has a level, as the library will find when it starts here.
+fn hostHas(level: Level) bool {
+    inline for (@typeInfo(cpu_features.Level).@"enum".fields) |field| {
+        if (std.mem.eql(u8, field.name, level.name)) return cpu_features.has(@field(cpu_features.Level, field.name));
+    }
+    unreachable;
+}
+
+/// What the sources see of the build, beside the levels.
+const Options = struct {
+    /// Slabs from the C allocator, marked undefined: see `src/device/slab.zig`.
+    memcheck: bool = false,
+};
+
+fn addOptions(b: *std.Build, module: *std.Build.Module, chosen: []const Level, options: Options) void {
+    const names = b.allocator.alloc([]const u8, chosen.len) catch @panic("OOM");
+    for (chosen, names) |level, *name| name.* = level.name;
+    const step = b.addOptions();
+    step.addOption([]const []const u8, "levels", names);
+    step.addOption(bool, "memcheck", options.memcheck);
+    module.addOptions("build_options", step);
+}
+
+/// The objects with the kernels. They call no C library, so libraries for glibc and musl, tests and benches share them.
+const Kernels = struct {
+    b: *std.Build,
+    objects: std.ArrayList(Object) = .empty,
+
+    const Object = struct {
+        arch: std.Target.Cpu.Arch,
+        os: std.Target.Os.Tag,
+        level: []const u8,
+        optimize: OptimizeMode,
+        compile: *Compile,
+    };
+
+    /// Links the kernels of those levels into a module.
+    fn addTo(kernels: *Kernels, module: *std.Build.Module, target: std.Target, chosen: []const Level, optimize: OptimizeMode) void {
+        for (chosen) |level| module.addObject(kernels.object(target, level, optimize));
+    }
+
+    /// The object of a level, made once for each instruction set and system.
+    fn object(kernels: *Kernels, target: std.Target, level: Level, optimize: OptimizeMode) *Compile {
+        const b = kernels.b;
+        for (kernels.objects.items) |made| {
+            if (made.arch == target.cpu.arch and made.os == target.os.tag and made.optimize == optimize and
+                std.mem.eql(u8, made.level, level.name)) return made.compile;
+        }
         const options = b.addOptions();
         options.addOption([]const u8, "name", level.name);
-        const kernels = b.addObject(.{
+        const compile = b.addObject(.{
             .name = b.fmt("kernels_{s}", .{level.name}),
             .root_module = b.createModule(.{
                 .root_source_file = b.path("src/kernels.zig"),
-                .target = b.resolveTargetQuery(query),
+                .target = b.resolveTargetQuery(.{
+                    .cpu_arch = target.cpu.arch,
+                    .cpu_model = .{ .explicit = level.model },
+                    .cpu_features_add = level.add,
+                    .cpu_features_sub = level.subtract,
+                    .os_tag = target.os.tag,
+                    .abi = if (target.os.tag == .windows) target.abi else .none,
+                }),
                 .optimize = optimize,
                 .pic = true,
                 .strip = optimize != .Debug,
@@ -254,6 +378,13 @@ fn addKernels(b: *std.Build, module: *std.Build.Module, target: std.Build.Resolv
             // Zig's own backend for Debug cannot take AVX-512.
             .use_llvm = true,
         });
-        module.addObject(kernels);
+        kernels.objects.append(b.allocator, .{
+            .arch = target.cpu.arch,
+            .os = target.os.tag,
+            .level = level.name,
+            .optimize = optimize,
+            .compile = compile,
+        }) catch @panic("OOM");
+        return compile;
     }
-}
+};

@@ -223,6 +223,16 @@ function runningVersion(name: ToolName): string | undefined {
   return name === "node" && deno === undefined && bun === undefined ? node : undefined;
 }
 
+/** As `findTool`, with undefined for a wrong choice, too: for a test that is skipped where there is no such tool. */
+export function findToolOrNone(name: ToolName): string | undefined {
+  try {
+    return findTool(name);
+  } catch (error) {
+    if (error instanceof ToolchainError) return undefined;
+    throw error;
+  }
+}
+
 /** Every program of that name on PATH, in its order. */
 export function findOnPath(name: string): string[] {
   const folders = (process.env.PATH ?? "").split(delimiter).filter((folder) => folder !== "");

@@ -293,6 +293,7 @@ export const RECORDS = {
     threadCount: "u32",
     reservedBytes: "u64",
     maxBytes: "u64",
+    builtLevels: "u32",
   },
   contiguous: {
     layerCount: "u32",

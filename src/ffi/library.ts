@@ -2,9 +2,10 @@
  * Finds the native library, opens it once and checks its version: nothing happens before first use.
  *
  * Searched in this order, and where one of them applies the later ones do not: the file `KVERN_LIB` names; the file a
- * program set; in the package, what this checkout built (`zig/zig-out`), then what the release carries (`lib/<target>`);
- * the file that Bun embedded; for a module from the network, the file beside it (`remote.ts`). It is never closed: closing
- * a library whose threads are alive crashes every runtime.
+ * program set; in the package, what this checkout built (`zig/zig-out`, with kernels for this CPU alone where `deno task
+ * demo` built it), then what the release carries (`lib/<target>`); the file that Bun embedded; for a module from the
+ * network, the file beside it (`remote.ts`). It is never closed: closing a library whose threads are alive crashes every
+ * runtime.
  *
  * @module
  */

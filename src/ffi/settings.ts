@@ -42,9 +42,15 @@ function setLevel(library: Library, level: string | undefined): void {
   if (library.kv_level_set(wanted) >= 0) return;
   const system = systemOf(library);
   const available = levelNames(system.levels);
-  const rule = available.some((name) => name === level)
-    ? `the process uses ${nameOf("level", system.level)} since its first use of kvern`
-    : `this CPU has ${available.join(", ")}`;
+  const built = levelNames(system.builtLevels);
+  const allBuilt = built.join(", ") || "no level";
+  // Another place may have a library with more levels, so this one is passed over.
+  if (wanted === 0) throw new Error(`it was built for ${allBuilt} alone, which this CPU does not have`);
+  let rule = `this CPU has ${available.join(", ")}`;
+  if (known !== undefined && !built.includes(known)) rule = `the library was built for ${allBuilt} alone`;
+  if (known !== undefined && available.includes(known)) {
+    rule = `the process uses ${nameOf("level", system.level)} since its first use of kvern`;
+  }
   throw new KvError("invalid_config", `Cannot use the level KVERN_LEVEL names as ${rule}: KVERN_LEVEL is ${level}`);
 }
 

@@ -51,8 +51,9 @@ extern "kernel32" fn GetModuleHandleExW(flags: u32, address: *const anyopaque, m
 
 pub const SystemRecord = extern struct {
     size_bytes: u32 = 0,
+    /// 0 where the library has no kernels for this CPU.
     level: u32,
-    /// One bit a level: 1 << level.
+    /// One bit for each level that this library and this CPU have: 1 << level.
     levels: u32,
     cpu_count: u32,
     memory_limit_bytes: record.Wide,
@@ -63,11 +64,13 @@ pub const SystemRecord = extern struct {
     reserved_bytes: record.Wide,
     /// The most they may be; 0 for no limit.
     max_bytes: record.Wide,
+    /// One bit for each level the library was built for.
+    built_levels: u32,
 };
 
 pub fn systemInfo(out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
     record.write(SystemRecord, out, out_bytes, .{
-        .level = @intFromEnum(dispatch.kernels().level),
+        .level = if (dispatch.levelInForce()) |level| @intFromEnum(level) else 0,
         .levels = dispatch.levelMask(),
         .cpu_count = cpu.cpuCount(),
         .memory_limit_bytes = .from(cpu.memoryLimit()),
@@ -75,18 +78,20 @@ pub fn systemInfo(out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
         .thread_count = workers.threadCount(),
         .reserved_bytes = .from(reserved.total()),
         .max_bytes = .from(reserved.max() orelse 0),
+        .built_levels = dispatch.linked_level_mask,
     }) catch |err| return status.fromError(err);
     return 0;
 }
 
-/// (level) -> the level in force. The first call chooses it for the life of the process, with 0 the highest this CPU has;
-/// `unsupported` where the CPU lacks it, `invalid_config` where another one is in force.
+/// (level) -> the level in force. The first call chooses it for the life of the process, with 0 the highest there is;
+/// `unsupported` where the CPU or the library lacks it, `invalid_config` where another one is in force.
 pub fn levelSet(level: u32) callconv(.c) i32 {
     if (level != 0) {
         const wanted = std.enums.fromInt(dispatch.Level, level) orelse return status.fromError(error.Unsupported);
         dispatch.setLevel(wanted) catch |err| return status.fromError(err);
     }
-    return status.count(@intFromEnum(dispatch.kernels().level));
+    const in_force = dispatch.levelInForce() orelse return status.fromError(error.Unsupported);
+    return status.count(@intFromEnum(in_force));
 }
 
 /// (bytes, 0 for no limit): the most that all caches, pools and buffers of the process may reserve. The first call settles

@@ -94,7 +94,7 @@ pub const ContiguousCache = struct {
     /// Counts what makes a view of a (layer, sequence) stale, [layer][sequence]; wraps.
     generations: []u32,
 
-    pub const InitError = error{ InvalidConfig, OutOfMemory };
+    pub const InitError = error{ InvalidConfig, OutOfMemory, Unsupported };
     pub const IndexError = error{ LayerOutOfRange, SequenceOutOfRange };
     pub const StoreError = AppendError || error{CommitMismatch};
     pub const AppendError = IndexError || error{ CacheFull, InvalidSize, NotFinite, OutOfMemory };
@@ -112,6 +112,7 @@ pub const ContiguousCache = struct {
 
     /// As `init`, with an allocator for the slabs. Its memory must be zero and is not touched before rows arrive.
     pub fn initSlabs(gpa: Allocator, slab_allocator: Allocator, options: Options) InitError!ContiguousCache {
+        try dispatch.checkCpu();
         const kv_bytes = try options.memoryBytes();
         if (kv_bytes > options.max_bytes orelse cpu.memoryLimit()) return error.OutOfMemory;
         const shape = options.shape();

@@ -11,10 +11,11 @@ const group = @import("../group.zig");
 const Plane = group.Plane;
 const shape = @import("../shape.zig");
 
-pub const Error = error{ InvalidConfig, InvalidSize, NotFinite };
+pub const Error = error{ InvalidConfig, InvalidSize, NotFinite, Unsupported };
 
 /// Quantizes rows, whose length is a multiple of 32, into records of `q8_0` or `q4_0`.
 pub fn quantizeRows(dtype: Dtype, rows: []align(1) const f32, records: []u8) Error!void {
+    try dispatch.checkCpu();
     try checkRecords(dtype);
     if (rows.len % group.record_values != 0) return error.InvalidSize;
     const destination = try front(records, @as(u64, rows.len / group.record_values) * group.recordBytes(dtype));
@@ -25,6 +26,7 @@ pub fn quantizeRows(dtype: Dtype, rows: []align(1) const f32, records: []u8) Err
 
 /// Turns records of `q8_0` or `q4_0` back into rows.
 pub fn dequantizeRows(dtype: Dtype, records: []const u8, rows: []align(1) f32) Error!void {
+    try dispatch.checkCpu();
     try checkRecords(dtype);
     const record_bytes = group.recordBytes(dtype);
     if (records.len % record_bytes != 0) return error.InvalidSize;
@@ -38,6 +40,7 @@ pub fn dequantizeRows(dtype: Dtype, records: []const u8, rows: []align(1) f32) E
 
 /// Quantizes the rows of one KV head of a block, [token][head_dim], into a plane.
 pub fn quantizePlane(plane: Plane, rows: []align(1) const f32, bytes: []u8) Error!void {
+    try dispatch.checkCpu();
     try checkPlane(plane);
     if (rows.len != plane.block_size * plane.head_dim) return error.InvalidSize;
     const destination = try front(bytes, plane.bytes());
@@ -54,6 +57,7 @@ pub fn quantizePlane(plane: Plane, rows: []align(1) const f32, bytes: []u8) Erro
 
 /// Turns a plane back into rows, [token][head_dim].
 pub fn dequantizePlane(plane: Plane, bytes: []const u8, rows: []align(1) f32) Error!void {
+    try dispatch.checkCpu();
     try checkPlane(plane);
     const value_count = plane.block_size * plane.head_dim;
     if (bytes.len != plane.bytes() or rows.len < value_count) return error.InvalidSize;

@@ -13,10 +13,11 @@ const prefetch_distances = [_]usize{ 0, 512, 1024, 2048, 4096 };
 /// The granularity of `Table.read`.
 const step_bytes = 512;
 
-pub const Error = error{ InvalidConfig, OutOfMemory };
+pub const Error = error{ InvalidConfig, OutOfMemory, Unsupported };
 
 /// R in bytes a second. Takes `bytes` of memory, twice one after the other, and about a second a GiB.
 pub fn readRate(bytes: u64, thread_count: u32) Error!f64 {
+    try dispatch.checkCpu();
     if (thread_count == 0 or thread_count > 1024) return error.InvalidConfig;
     if (bytes / thread_count < step_bytes or bytes > 1 << 40) return error.InvalidConfig;
     // All of it is touched: past the limit the system would end the process.

@@ -2,7 +2,7 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
-const Level = @import("table.zig").Level;
+pub const Level = @import("table.zig").Level;
 const memcheck = @import("build_options").memcheck;
 
 /// AMX is requested from Linux alone: on Windows and macOS `build.zig` links no kernels that need it.

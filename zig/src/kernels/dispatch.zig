@@ -24,29 +24,29 @@ pub const PreparedQuery = kernel_table.PreparedQuery;
 pub const query_row_count_max = kernel_table.query_row_count_max;
 pub const tile_tokens = kernel_table.tile_tokens;
 
-/// Linked tables, lowest level first. Each is the export of one compilation of `kernels.zig`.
-const linked = switch (builtin.cpu.arch) {
-    .x86_64 => struct {
-        extern const kvern_kernels_v2: Table;
-        extern const kvern_kernels_v3: Table;
-        extern const kvern_kernels_avx512: Table;
-        extern const kvern_kernels_amx: Table;
-        const any_system = [_]*const Table{ &kvern_kernels_v2, &kvern_kernels_v3, &kvern_kernels_avx512 };
-        const tables = if (cpu_features.may_have_amx) any_system ++ [_]*const Table{&kvern_kernels_amx} else any_system;
-    },
-    .aarch64 => struct {
-        extern const kvern_kernels_neon: Table;
-        extern const kvern_kernels_dotprod: Table;
-        const tables = [_]*const Table{ &kvern_kernels_neon, &kvern_kernels_dotprod };
-    },
-    else => @compileError("kvern has kernels for x86_64 and aarch64"),
+/// The levels that `build.zig` compiled `kernels.zig` for, lowest first: all those of the architecture, unless a build
+/// asked for fewer.
+pub const linked_levels = levels: {
+    const names = @import("build_options").levels;
+    var list: [names.len]Level = undefined;
+    for (names, &list) |name, *level| level.* = @field(Level, name);
+    for (list[0..list.len -| 1], list[@min(1, list.len)..]) |lower, higher| assert(@intFromEnum(lower) < @intFromEnum(higher));
+    break :levels list;
 };
 
-/// The levels in `linked`, in the same order.
-const linked_levels = switch (builtin.cpu.arch) {
-    .x86_64 => if (cpu_features.may_have_amx) [_]Level{ .v2, .v3, .avx512, .amx } else [_]Level{ .v2, .v3, .avx512 },
-    .aarch64 => [_]Level{ .neon, .dotprod },
-    else => unreachable,
+/// Their tables, in the same order. Each is the export of one compilation.
+const linked_tables = tables: {
+    var list: [linked_levels.len]*const Table = undefined;
+    for (linked_levels, &list) |level, *table| {
+        table.* = @extern(*const Table, .{ .name = "kvern_kernels_" ++ @tagName(level) });
+    }
+    break :tables list;
+};
+
+/// Whether the lowest level is linked, which every CPU of the architecture has that runs the rest of the library.
+const fits_every_cpu = linked_levels.len > 0 and switch (linked_levels[0]) {
+    .v2, .neon => true,
+    else => false,
 };
 
 /// The table in force, or null before the first use.
@@ -55,15 +55,26 @@ var chosen: std.atomic.Value(?*const Table) = .init(null);
 /// The kernels of the level in force: the highest this CPU has, unless `setLevel` chose a lower one before. It is the same
 /// for the life of the process: equal stored bytes give equal bits on one level, and any thread may be in a call.
 pub fn kernels() *const Table {
-    return chosen.load(.acquire) orelse choose();
+    return chosen.load(.acquire) orelse choose().?;
 }
 
-fn choose() *const Table {
+/// `Unsupported` where no linked level fits this CPU. Whatever needs kernels calls it first, so `kernels` finds some.
+pub fn checkCpu() error{Unsupported}!void {
+    if (fits_every_cpu) return;
+    if (levelInForce() == null) return error.Unsupported;
+}
+
+/// The level in force, null where no linked level fits this CPU.
+pub fn levelInForce() ?Level {
+    const table = chosen.load(.acquire) orelse choose() orelse return null;
+    return table.level;
+}
+
+fn choose() ?*const Table {
     @branchHint(.cold);
     var best: ?*const Table = null;
     for (linked_levels) |candidate| best = tableOf(candidate) orelse best;
-    // The lowest level is the CPU the rest of the library is compiled for.
-    const table = best.?;
+    const table = best orelse return null;
     // Two threads may come here at once: both choose the same table.
     _ = chosen.cmpxchgStrong(null, table, .acq_rel, .acquire);
     return chosen.load(.acquire).?;
@@ -71,7 +82,7 @@ fn choose() *const Table {
 
 /// The table of a level, or null when this library or this CPU does not have it.
 pub fn tableOf(wanted: Level) ?*const Table {
-    inline for (linked_levels, linked.tables) |candidate, table| {
+    inline for (linked_levels, linked_tables) |candidate, table| {
         if (candidate == wanted) {
             if (!cpu_features.has(candidate)) return null;
             assert(table.level == candidate);
@@ -112,12 +123,23 @@ test setLevel {
 pub fn levelMask() u32 {
     var mask: u32 = 0;
     for (linked_levels) |candidate| {
-        if (tableOf(candidate) != null) mask |= @as(u32, 1) << @intCast(@intFromEnum(candidate));
+        if (tableOf(candidate) != null) mask |= bitOf(candidate);
     }
     return mask;
 }
 
-/// Levels this library has kernels for, whatever the CPU.
+/// One bit for each level this library has kernels for, whatever the CPU.
+pub const linked_level_mask = mask: {
+    var mask: u32 = 0;
+    for (linked_levels) |level| mask |= bitOf(level);
+    break :mask mask;
+};
+
+fn bitOf(level: Level) u32 {
+    return @as(u32, 1) << @intCast(@intFromEnum(level));
+}
+
+/// How many levels this library has kernels for, whatever the CPU.
 pub const linked_level_count = linked_levels.len;
 
 /// Tables of all levels this CPU has, lowest first: what a test of a kernel runs on.
@@ -157,7 +179,10 @@ test "each level has its own lanes" {
         };
         try testing.expectEqual(expected, table.lanes);
         try testing.expectEqual(expected, table.level.lanes());
-        try testing.expect(levelMask() >> @intCast(@intFromEnum(table.level)) & 1 == 1);
+        try testing.expect(levelMask() & bitOf(table.level) != 0);
     }
     try testing.expectEqual(tables[tables.len - 1], kernels());
+    try testing.expectEqual(kernels().level, levelInForce());
+    try testing.expectEqual(levelMask(), levelMask() & linked_level_mask);
+    try checkCpu();
 }

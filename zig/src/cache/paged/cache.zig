@@ -30,6 +30,7 @@ const BlockTable = block_table.BlockTable;
 const Budget = format_pool.Budget;
 const commits = @import("commit.zig");
 const cpu = @import("../../device/cpu.zig");
+const dispatch = @import("../../kernels/dispatch.zig");
 const Dtype = @import("../../dtype.zig").Dtype;
 const format_pool = @import("../blocks/format_pool.zig");
 const Group = layer_group.Group;
@@ -87,7 +88,7 @@ pub const PagedCache = struct {
     budget: *Budget,
     sequences: std.ArrayList(*Sequence) = .empty,
 
-    pub const InitError = error{ InvalidConfig, OutOfMemory, BlockTooLarge };
+    pub const InitError = error{ InvalidConfig, OutOfMemory, BlockTooLarge, Unsupported };
     pub const AppendError = appends.Error;
     pub const CommitError = commits.CommitError;
     pub const TruncateError = commits.TruncateError;
@@ -100,6 +101,7 @@ pub const PagedCache = struct {
     }
 
     pub fn initSlabs(gpa: Allocator, slab_allocator: Allocator, options: Options) InitError!PagedCache {
+        try dispatch.checkCpu();
         if (options.layers.len == 0 or options.max_seq_len == 0) return error.InvalidConfig;
         if (options.max_seq_len > shapes.max_seq_len_max) return error.InvalidConfig;
         if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
