@@ -63,13 +63,18 @@ interface ToolSource {
   packages(platform: string): readonly Package[] | undefined;
 }
 
-// A pinned hash is compared with the one Deno verified the tarball against. The Zig packages for other platforms than
-// linux-x64 carry no pin yet: Deno still checks their tarballs against the registry's own hash.
+// The pins are what npm calls the integrity of a tarball, as this is the hash by which Deno verifies what it downloads:
+// no other hash of the archive is to be had once Deno has unpacked it. Each was computed from a tarball that was
+// downloaded for it.
+
+/** The npm packages `@zigc/<host>`, which have no pin where npm had no such tarball when the others were pinned. */
 const ZIG_INTEGRITY: Readonly<Record<string, string | undefined>> = {
   "linux-x64": "sha512-zVSGKmIZb5w+ot3eDdoF7GzvICN1e6mwGIAgavDiQR0stXnJu9UgOMppcIKqP5fG5ecsH6jsIf9rThd3ZI/dlQ==",
   "linux-arm64": undefined,
   "darwin-x64": undefined,
   "darwin-arm64": undefined,
+  "win32-x64": undefined,
+  "win32-arm64": undefined,
 };
 const ZIG_LIB_INTEGRITY =
   "sha512-btxgqPJy93rwlcypaMHLLGjvtj/t1km+KUKjlCCxKV+UpayeI1v6ybXt4/jFI3ufDKoLe9GLKTpsX8bavMEygA==";
@@ -90,6 +95,14 @@ const BUN_PACKAGES: Readonly<Record<string, readonly [name: string, integrity: s
   "darwin-arm64": [
     "@oven/bun-darwin-aarch64",
     "sha512-4MIFXHmctH2EhAxLXm2/qxNtv17dFtLJylvaOCsrgq6KSqHTs6eW5YSrJjRbJxYUJaR901fsN8JfZOa+CsWpWQ==",
+  ],
+  "win32-x64": [
+    "@oven/bun-windows-x64",
+    "sha512-FNvply651vcE/GHgNWz6mZvhmkwBuu8Hw54oNzA+CQog+HW+542rXQmZqNHRkFxazD9L3xi+iTtvO3engAgJfw==",
+  ],
+  "win32-arm64": [
+    "@oven/bun-windows-aarch64",
+    "sha512-MiPFZnBNDnBXgr1oONc5pizC4fOLjnIOfNkYdFEnWzLmoFTg86naZIG3SvS7d/GglpQSAnCKMAzSjI/TAckiRw==",
   ],
 };
 
