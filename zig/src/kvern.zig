@@ -1,21 +1,44 @@
-//! kvern, the KV cache of a transformer, as a Zig package.
+//! kvern is the KV cache of a transformer: keys and values in memory of its own, and attention over them at the speed of
+//! that memory.
 //!
-//!     var cache: kvern.ContiguousCache = try .init(gpa, .{
-//!         .layer_count = 32, .kv_head_count = 8, .head_dim = 128, .max_seq_len = 4096, .dtype_k = .f16, .dtype_v = .f16,
-//!     });
-//!     defer cache.deinit();
-//!     _ = try cache.append(layer, 0, .fromF32(k), .fromF32(v)); // every layer, then
-//!     try cache.commit(0, token_count);
-//!     try kvern.attend(try cache.rows(layer, 0), q, .{}, output, &.{});
+//! A `ContiguousCache` has one span of rows for each layer and sequence. A `PagedCache` has blocks of 64 positions, which
+//! sequences share, and may quantize old ones. Either is written in two phases: rows are appended to every layer, then a
+//! commit makes them count. Every call does all it says or nothing, and tells an error apart from every other.
 //!
-//!     var pages: kvern.PagedCache = try .init(gpa, .{ .layers = &.{.{ .kv_head_count = 8, .head_dim = 128 }}, .max_seq_len = 1 << 17 });
-//!     defer pages.deinit();
-//!     const parent = try pages.createSequence();
-//!     _ = try parent.append(layer, .fromF32(k), .fromF32(v)); // every layer, then
-//!     try parent.commit(token_count);
-//!     const child = try pages.fork(parent); // shares every block
+//! ```
+//! var cache: kvern.ContiguousCache = try .init(gpa, .{
+//!     .layer_count = 32, .kv_head_count = 8, .head_dim = 128, .max_seq_len = 4096, .dtype_k = .f16, .dtype_v = .f16,
+//! });
+//! defer cache.deinit();
+//! _ = try cache.append(layer, 0, .fromF32(k), .fromF32(v)); // every layer, then
+//! try cache.commit(0, token_count);
+//! try kvern.attend(try cache.rows(layer, 0), q, .{}, output, &.{});
+//! ```
 //!
-//! Not thread safe: a cache shared between threads needs the caller's lock.
+//! Here the newest 256 rows stay in f16, and the blocks behind them take 4 bits and a half a value:
+//!
+//! ```
+//! var pages: kvern.PagedCache = try .init(gpa, .{
+//!     .layers = &@as([32]kvern.PagedLayer, @splat(.{ .kv_head_count = 8, .head_dim = 128 })),
+//!     .max_seq_len = 1 << 17,
+//!     .policy = .{ .kind = .tiered, .store = .{ .dtype_k = .i4, .dtype_v = .i4 }, .tail_tokens = 256 },
+//! });
+//! defer pages.deinit();
+//! const parent = try pages.createSequence();
+//! _ = try parent.append(layer, .fromF32(k), .fromF32(v)); // every layer, then
+//! try parent.commit(token_count);
+//! const child = try pages.fork(parent); // shares every block
+//! try kvern.attend(try child.rows(layer), q, .{}, output, &.{});
+//! ```
+//!
+//! A `Sequence` is one of either cache; `attendSequences` attends for several of them in one call. `Dtype` lists the
+//! formats, `AttendOptions` what attention can do besides: windows, sinks, ALiBi, softcap, trees of drafted tokens.
+//!
+//! The kernels are compiled for every CPU level of the target and picked when they are first used; `setLevel` picks a
+//! lower one. Equal stored bytes give equal bits on one level, whatever the layout and the number of threads.
+//!
+//! Not thread safe: a cache that threads share needs the caller's lock. `setThreadCount` says how many threads of kvern's
+//! own one call may use.
 
 pub const Dtype = @import("dtype.zig").Dtype;
 const group = @import("group.zig");
