@@ -43,7 +43,7 @@ function toolOrNone(name: ToolName): string | undefined {
 const bun = toolOrNone("bun"), node = toolOrNone("node");
 const missing = bun === undefined ? "Bun" : missingForNpmLayer;
 const reason = !inDeno
-  ? " (skipped: it starts Bun itself, and runs under Deno)"
+  ? " (skipped: it starts the runtimes itself, and runs under Deno)"
   : missing
   ? ` (skipped: no ${missing})`
   : "";

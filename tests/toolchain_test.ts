@@ -46,7 +46,11 @@ test("run() gives the exit code and keeps the output", { timeout }, async () => 
 interface Place {
   readonly folder: string;
   readonly store: string;
-  start(environment: Record<string, string>): Promise<{ code: number | null; stdout: string; stderr: string }>;
+  /** Runs the file, by default for the version of Zig. */
+  start(
+    environment: Record<string, string>,
+    args?: string[],
+  ): Promise<{ code: number | null; stdout: string; stderr: string }>;
 }
 
 async function inPlace(body: (place: Place) => Promise<void>, edit = (source: string) => source): Promise<void> {
@@ -55,11 +59,11 @@ async function inPlace(body: (place: Place) => Promise<void>, edit = (source: st
     for (const name of ["zig", "bin", "home"]) mkdirSync(join(folder, name));
     const copy = join(folder, "zig", "toolchain.ts");
     writeFileSync(copy, edit(readFileSync(join(ZIG_FOLDER, "toolchain.ts"), "utf8")));
-    const start: Place["start"] = (environment) =>
+    const start: Place["start"] = (environment, args = ["zig", "version"]) =>
       new Promise((resolve, reject) => {
         // The tools a machine has in its own folders may not stand in for the ones this test is about.
         const env = { PATH: `${join(folder, "bin")}`, HOME: join(folder, "home"), NO_COLOR: "1", ...environment };
-        const child = spawn(process.execPath, ["run", "-A", copy, "zig", "version"], { cwd: folder, env });
+        const child = spawn(process.execPath, ["run", "-A", copy, ...args], { cwd: folder, env });
         let [stdout, stderr] = ["", ""];
         child.stdout.setEncoding("utf8").on("data", (chunk: string) => stdout += chunk);
         child.stderr.setEncoding("utf8").on("data", (chunk: string) => stderr += chunk);
@@ -85,8 +89,13 @@ test(
       mkdirSync(join(folder, "old"));
       writeTool(join(folder, "old", "zig"), "0.15.2");
       writeTool(join(folder, "bin", "zig"), "0.16.9");
-      const { code, stdout } = await start({ PATH: `${join(folder, "old")}:${join(folder, "bin")}` });
-      assert.deepEqual({ code, stdout }, { code: 0, stdout: "0.16.9\n" });
+      writeTool(join(folder, "old", "node"), "v20.20.2");
+      writeTool(join(folder, "bin", "node"), "v26.11.0");
+      const PATH = `${join(folder, "old")}:${join(folder, "bin")}`;
+      for (const [args, answer] of [[["zig", "version"], "0.16.9\n"], [["node", "--version"], "v26.11.0\n"]] as const) {
+        const { code, stdout } = await start({ PATH }, [...args]);
+        assert.deepEqual({ code, stdout }, { code: 0, stdout: answer });
+      }
     }),
 );
 
