@@ -111,7 +111,7 @@ test("generate.ts counts one token as one", TIMEOUT, async () => {
 test("generate.ts --help and -h list the options", TIMEOUT, async () => {
   const text = await output("--help");
   assert.equal(await output("-h"), text);
-  for (const line of text.split("\n").slice(4)) assert.match(line, /^$|^ {2}--[a-z-]+ .*\S$/);
+  for (const line of text.split("\n").slice(5)) assert.match(line, /^$|^ {2}--[a-z-]+ .*\S$/);
   assert.ok(text.includes("--prompt-file FILE "));
   for (const name of ["prompt TEXT", "tokens N", "temperature T", "seed N", "cache KIND", "kv DTYPE", "score FILE"]) {
     assert.ok(text.includes(`--${name} `), name);
