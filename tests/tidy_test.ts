@@ -217,7 +217,7 @@ function cycleComplaints(graph: Map<string, string[]>): string[] {
 const TOOL_USERS = new RegExp(
   "^benches/rivals/install\\.ts$|^tests/((all|npm_layer|own_package)\\.ts|" +
     "(all|bundle|installed|levels_built|library|npm_layer|package|publish\\w*|release\\w*|remote|reproducible|tarball|tidy|" +
-    "toolchain)_test\\.ts)$",
+    "toolchain|zig_docs)_test\\.ts)$",
 );
 
 /** What the rows alone do not say of TypeScript: which doors are shut, and that nothing comes from outside. */

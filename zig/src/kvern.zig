@@ -71,7 +71,6 @@ pub const Tier = paged.Tier;
 
 const sequence = @import("cache/sequence.zig");
 pub const Device = sequence.Device;
-/// A sequence of either cache.
 pub const Sequence = sequence.Sequence;
 const view = @import("cache/view.zig");
 pub const ContiguousKv = view.ContiguousKv;

@@ -14,6 +14,7 @@ const dispatch = @import("../kernels/dispatch.zig");
 /// Nodes of a tree of drafted tokens: one bit each in a row's mask.
 pub const tree_node_count_max = 64;
 
+/// How queries attend: which rows they see, and how scores are scaled.
 pub const Options = struct {
     /// Query rows in `q`; the newest of them belongs to the newest row of the cache.
     query_count: u32 = 1,

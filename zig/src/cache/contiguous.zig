@@ -34,6 +34,7 @@ const Rows = @import("rows.zig").Rows;
 const Slab = slab_memory.Slab;
 const Spans = @import("spans.zig").Spans;
 
+/// The size of a contiguous cache, and the formats of its rows: floats.
 pub const Options = struct {
     layer_count: u32,
     sequence_count: u32 = 1,
@@ -78,6 +79,7 @@ fn checkTables(shape: Shape) error{OutOfMemory}!void {
     if (table_bytes > 1 << 24 and table_bytes > cpu.memoryLimit() / 8) return error.OutOfMemory;
 }
 
+/// Rows of several sequences, for each of which `max_seq_len` positions are set aside in every layer.
 pub const ContiguousCache = struct {
     gpa: Allocator,
     slab_allocator: Allocator,

@@ -17,6 +17,7 @@ const View = views.View;
 /// Where a layer lives.
 pub const Device = enum(u32) { cpu = 0 };
 
+/// A sequence of either cache.
 pub const Sequence = union(enum) {
     contiguous: contiguous.Sequence,
     paged: *paged.Sequence,

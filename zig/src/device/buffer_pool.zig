@@ -43,6 +43,7 @@ comptime {
     }
 }
 
+/// How much memory a buffer pool keeps and hands out.
 pub const Options = struct {
     /// Free buffers kept of each class.
     buffers_per_class: u32 = buffers_per_class_default,

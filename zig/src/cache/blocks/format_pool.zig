@@ -81,6 +81,7 @@ pub const Budget = struct {
     }
 };
 
+/// Blocks of one format, with a reference count each, from slabs that come and go as they are needed.
 pub const FormatPool = struct {
     gpa: Allocator,
     slab_allocator: Allocator,

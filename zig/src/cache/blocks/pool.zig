@@ -18,6 +18,7 @@ pub const Format = struct {
     pool: FormatPool,
 };
 
+/// Blocks of one shape in every format they come in, which several paged caches may share.
 pub const BlockPool = struct {
     gpa: Allocator,
     slab_allocator: Allocator,

@@ -57,6 +57,7 @@ pub const Stats = sums.Stats;
 pub const Store = layer_group.Store;
 pub const Tier = policies.Tier;
 
+/// The layers of a paged cache, and what becomes of rows as they grow old.
 pub const Options = struct {
     layers: []const Layer,
     block_size: u32 = 64,
@@ -81,6 +82,7 @@ pub const Options = struct {
 /// Names who wrote a block; 0 is nobody, the largest is the pool's own.
 var writer_count: std.atomic.Value(u32) = .init(0);
 
+/// Sequences as tables of blocks, which forks share and a policy may quantize.
 pub const PagedCache = struct {
     state: CacheState,
     /// One for each layer group; none with a pool of another owner.

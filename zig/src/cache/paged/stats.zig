@@ -12,6 +12,7 @@ const state = @import("state.zig");
 const CacheState = state.CacheState;
 const SequenceState = state.SequenceState;
 
+/// Counts of rows, blocks and bytes of a paged cache.
 pub const Stats = struct {
     sequence_count: u32 = 0,
     /// Layer groups.
