@@ -1,7 +1,7 @@
 /** One version in every place that has one, and the changelog's notes of it. */
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { globSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { newestEntry, versionComplaints } from "../zig/release_version.ts";
@@ -54,4 +54,17 @@ test("deno.json, build.zig.zon and the changelog are of one version, and the cha
   const places = { denoJson: read("deno.json"), buildZigZon: read("zig/build.zig.zon"), changelog, tag: undefined };
   assert.deepEqual(versionComplaints(places), []);
   assert.ok(newestEntry(changelog)!.notes.length > 100);
+});
+
+test("what the pages name with a version has that of deno.json", () => {
+  const version: string = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).version;
+  const mention = /\bkvern(?:-zig-|-|@\^?)(\d+\.\d+\.\d+)/g;
+  assert.deepEqual([..."kvern-zig-1.2.3.tar.gz, jsr:@kvern/kvern@1.2.4".matchAll(mention)].map(([, found]) => found), [
+    "1.2.3",
+    "1.2.4",
+  ]);
+  const pages = ["README.md", ...globSync("docs/*.md", { cwd: ROOT })];
+  const mentions = pages.flatMap((page) => [...readFileSync(join(ROOT, page), "utf8").matchAll(mention)]);
+  assert.ok(mentions.length > 0, "the page of Zig names the tarball");
+  for (const [text, found] of mentions) assert.equal(found, version, text);
 });
