@@ -1,8 +1,9 @@
 /**
  * Makes and checks all of a release that one machine can: `deno task release:check`.
  *
- * The versions agree, nothing is uncommitted, the libraries are built from these sources, the package passes, and the
- * files that are attached can be made. Under a tag in GitHub's workflow, or with one as argument, the tag has to fit, too.
+ * The versions agree, nothing is uncommitted, the libraries are built from these sources and one of them twice, the
+ * package passes, and the files that are attached can be made. Under a tag in GitHub's workflow, or with one as
+ * argument, the tag has to fit, too.
  *
  * @module
  */
@@ -42,25 +43,27 @@ async function check(tag: string | undefined): Promise<string[]> {
   const changes = git.output.trimEnd();
   const isClean = git.code === 0 && changes === "";
 
-  const built = await task("build:targets"); // a second where lib/ is what these sources give
+  const built = await deno("task", "build:targets"); // a second where lib/ is what these sources give
   if (built.code !== 0) return ["deno task build:targets must pass"];
   const libraries = releaseLibraries(join(ROOT, "lib"));
   for (const [target, path] of Object.entries(libraries)) {
     say(`${createHash("sha256").update(readFileSync(path)).digest("hex")}  ${target}`);
   }
-  const packaged = await task("publish:check");
+  const reproduced = await deno("test", "-A", "tests/reproducible_test.ts");
+  const packaged = await deno("task", "publish:check");
   for (const [name, { length }] of releaseFiles(version, libraries)) say(`${length} bytes  ${name}`);
 
   return [
     ...versionComplaints({ ...places, tag }),
     ...(isClean ? [] : [`all that is released must be committed: git status says\n${changes}`]),
+    ...(reproduced.code === 0 ? [] : ["the test of two builds must pass"]),
     ...(packaged.code === 0 ? [] : ["deno task publish:check must pass"]),
   ];
 }
 
-/** Runs a task of `deno.json`. */
-function task(name: string): Promise<RunResult> {
-  return run(`at deno task ${name}`, process.execPath, ["task", name], {
+/** Runs Deno in the root, and shows what it says. */
+function deno(...args: string[]): Promise<RunResult> {
+  return run(`at deno ${args.join(" ")}`, process.execPath, args, {
     cwd: ROOT,
     env: process.env,
     output: "forwarded",
