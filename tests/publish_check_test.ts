@@ -33,7 +33,7 @@ function libraryOf(target: Target, ...texts: string[]): Buffer {
   return Buffer.concat([head, Buffer.from(`\0${texts.join("\0")}\0`)]);
 }
 
-test("a library is refused that is another target's, loads another C library, has debug information or a path", () => {
+test("a library is refused that is another target's, loads another C library or a newer one, has debug information or a path", () => {
   const good: [Target, Buffer][] = [
     ["x86_64-linux-gnu", libraryOf("x86_64-linux-gnu", "libc.so.6")],
     ["aarch64-linux-gnu", libraryOf("aarch64-linux-gnu", "libc.so.6")],
@@ -60,6 +60,10 @@ test("a library is refused that is another target's, loads another C library, ha
   }
   assert.deepEqual(libraryComplaints("x86_64-linux-musl", libraryOf("x86_64-linux-musl", "libc.so.6")), [
     "lib/x86_64-linux-musl/libkvern.so must load the C library of musl: it loads that of gnu",
+  ]);
+  const versions = ["libc.so.6", "GLIBC_2.2.5", "GLIBC_2.34", "GLIBC_2.17"];
+  assert.deepEqual(libraryComplaints("x86_64-linux-gnu", libraryOf("x86_64-linux-gnu", ...versions)), [
+    "lib/x86_64-linux-gnu/libkvern.so must load with glibc 2.17: it needs 2.34",
   ]);
   assert.deepEqual(libraryComplaints("aarch64-macos", libraryOf("aarch64-macos", ".debug_info", `${ROOT}/zig/src`)), [
     "lib/aarch64-macos/libkvern.dylib must be stripped: it has debug information",

@@ -12,6 +12,9 @@ const ELF: Readonly<Record<number, string>> = { 62: "x86_64", 183: "aarch64" };
 const MACH_O: Readonly<Record<number, string>> = { 0x1000007: "x86_64", 0x100000c: "aarch64" };
 const PE: Readonly<Record<number, string>> = { 0x8664: "x86_64", 0xaa64: "aarch64" };
 
+/** The oldest glibc 2 that a release runs with, as `zig/build.zig` says. */
+const GLIBC_MINOR = 17;
+
 /** The system that the first bytes of a library name: `x86_64-linux`, `aarch64-macos` and so on. */
 function systemOf(library: Buffer): string | undefined {
   if (library.length < 64) return undefined;
@@ -38,6 +41,11 @@ export function libraryComplaints(target: Target, library: Uint8Array): string[]
   if (system === "linux" && loaded !== libc) {
     complaints.push(`${file} must load the C library of ${libc}: it loads ${loaded ? `that of ${loaded}` : "none"}`);
   }
+  const newest = Math.max(
+    0,
+    ...Array.from(bytes.toString("latin1").matchAll(/\0GLIBC_2\.(\d+)/g), ([, minor]) => Number(minor)),
+  );
+  if (newest > GLIBC_MINOR) complaints.push(`${file} must load with glibc 2.${GLIBC_MINOR}: it needs 2.${newest}`);
   if (bytes.includes(".debug_info")) complaints.push(`${file} must be stripped: it has debug information`);
   if (bytes.includes(ROOT)) complaints.push(`${file} must not tell where it was built: it has ${ROOT}`);
   return complaints;
