@@ -513,4 +513,5 @@ test {
     _ = @import("cache_test.zig");
     _ = @import("append_test.zig");
     _ = @import("rewind_test.zig");
+    _ = @import("../prefix/index.zig");
 }

@@ -1,0 +1,699 @@
+//! The prefix index: blocks of rows by the tokens they were computed for.
+//!
+//!     root of a tenant
+//!       [the quick brown fox]          a node: a block's tokens, and the block of each layer group
+//!         [jumps over the lazy]
+//!           [dog and]                  fewer tokens than a block has: nothing follows these
+//!         [sat on the mat]
+//!
+//! Nodes are found by their tokens alone. The children of a node are sorted, so the one that has most tokens in common with
+//! a prompt stands beside where the prompt would be. Trees of different tenants and models have nothing in common: what one
+//! tenant looks up, and how long that takes, does not depend on what another one has.
+//!
+//! The index holds one reference to each block it names, as a block table does, so a block that no sequence has stays until
+//! memory is wanted. Then the blocks of lowest priority go first, of these the least recently used, and a node never before
+//! its children. In layers that do not need all rows, those of a window or under retention, a block may go by itself.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const Allocator = std.mem.Allocator;
+const BlockTable = @import("../blocks/table.zig").BlockTable;
+const chain = @import("chain.zig");
+const Group = @import("../paged/layer_group.zig").Group;
+const heaps = @import("heap.zig");
+
+const none = std.math.maxInt(u32);
+
+/// The priority of tokens that nobody gave another one.
+pub const priority_default = 35;
+
+pub const Options = struct {
+    /// Most bytes of the blocks that the index names; null for no limit but the pools'.
+    max_bytes: ?u64 = null,
+    /// Most of them for one tenant.
+    max_bytes_per_salt: ?u64 = null,
+};
+
+/// A node that may have gone since it was looked up.
+pub const Ref = struct {
+    node: u32,
+    generation: u32,
+};
+
+/// The block of one layer group in a node.
+const Slot = struct {
+    /// -1 where the group has none.
+    block: i32 = -1,
+    format: u8 = 0,
+    /// The place in the heap of its root.
+    place: u32 = heaps.nowhere,
+    /// When it was used last, in uses of the index.
+    used: u64 = 0,
+};
+
+const Node = struct {
+    /// The node before; none for a root.
+    parent: u32,
+    root: u32,
+    /// Blocks from the first to this one; 0 for a root.
+    depth: u32,
+    /// As many as a block has, or fewer; 0 for a root.
+    token_count: u32,
+    /// Counts the nodes that were here.
+    generation: u32,
+    priority: u8,
+    hash: chain.BlockHash,
+    /// Sorted by their tokens.
+    children: std.ArrayList(u32) = .empty,
+};
+
+/// The tree of a tenant, for one model.
+const Root = struct {
+    node: u32,
+    key: chain.Key,
+    /// Sequences that began here.
+    users: u32 = 0,
+    bytes: u64 = 0,
+    heap: SlotHeap = .{},
+    /// The place in the heap of roots.
+    place: u32 = heaps.nowhere,
+};
+
+const SlotHeap = heaps.Heap(SlotOrder);
+const RootHeap = heaps.Heap(RootOrder);
+
+/// What of a root goes first.
+const SlotOrder = struct {
+    index: *Index,
+
+    pub fn isBefore(order: SlotOrder, a: u32, b: u32) bool {
+        const index = order.index;
+        const priority_a = index.nodeOf(a).priority;
+        const priority_b = index.nodeOf(b).priority;
+        if (priority_a != priority_b) return priority_a < priority_b;
+        return index.slots.items[a].used < index.slots.items[b].used;
+    }
+
+    pub fn place(order: SlotOrder, slot: u32) *u32 {
+        return &order.index.slots.items[slot].place;
+    }
+};
+
+/// Which root has what goes first.
+const RootOrder = struct {
+    index: *Index,
+
+    pub fn isBefore(order: RootOrder, a: u32, b: u32) bool {
+        const roots = order.index.roots.items;
+        return (SlotOrder{ .index = order.index }).isBefore(roots[a].heap.first().?, roots[b].heap.first().?);
+    }
+
+    pub fn place(order: RootOrder, root: u32) *u32 {
+        return &order.index.roots.items[root].place;
+    }
+};
+
+pub const Stats = struct {
+    /// Prompts that were looked up, those of which a part was found, and the tokens of these parts.
+    lookups: u64 = 0,
+    hits: u64 = 0,
+    hit_tokens: u64 = 0,
+    /// Blocks the index names, and their bytes.
+    cached_blocks: u64 = 0,
+    cached_bytes: u64 = 0,
+    /// Blocks that it named and had to give up.
+    evicted_blocks: u64 = 0,
+};
+
+pub const Index = struct {
+    gpa: Allocator,
+    groups: []Group,
+    block_size: u32,
+    /// Layers of a group see all rows: a node without its block is none. [group]
+    sees_all: []bool,
+    /// The first group that sees all, whose slots stand for their nodes in the heaps.
+    lead: ?u32,
+    options: Options,
+    nodes: std.ArrayList(Node) = .empty,
+    /// [node][block_size]
+    tokens: std.ArrayList(u32) = .empty,
+    /// [node][group]
+    slots: std.ArrayList(Slot) = .empty,
+    /// Nodes that are none now.
+    free_nodes: std.ArrayList(u32) = .empty,
+    roots: std.ArrayList(Root) = .empty,
+    free_roots: std.ArrayList(u32) = .empty,
+    by_key: std.AutoHashMapUnmanaged(chain.Key, u32) = .empty,
+    root_heap: RootHeap = .{},
+    /// A node none of whose blocks may go for now.
+    pinned: u32 = none,
+    uses: u64 = 0,
+    stats: Stats = .{},
+
+    /// An empty index of blocks of these groups, which outlive it. `has_retention` where every layer may let rows go.
+    pub fn init(gpa: Allocator, groups: []Group, block_size: u32, has_retention: bool, options: Options) error{OutOfMemory}!Index {
+        const sees_all = try gpa.alloc(bool, groups.len);
+        var lead: ?u32 = null;
+        for (sees_all, groups, 0..) |*sees, group, i| {
+            sees.* = !has_retention and group.window_tokens == null;
+            if (sees.* and lead == null) lead = @intCast(i);
+        }
+        return .{ .gpa = gpa, .groups = groups, .block_size = block_size, .sees_all = sees_all, .lead = lead, .options = options };
+    }
+
+    /// Gives all references back.
+    pub fn deinit(index: *Index) void {
+        index.clear();
+        const gpa = index.gpa;
+        for (index.roots.items) |*root| root.heap.deinit(gpa);
+        for (index.nodes.items) |*node| node.children.deinit(gpa);
+        gpa.free(index.sees_all);
+        index.nodes.deinit(gpa);
+        index.tokens.deinit(gpa);
+        index.slots.deinit(gpa);
+        index.free_nodes.deinit(gpa);
+        index.roots.deinit(gpa);
+        index.free_roots.deinit(gpa);
+        index.by_key.deinit(gpa);
+        index.root_heap.deinit(gpa);
+        index.* = undefined;
+    }
+
+    /// Forgets every block. Sequences keep theirs, and their roots.
+    pub fn clear(index: *Index) void {
+        while (index.root_heap.first()) |root| index.drop(index.roots.items[root].heap.first().?);
+    }
+
+    /// The root of a tenant for a sequence, which closes it.
+    pub fn open(index: *Index, key: chain.Key) error{OutOfMemory}!Ref {
+        const gpa = index.gpa;
+        if (index.by_key.get(key)) |root| {
+            index.roots.items[root].users += 1;
+            return index.refOf(index.roots.items[root].node);
+        }
+        try index.by_key.ensureUnusedCapacity(gpa, 1);
+        try index.root_heap.ensureCapacity(gpa, index.roots.items.len + 1);
+        try index.free_roots.ensureTotalCapacity(gpa, index.roots.items.len + 1);
+        if (index.free_roots.items.len == 0) try index.roots.ensureUnusedCapacity(gpa, 1);
+        const node = try index.takeNode();
+        const root: u32 = index.free_roots.pop() orelse blk: {
+            _ = index.roots.addOneAssumeCapacity();
+            break :blk @intCast(index.roots.items.len - 1);
+        };
+        index.roots.items[root] = .{ .node = node, .key = key, .users = 1 };
+        index.nodes.items[node] = .{
+            .parent = none,
+            .root = root,
+            .depth = 0,
+            .token_count = 0,
+            .generation = index.nodes.items[node].generation,
+            .priority = 0,
+            .hash = chain.no_parent,
+        };
+        index.by_key.putAssumeCapacity(key, root);
+        return index.refOf(node);
+    }
+
+    /// A sequence that began at a root has ended.
+    pub fn close(index: *Index, node: u32) void {
+        const root = index.nodes.items[node].root;
+        index.roots.items[root].users -= 1;
+        index.dropRootIfUnused(root);
+    }
+
+    /// A reference that tells whether the node is still there.
+    pub fn refOf(index: *const Index, node: u32) Ref {
+        return .{ .node = node, .generation = index.nodes.items[node].generation };
+    }
+
+    /// The node of a reference, unless it has gone.
+    pub fn get(index: *const Index, ref: Ref) ?u32 {
+        return if (index.nodes.items[ref.node].generation == ref.generation) ref.node else null;
+    }
+
+    pub fn parentOf(index: *const Index, node: u32) ?u32 {
+        const parent = index.nodes.items[node].parent;
+        return if (parent == none) null else parent;
+    }
+
+    pub fn rootOf(index: *const Index, node: u32) u32 {
+        return index.roots.items[index.nodes.items[node].root].node;
+    }
+
+    pub fn depthOf(index: *const Index, node: u32) u32 {
+        return index.nodes.items[node].depth;
+    }
+
+    pub fn hashOf(index: *const Index, node: u32) chain.BlockHash {
+        return index.nodes.items[node].hash;
+    }
+
+    /// The tokens of a node.
+    pub fn tokensOf(index: *const Index, node: u32) []const u32 {
+        return index.tokens.items[@as(usize, node) * index.block_size ..][0..index.nodes.items[node].token_count];
+    }
+
+    /// The block of a group in a node, and its format; null where it has none.
+    pub fn blockOf(index: *const Index, node: u32, group: u32) ?struct { block: i32, format: u8 } {
+        const slot = index.slots.items[index.slotOf(node, group)];
+        return if (slot.block < 0) null else .{ .block = slot.block, .format = slot.format };
+    }
+
+    fn slotOf(index: *const Index, node: u32, group: u32) u32 {
+        return node * @as(u32, @intCast(index.groups.len)) + group;
+    }
+
+    fn nodeOf(index: *const Index, slot: u32) *Node {
+        return &index.nodes.items[slot / index.groups.len];
+    }
+
+    /// A child of a node, and how many tokens it has in common with some others from the first on.
+    pub const Child = struct { node: u32, common: u32 };
+
+    /// The child that has most tokens in common with `tokens`; null where none has any.
+    pub fn nearestChild(index: *const Index, node: u32, tokens: []const u32) ?Child {
+        const children = index.nodes.items[node].children.items;
+        const at = index.lowerBound(children, tokens);
+        var nearest: ?Child = null;
+        if (at < children.len) nearest = index.child(children[at], tokens);
+        if (at > 0) {
+            const before = index.child(children[at - 1], tokens);
+            if (nearest == null or before.common > nearest.?.common) nearest = before;
+        }
+        return if (nearest != null and nearest.?.common > 0) nearest else null;
+    }
+
+    /// Walks down from a node along `tokens`, as far as whole blocks of them are there, and appends the nodes to `path`.
+    pub fn walk(index: *const Index, from: u32, tokens: []const u32, path: *std.ArrayList(u32)) error{OutOfMemory}!void {
+        var node = from;
+        var rest = tokens;
+        while (rest.len >= index.block_size) : (rest = rest[index.block_size..]) {
+            const block = rest[0..index.block_size];
+            const children = index.nodes.items[node].children.items;
+            const at = index.lowerBound(children, block);
+            if (at == children.len or !std.mem.eql(u32, index.tokensOf(children[at]), block)) return;
+            node = children[at];
+            try path.append(index.gpa, node);
+        }
+    }
+
+    fn child(index: *const Index, node: u32, tokens: []const u32) Child {
+        return .{ .node = node, .common = commonCount(index.tokensOf(node), tokens) };
+    }
+
+    /// The first child whose tokens do not stand before `tokens`.
+    fn lowerBound(index: *const Index, children: []const u32, tokens: []const u32) usize {
+        var low: usize = 0;
+        var high = children.len;
+        while (low < high) {
+            const middle = low + (high - low) / 2;
+            if (std.mem.order(u32, index.tokensOf(children[middle]), tokens) == .lt) low = middle + 1 else high = middle;
+        }
+        return low;
+    }
+
+    /// Marks the blocks of a node as used now.
+    pub fn touch(index: *Index, node: u32) void {
+        index.uses += 1;
+        for (0..index.groups.len) |group| index.touchSlot(index.slotOf(node, @intCast(group)));
+    }
+
+    fn touchSlot(index: *Index, slot: u32) void {
+        index.slots.items[slot].used = index.uses;
+        if (index.slots.items[slot].place == heaps.nowhere) return;
+        const root = index.nodeOf(slot).root;
+        index.roots.items[root].heap.settle(.{ .index = index }, slot);
+        index.settleRoot(root);
+    }
+
+    fn settleRoot(index: *Index, root: u32) void {
+        const is_listed = index.roots.items[root].place != heaps.nowhere;
+        const has_slots = index.roots.items[root].heap.first() != null;
+        const order: RootOrder = .{ .index = index };
+        if (is_listed and has_slots) index.root_heap.settle(order, root);
+        if (!is_listed and has_slots) index.root_heap.addAssumeCapacity(order, root);
+        if (is_listed and !has_slots) index.root_heap.remove(order, root);
+    }
+
+    /// Adds the block of `tokens` behind a node: the blocks of an entry of these tables, which the index holds from now on
+    /// too. Where the node is there already, it keeps its blocks and takes those it lacks. Null where there is no room.
+    pub fn add(index: *Index, parent: u32, tokens: []const u32, tables: []const BlockTable, entry: u32, priority: u8) ?u32 {
+        assert(tokens.len > 0 and tokens.len <= index.block_size);
+        assert(index.nodes.items[parent].depth == entry);
+        assert(index.nodes.items[parent].token_count == (if (entry == 0) 0 else index.block_size));
+        index.uses += 1;
+        const at = index.lowerBound(index.nodes.items[parent].children.items, tokens);
+        const siblings = index.nodes.items[parent].children.items;
+        if (at < siblings.len and std.mem.eql(u32, index.tokensOf(siblings[at]), tokens)) {
+            const node = siblings[at];
+            index.fill(node, tables, entry);
+            index.raise(node, priority);
+            return node;
+        }
+        const bytes = index.bytesOf(tables, entry) orelse return null;
+        // The nodes before the new one stay: all but its parent have children.
+        index.pinned = parent;
+        index.relist(parent);
+        const has_room = index.makeRoom(index.nodes.items[parent].root, bytes);
+        index.pinned = none;
+        index.relist(parent);
+        if (!has_room) return null;
+        return index.create(parent, tokens, tables, entry, priority) catch null;
+    }
+
+    fn create(
+        index: *Index,
+        parent: u32,
+        tokens: []const u32,
+        tables: []const BlockTable,
+        entry: u32,
+        priority: u8,
+    ) error{OutOfMemory}!u32 {
+        const gpa = index.gpa;
+        const root = index.nodes.items[parent].root;
+        try index.nodes.items[parent].children.ensureUnusedCapacity(gpa, 1);
+        const listed = index.roots.items[root].heap.items.items.len;
+        try index.roots.items[root].heap.ensureCapacity(gpa, listed + index.groups.len + 1);
+        const node = try index.takeNode();
+        const before = index.nodes.items[parent];
+        index.nodes.items[node] = .{
+            .parent = parent,
+            .root = root,
+            .depth = before.depth + 1,
+            .token_count = @intCast(tokens.len),
+            .generation = index.nodes.items[node].generation,
+            .priority = priority,
+            .hash = chain.next(&index.roots.items[root].key, before.hash, tokens),
+        };
+        @memcpy(index.tokens.items[@as(usize, node) * index.block_size ..][0..tokens.len], tokens);
+        const at = index.lowerBound(index.nodes.items[parent].children.items, tokens);
+        index.nodes.items[parent].children.insertAssumeCapacity(at, node);
+        index.fill(node, tables, entry);
+        index.relist(parent);
+        return node;
+    }
+
+    /// Bytes of the blocks of an entry; null where a group that needs it has none.
+    fn bytesOf(index: *const Index, tables: []const BlockTable, entry: u32) ?u64 {
+        var bytes: u64 = 0;
+        for (tables, index.groups, index.sees_all) |*table, group, sees_all| {
+            const entries = table.entries();
+            if (entries.isEvicted(entry)) {
+                if (sees_all) return null;
+                continue;
+            }
+            bytes += group.formats.items[entries.format(entry)].pool.block_bytes;
+        }
+        return if (bytes == 0) null else bytes;
+    }
+
+    /// Gives a node the blocks it lacks.
+    fn fill(index: *Index, node: u32, tables: []const BlockTable, entry: u32) void {
+        for (tables, 0..) |*table, i| {
+            const group: u32 = @intCast(i);
+            const slot = index.slotOf(node, group);
+            const entries = table.entries();
+            if (index.slots.items[slot].block < 0 and !entries.isEvicted(entry)) {
+                index.hold(slot, group, entries.block(entry), entries.format(entry));
+            }
+            index.slots.items[slot].used = index.uses;
+        }
+        index.relist(node);
+    }
+
+    fn hold(index: *Index, slot: u32, group: u32, block: i32, format: u8) void {
+        const pool = &index.groups[group].formats.items[format].pool;
+        pool.retain(&.{block});
+        index.slots.items[slot].block = block;
+        index.slots.items[slot].format = format;
+        index.roots.items[index.nodeOf(slot).root].bytes += pool.block_bytes;
+        index.stats.cached_bytes += pool.block_bytes;
+        index.stats.cached_blocks += 1;
+    }
+
+    fn letGo(index: *Index, slot: u32) void {
+        const group = slot % @as(u32, @intCast(index.groups.len));
+        const held = &index.slots.items[slot];
+        if (held.block < 0) return;
+        const pool = &index.groups[group].formats.items[held.format].pool;
+        pool.release(&.{held.block});
+        held.block = -1;
+        index.roots.items[index.nodeOf(slot).root].bytes -= pool.block_bytes;
+        index.stats.cached_bytes -= pool.block_bytes;
+        index.stats.cached_blocks -= 1;
+    }
+
+    /// A block of a sequence became another one: the index names that in its place, if it named the first.
+    pub fn follow(index: *Index, node: u32, group: u32, old: i32, new: i32, format: u8) void {
+        const slot = index.slotOf(node, group);
+        if (index.slots.items[slot].block != old) return;
+        index.letGo(slot);
+        index.hold(slot, group, new, format);
+    }
+
+    /// Gives a node at least that priority.
+    fn raise(index: *Index, node: u32, priority: u8) void {
+        if (priority <= index.nodes.items[node].priority) return;
+        index.setPriority(node, priority);
+    }
+
+    pub fn setPriority(index: *Index, node: u32, priority: u8) void {
+        index.nodes.items[node].priority = priority;
+        const root = index.nodes.items[node].root;
+        for (0..index.groups.len) |group| {
+            const slot = index.slotOf(node, @intCast(group));
+            if (index.slots.items[slot].place != heaps.nowhere) index.roots.items[root].heap.settle(.{ .index = index }, slot);
+        }
+        index.settleRoot(root);
+    }
+
+    /// Puts the slots of a node into the heap of its root where they may go by themselves, or takes them out.
+    fn relist(index: *Index, node: u32) void {
+        const root = index.nodes.items[node].root;
+        const is_leaf = index.nodes.items[node].children.items.len == 0;
+        for (0..index.groups.len) |i| {
+            const group: u32 = @intCast(i);
+            const slot = index.slotOf(node, group);
+            const may_go = node != index.pinned and index.slots.items[slot].block >= 0 and
+                (if (index.sees_all[group]) is_leaf and index.lead == group else true);
+            const is_listed = index.slots.items[slot].place != heaps.nowhere;
+            const heap = &index.roots.items[root].heap;
+            if (may_go and !is_listed) heap.addAssumeCapacity(.{ .index = index }, slot);
+            if (!may_go and is_listed) heap.remove(.{ .index = index }, slot);
+            if (may_go and is_listed) heap.settle(.{ .index = index }, slot);
+        }
+        index.settleRoot(root);
+    }
+
+    /// Takes the slots of a node out of the heap of its root, so that none of them goes until `relist`.
+    fn unlist(index: *Index, node: u32) void {
+        const root = index.nodes.items[node].root;
+        for (0..index.groups.len) |group| {
+            const slot = index.slotOf(node, @intCast(group));
+            if (index.slots.items[slot].place == heaps.nowhere) continue;
+            index.roots.items[root].heap.remove(.{ .index = index }, slot);
+        }
+        index.settleRoot(root);
+    }
+
+    /// Lets blocks go until so many bytes more of a root are within the limits. False where that cannot be.
+    fn makeRoom(index: *Index, root: u32, bytes: u64) bool {
+        const own_max = index.options.max_bytes_per_salt orelse std.math.maxInt(u64);
+        const max = index.options.max_bytes orelse std.math.maxInt(u64);
+        if (bytes > own_max or bytes > max) return false;
+        while (index.roots.items[root].bytes > own_max - bytes) {
+            index.evict(index.unusedOf(root) orelse index.any(root) orelse return false);
+        }
+        while (index.stats.cached_bytes > max - bytes) {
+            index.evict(index.unused() orelse index.any(null) orelse return false);
+        }
+        return true;
+    }
+
+    /// Lets the block go that is wanted least, so that its memory can be used. False where no memory is held by the index
+    /// alone.
+    pub fn reclaim(index: *Index) bool {
+        if (index.unused()) |slot| {
+            index.evict(slot);
+            return true;
+        }
+        // What nobody else has may stand before a node whose block is used: that one is forgotten then.
+        for (0..index.slots.items.len) |slot| {
+            if (index.slots.items[slot].block < 0 or index.isUsed(@intCast(slot))) continue;
+            index.evict(index.any(null) orelse return false);
+            return true;
+        }
+        return false;
+    }
+
+    /// A sequence has the block of a slot, too.
+    fn isUsed(index: *const Index, slot: u32) bool {
+        const held = index.slots.items[slot];
+        const group = slot % index.groups.len;
+        return index.groups[group].formats.items[held.format].pool.refCount(@intCast(held.block)) > 1;
+    }
+
+    /// The slot of a root that goes first of those that no sequence uses. The used ones before it leave the heap.
+    fn unusedOf(index: *Index, root: u32) ?u32 {
+        for ([_]bool{ false, true }) |again| {
+            if (again) index.relistAll();
+            while (index.roots.items[root].heap.first()) |slot| {
+                if (!index.isUsed(slot)) return slot;
+                index.setAside(root, slot);
+            }
+        }
+        return null;
+    }
+
+    /// The same of all roots.
+    fn unused(index: *Index) ?u32 {
+        for ([_]bool{ false, true }) |again| {
+            if (again) index.relistAll();
+            while (index.root_heap.first()) |root| {
+                const slot = index.roots.items[root].heap.first().?;
+                if (!index.isUsed(slot)) return slot;
+                index.setAside(root, slot);
+            }
+        }
+        return null;
+    }
+
+    /// Takes a used slot out of the heap, until its sequence says that it has ended or nothing else is left.
+    fn setAside(index: *Index, root: u32, slot: u32) void {
+        index.roots.items[root].heap.remove(.{ .index = index }, slot);
+        index.settleRoot(root);
+    }
+
+    fn relistAll(index: *Index) void {
+        for (index.nodes.items, 0..) |node, i| if (node.depth != 0) index.relist(@intCast(i));
+    }
+
+    /// The slot that goes first, used or not.
+    fn any(index: *Index, root: ?u32) ?u32 {
+        index.relistAll();
+        const of = root orelse index.root_heap.first() orelse return null;
+        return index.roots.items[of].heap.first();
+    }
+
+    /// Forgets the block of a slot: its node too, where the group sees all rows or nothing else is left of it.
+    fn evict(index: *Index, slot: u32) void {
+        const before = index.stats.cached_blocks;
+        index.drop(slot);
+        index.stats.evicted_blocks += before - index.stats.cached_blocks;
+    }
+
+    fn drop(index: *Index, slot: u32) void {
+        const node: u32 = slot / @as(u32, @intCast(index.groups.len));
+        if (index.lead == null or index.lead.? != slot % index.groups.len) {
+            index.letGo(slot);
+            index.relist(node);
+            return index.dropEmpty(node);
+        }
+        index.dropLeaf(node);
+    }
+
+    /// Drops a node of which nothing is left, and those before it of which nothing is left then.
+    fn dropEmpty(index: *Index, first: u32) void {
+        var node = first;
+        while (index.parentOf(node)) |parent| : (node = parent) {
+            if (index.nodes.items[node].children.items.len != 0 or index.hasBlocks(node)) return;
+            index.remove(node);
+        }
+    }
+
+    fn hasBlocks(index: *const Index, node: u32) bool {
+        for (0..index.groups.len) |group| {
+            if (index.slots.items[index.slotOf(node, @intCast(group))].block >= 0) return true;
+        }
+        return false;
+    }
+
+    fn dropLeaf(index: *Index, node: u32) void {
+        const parent = index.parentOf(node).?;
+        for (0..index.groups.len) |group| index.letGo(index.slotOf(node, @intCast(group)));
+        index.remove(node);
+        index.dropEmpty(parent);
+    }
+
+    /// Takes a leaf without blocks out of its tree. What was used after it was used with it.
+    fn remove(index: *Index, node: u32) void {
+        assert(index.nodes.items[node].children.items.len == 0 and !index.hasBlocks(node));
+        const parent = index.nodes.items[node].parent;
+        const root = index.nodes.items[node].root;
+        index.unlist(node);
+        for (0..index.groups.len) |group| {
+            const before = &index.slots.items[index.slotOf(parent, @intCast(group))];
+            before.used = @max(before.used, index.slots.items[index.slotOf(node, @intCast(group))].used);
+        }
+        const siblings = &index.nodes.items[parent].children;
+        const at = index.lowerBound(siblings.items, index.tokensOf(node));
+        assert(siblings.orderedRemove(at) == node);
+        index.giveNode(node);
+        index.relist(parent);
+        index.dropRootIfUnused(root);
+    }
+
+    fn dropRootIfUnused(index: *Index, root: u32) void {
+        const unused_root = &index.roots.items[root];
+        if (unused_root.users != 0 or index.nodes.items[unused_root.node].children.items.len != 0) return;
+        assert(unused_root.bytes == 0 and unused_root.place == heaps.nowhere);
+        assert(index.by_key.remove(unused_root.key));
+        unused_root.heap.deinit(index.gpa);
+        unused_root.heap = .{};
+        index.giveNode(unused_root.node);
+        index.free_roots.appendAssumeCapacity(root);
+    }
+
+    /// A node without tokens and blocks.
+    fn takeNode(index: *Index) error{OutOfMemory}!u32 {
+        const gpa = index.gpa;
+        if (index.free_nodes.items.len == 0) {
+            const count = index.nodes.items.len + 1;
+            try index.free_nodes.ensureTotalCapacity(gpa, count);
+            try index.tokens.ensureTotalCapacity(gpa, count * index.block_size);
+            try index.slots.ensureTotalCapacity(gpa, count * index.groups.len);
+            try index.nodes.ensureTotalCapacity(gpa, count);
+            index.tokens.items.len = count * index.block_size;
+            index.slots.appendNTimesAssumeCapacity(.{}, index.groups.len);
+            index.nodes.appendAssumeCapacity(undefined);
+            index.nodes.items[count - 1].generation = 0;
+            return @intCast(count - 1);
+        }
+        return index.free_nodes.pop().?;
+    }
+
+    fn giveNode(index: *Index, node: u32) void {
+        index.nodes.items[node].children.deinit(index.gpa);
+        index.nodes.items[node].children = .empty;
+        index.nodes.items[node].generation +%= 1;
+        for (0..index.groups.len) |group| {
+            const slot = &index.slots.items[index.slotOf(node, @intCast(group))];
+            assert(slot.block < 0 and slot.place == heaps.nowhere);
+            slot.* = .{};
+        }
+        index.free_nodes.appendAssumeCapacity(node);
+    }
+
+    pub fn metadataBytes(index: *const Index) u64 {
+        var bytes: u64 = @sizeOf(Index) + index.groups.len;
+        bytes += index.nodes.capacity * @sizeOf(Node) + index.tokens.capacity * @sizeOf(u32);
+        bytes += index.slots.capacity * @sizeOf(Slot) + index.free_nodes.capacity * @sizeOf(u32);
+        bytes += index.roots.capacity * @sizeOf(Root) + index.free_roots.capacity * @sizeOf(u32);
+        bytes += index.by_key.capacity() * (@sizeOf(chain.Key) + @sizeOf(u32) + 1) + index.root_heap.items.capacity * @sizeOf(u32);
+        for (index.roots.items) |root| bytes += root.heap.items.capacity * @sizeOf(u32);
+        for (index.nodes.items) |node| bytes += node.children.capacity * @sizeOf(u32);
+        return bytes;
+    }
+};
+
+/// How many tokens two lists have in common from the first on.
+pub fn commonCount(a: []const u32, b: []const u32) u32 {
+    const count = @min(a.len, b.len);
+    return @intCast(std.mem.indexOfDiff(u32, a[0..count], b[0..count]) orelse count);
+}
+
+test {
+    _ = @import("index_test.zig");
+    _ = heaps;
+    _ = chain;
+}

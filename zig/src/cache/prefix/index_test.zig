@@ -1,0 +1,276 @@
+//! The prefix index against a list of what was added, with blocks of a real pool.
+
+const std = @import("std");
+const testing = std.testing;
+const gpa = testing.allocator;
+const BlockPool = @import("../blocks/pool.zig").BlockPool;
+const BlockTable = @import("../blocks/table.zig").BlockTable;
+const chain = @import("chain.zig");
+const indexes = @import("index.zig");
+const Index = indexes.Index;
+const layer_group = @import("../paged/layer_group.zig");
+const slab_memory = @import("../../device/slab.zig");
+
+const block_size = 4;
+
+/// Groups of one layer each, their pools, and an index.
+const Fixture = struct {
+    pools: []BlockPool,
+    groups: []layer_group.Group,
+    index: Index,
+
+    fn init(windows: []const ?u32, options: indexes.Options) !*Fixture {
+        const self = try gpa.create(Fixture);
+        self.pools = try gpa.alloc(BlockPool, windows.len);
+        self.groups = try gpa.alloc(layer_group.Group, windows.len);
+        for (self.pools, self.groups, windows) |*pool, *group, window| {
+            pool.* = try .init(gpa, slab_memory.system, .{
+                .layer_count = 1,
+                .kv_head_count = 1,
+                .head_dim = 4,
+                .block_size = block_size,
+                .dtype_k = .f32,
+                .dtype_v = .f32,
+            }, 64 << 20);
+            group.* = .{ .shape = pool.shape, .window_tokens = window, .store = null, .pool = pool };
+            _ = try group.formatIndex(gpa, .f32, .f32);
+        }
+        self.index = try .init(gpa, self.groups, block_size, false, options);
+        return self;
+    }
+
+    fn deinit(self: *Fixture) void {
+        self.index.deinit();
+        for (self.groups) |*group| group.deinit(gpa);
+        for (self.pools) |*pool| {
+            testing.expectEqual(0, pool.formats.items[0].pool.stats().used_blocks) catch @panic("blocks are left");
+            pool.deinit();
+        }
+        gpa.free(self.groups);
+        gpa.free(self.pools);
+        gpa.destroy(self);
+    }
+
+    /// A sequence of these tokens: its blocks, which `free` gives back.
+    fn tables(self: *Fixture, token_count: usize) ![]BlockTable {
+        const entry_count: u32 = @intCast((token_count + block_size - 1) / block_size);
+        const made = try gpa.alloc(BlockTable, self.groups.len);
+        for (made, self.groups) |*table, *group| {
+            table.* = .{};
+            try table.ensureTotalCapacity(gpa, entry_count);
+            for (0..entry_count) |_| {
+                var block: [1]i32 = undefined;
+                try group.tailPool().take(1, &block);
+                table.appendAssumeCapacity(block[0], 0);
+            }
+        }
+        return made;
+    }
+
+    fn free(self: *Fixture, made: []BlockTable) void {
+        for (made, self.groups) |*table, *group| {
+            table.shrink(group.formats.items, 0);
+            table.deinit(gpa);
+        }
+        gpa.free(made);
+    }
+
+    /// Adds all tokens, the last ones as a node of fewer; returns how many were taken.
+    fn addAll(self: *Fixture, root: u32, tokens: []const u32, priority: u8) !u32 {
+        const made = try self.tables(tokens.len);
+        defer self.free(made);
+        var node = root;
+        var start: u32 = 0;
+        while (start < tokens.len) : (start += block_size) {
+            const block = tokens[start..@min(start + block_size, tokens.len)];
+            node = self.index.add(node, block, made, start / block_size, priority) orelse return start;
+        }
+        return @intCast(tokens.len);
+    }
+
+    /// How many of the tokens are there from the first on.
+    fn matched(self: *Fixture, root: u32, tokens: []const u32) !u32 {
+        var path: std.ArrayList(u32) = .empty;
+        defer path.deinit(gpa);
+        try self.index.walk(root, tokens, &path);
+        const whole: u32 = @intCast(path.items.len * block_size);
+        const last = if (path.items.len == 0) root else path.items[path.items.len - 1];
+        const nearest = self.index.nearestChild(last, tokens[whole..]) orelse return whole;
+        return whole + nearest.common;
+    }
+};
+
+fn keyOf(salt: ?[]const u8) chain.Key {
+    return chain.keyOf(&.{"model"}, salt);
+}
+
+test "the longest prefix anyone added is found, whole blocks and tokens behind them" {
+    const fixture: *Fixture = try .init(&.{null}, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null))).node;
+    defer index.close(root);
+    const other = (try index.open(keyOf("salt"))).node;
+    defer index.close(other);
+    const a = [_]u32{ 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 };
+    try testing.expectEqual(10, try fixture.addAll(root, &a, indexes.priority_default));
+    try testing.expectEqual(8, try fixture.matched(root, &.{ 1, 2, 3, 4, 5, 6, 7, 8, 90, 91 }));
+    try testing.expectEqual(8, try fixture.matched(root, a[0..8]));
+    try testing.expectEqual(6, try fixture.matched(root, &.{ 1, 2, 3, 4, 5, 6, 70, 80 }));
+    try testing.expectEqual(10, try fixture.matched(root, &(a ++ [_]u32{ 11, 12 })));
+    try testing.expectEqual(0, try fixture.matched(other, &a));
+    try testing.expectEqual(3, index.stats.cached_blocks);
+}
+
+test "random prompts match as in a list of them" {
+    for ([_][]const ?u32{ &.{null}, &.{ 8, null } }) |windows| {
+        const fixture: *Fixture = try .init(windows, .{});
+        defer fixture.deinit();
+        const index = &fixture.index;
+        var prng: std.Random.DefaultPrng = .init(7);
+        const random = prng.random();
+        const roots = [_]u32{ (try index.open(keyOf("a"))).node, (try index.open(keyOf("b"))).node };
+        defer for (roots) |root| index.close(root);
+        var known: [roots.len]std.ArrayList([24]u32) = @splat(.empty);
+        var lengths: [roots.len]std.ArrayList(u32) = @splat(.empty);
+        defer for (&known, &lengths) |*list, *counts| {
+            list.deinit(gpa);
+            counts.deinit(gpa);
+        };
+        for (0..600) |_| {
+            var prompt: [24]u32 = undefined;
+            for (&prompt) |*token| token.* = random.uintLessThan(u32, 2);
+            const tokens = prompt[0 .. 1 + random.uintLessThan(usize, 24)];
+            const tenant = random.uintLessThan(usize, 2);
+            var expected: u32 = 0;
+            for (known[tenant].items, lengths[tenant].items) |added, length| {
+                expected = @max(expected, indexes.commonCount(added[0..length], tokens));
+            }
+            try testing.expectEqual(expected, try fixture.matched(roots[tenant], tokens));
+            try testing.expectEqual(tokens.len, try fixture.addAll(roots[tenant], tokens, indexes.priority_default));
+            try known[tenant].append(gpa, prompt);
+            try lengths[tenant].append(gpa, @intCast(tokens.len));
+        }
+        index.clear();
+        try testing.expectEqual(0, index.stats.cached_bytes);
+    }
+}
+
+test "memory that is wanted comes from the least important, then from the oldest, a child before its parent" {
+    const fixture: *Fixture = try .init(&.{null}, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null))).node;
+    defer index.close(root);
+    _ = try fixture.addAll(root, &.{ 1, 1, 1, 1, 2, 2, 2, 2 }, 50);
+    _ = try fixture.addAll(root, &.{ 3, 3, 3, 3, 4, 4, 4, 4, 5, 5 }, 35);
+    _ = try fixture.addAll(root, &.{ 6, 6, 6, 6 }, 35);
+    for ([_]u32{ 8, 4, 0 }) |left| {
+        try testing.expect(index.reclaim());
+        try testing.expectEqual(left, try fixture.matched(root, &.{ 3, 3, 3, 3, 4, 4, 4, 4, 5, 5 }));
+        try testing.expectEqual(4, try fixture.matched(root, &.{ 6, 6, 6, 6 }));
+    }
+    // What was used again goes later.
+    _ = try fixture.addAll(root, &.{ 7, 7, 7, 7 }, 35);
+    index.touch(index.nearestChild(root, &.{ 6, 6, 6, 6 }).?.node);
+    try testing.expect(index.reclaim());
+    try testing.expectEqual(0, try fixture.matched(root, &.{ 7, 7, 7, 7 }));
+    try testing.expectEqual(4, try fixture.matched(root, &.{ 6, 6, 6, 6 }));
+    try testing.expect(index.reclaim());
+    try testing.expectEqual(8, try fixture.matched(root, &.{ 1, 1, 1, 1, 2, 2, 2, 2 }));
+    try testing.expect(index.reclaim());
+    try testing.expect(index.reclaim());
+    try testing.expect(!index.reclaim());
+    try testing.expectEqual(7, index.stats.evicted_blocks);
+}
+
+test "what a sequence has stays, and gives way where something unused stands before it" {
+    const fixture: *Fixture = try .init(&.{null}, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null))).node;
+    defer index.close(root);
+    const made = try fixture.tables(8);
+    defer fixture.free(made);
+    const first = index.add(root, &.{ 1, 2, 3, 4 }, made, 0, 35).?;
+    _ = index.add(first, &.{ 5, 6, 7, 8 }, made, 1, 35).?;
+    _ = try fixture.addAll(root, &.{ 9, 9, 9, 9 }, 90);
+    try testing.expect(index.reclaim());
+    try testing.expectEqual(0, try fixture.matched(root, &.{ 9, 9, 9, 9 }));
+    try testing.expect(!index.reclaim());
+    try testing.expectEqual(8, try fixture.matched(root, &.{ 1, 2, 3, 4, 5, 6, 7, 8 }));
+    // The sequence leaves its first block, as one does that is quantized where the index keeps floats.
+    const pool = fixture.groups[0].tailPool();
+    var other: [1]i32 = undefined;
+    try pool.take(1, &other);
+    const old = made[0].block(0);
+    made[0].set(0, other[0], 0);
+    pool.release(&.{old});
+    try testing.expect(index.reclaim());
+    try testing.expect(index.reclaim());
+    try testing.expectEqual(0, index.stats.cached_blocks);
+}
+
+test "a limit for all and one for a tenant hold, and a flood stays in its own" {
+    const block_bytes = block_size * 4 * 4 * 2;
+    const fixture: *Fixture = try .init(&.{null}, .{ .max_bytes = 10 * block_bytes, .max_bytes_per_salt = 6 * block_bytes });
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const quiet = (try index.open(keyOf("quiet"))).node;
+    defer index.close(quiet);
+    const loud = (try index.open(keyOf("loud"))).node;
+    defer index.close(loud);
+    const kept = [_]u32{ 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4 };
+    try testing.expectEqual(16, try fixture.addAll(quiet, &kept, 35));
+    for (0..100) |i| {
+        const number: u32 = @intCast(i);
+        try testing.expectEqual(4, try fixture.addAll(loud, &.{ number, 0, 0, 0 }, 35));
+        try testing.expect(index.stats.cached_bytes <= 10 * block_bytes);
+    }
+    try testing.expectEqual(16, try fixture.matched(quiet, &kept));
+    // A prompt that is longer than the limit is taken as far as it goes.
+    var long: [40]u32 = undefined;
+    for (&long, 0..) |*token, i| token.* = @intCast(i);
+    try testing.expectEqual(24, try fixture.addAll(loud, &long, 35));
+    try testing.expectEqual(16, try fixture.matched(quiet, &kept));
+    try testing.expectEqual(24, try fixture.matched(loud, &long));
+}
+
+test "in a layer with a window a block goes by itself, and comes back with the next who has it" {
+    const fixture: *Fixture = try .init(&.{ null, 4 }, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null))).node;
+    defer index.close(root);
+    const tokens = [_]u32{ 1, 2, 3, 4, 5, 6, 7, 8 };
+    _ = try fixture.addAll(root, &tokens, 35);
+    const first = index.nearestChild(root, tokens[0..4]).?.node;
+    try testing.expect(index.blockOf(first, 1) != null);
+    try testing.expect(index.reclaim());
+    try testing.expectEqual(null, index.blockOf(first, 1));
+    try testing.expect(index.blockOf(first, 0) != null);
+    try testing.expectEqual(8, try fixture.matched(root, &tokens));
+    _ = try fixture.addAll(root, tokens[0..4], 35);
+    try testing.expect(index.blockOf(first, 1) != null);
+}
+
+test "a root goes with its last sequence and block, and a node that went is known to have gone" {
+    const fixture: *Fixture = try .init(&.{null}, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    for (0..1000) |i| {
+        var salt: [8]u8 = undefined;
+        std.mem.writeInt(u64, &salt, i, .little);
+        const root = try index.open(keyOf(&salt));
+        try testing.expectEqual(root.node, index.get(root).?);
+        _ = try fixture.addAll(root.node, &.{ 1, 2, 3, 4 }, 35);
+        const node = index.refOf(index.nearestChild(root.node, &.{1}).?.node);
+        index.close(root.node);
+        try testing.expectEqual(root.node, index.get(root).?);
+        try testing.expect(index.reclaim());
+        try testing.expectEqual(null, index.get(node));
+        try testing.expectEqual(null, index.get(root));
+    }
+    try testing.expect(index.nodes.items.len <= 2 and index.roots.items.len <= 1);
+    try testing.expectEqual(0, index.by_key.count());
+}
