@@ -176,8 +176,9 @@ pub const FormatPool = struct {
         _ = try pool.takeUndoable(writer, blocks);
     }
 
-    /// Takes blocks as `take` does. `untake` makes it undone.
-    pub fn takeUndoable(pool: *FormatPool, writer: u32, blocks: []i32) TakeError!Taken {
+    /// Takes blocks as `take` does, for a writer, or for those that `claim` them before anything is read. `untake` makes it
+    /// undone.
+    pub fn takeUndoable(pool: *FormatPool, writer: ?u32, blocks: []i32) TakeError!Taken {
         if (blocks.len == 0) return .{};
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
@@ -191,7 +192,8 @@ pub const FormatPool = struct {
         taken.mapped = try pool.growTo(blocks.len);
         pool.hits += taken.hits;
         pool.misses += blocks.len - taken.hits;
-        pool.takeFree(writer, blocks);
+        pool.takeFree(blocks);
+        if (writer) |one| pool.claimAll(one, blocks);
         return taken;
     }
 
@@ -233,18 +235,32 @@ pub const FormatPool = struct {
         if (pool.used_count == 0) pool.shrink(); // others gave theirs back meanwhile
     }
 
-    fn takeFree(pool: *FormatPool, writer: u32, blocks: []i32) void {
+    /// Makes taken blocks those of a writer (not 0): what another one left there is zeroed.
+    pub fn claim(pool: *FormatPool, writer: u32, blocks: []const i32) void {
+        if (blocks.len == 0) return;
+        pool.lock.lockUncancelable(cpu.io());
+        defer pool.lock.unlock(cpu.io());
+        pool.claimAll(writer, blocks);
+    }
+
+    fn claimAll(pool: *FormatPool, writer: u32, blocks: []const i32) void {
         assert(writer != 0);
+        for (blocks) |entry| {
+            const block: u32 = @intCast(entry);
+            assert(pool.ref_counts.items[block] == 1);
+            if (pool.writers.items[block] == writer) continue;
+            if (pool.writers.items[block] != 0) @memset(pool.bytes(block), 0);
+            pool.writers.items[block] = writer;
+        }
+    }
+
+    fn takeFree(pool: *FormatPool, blocks: []i32) void {
         for (blocks) |*entry| {
             const block = pool.free.pop().?;
             assert(pool.ref_counts.items[block] == 0);
             pool.ref_counts.items[block] = 1;
             pool.serials.items[block] +%= 1;
             pool.slabs.freeCount(block / pool.blocks_per_slab).* -= 1;
-            if (pool.writers.items[block] != writer) {
-                if (pool.writers.items[block] != 0) @memset(pool.bytes(block), 0);
-                pool.writers.items[block] = writer;
-            }
             entry.* = @intCast(block);
         }
         pool.used_count += @intCast(blocks.len);

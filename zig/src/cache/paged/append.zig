@@ -90,7 +90,16 @@ pub fn append(cache: *CacheState, layer_index: u32, portions: []Portion, k: Inpu
         .portions = portions,
         .token_count = token_count,
     };
-    var reserved = try call.reserve();
+    var reserved = while (true) {
+        break call.reserve() catch |err| switch (err) {
+            error.PoolEmpty, error.OutOfMemory => {
+                // Memory that is kept for prefixes nobody is using is wanted now.
+                if (cache.prefix) |index| if (index.reclaim()) continue;
+                return err;
+            },
+            else => return err,
+        };
+    };
     defer reserved.deinit(cache.gpa);
     errdefer call.undo(&reserved);
     var inputs: Inputs = .{ .k = k, .v = v };
@@ -167,11 +176,13 @@ const Call = struct {
         if (needed > reserved.few.len) reserved.many = try cache.gpa.alloc(i32, needed);
         errdefer reserved.deinit(cache.gpa);
         const blocks = reserved.blocks();
-        reserved.taken = try call.group.tailPool().takeUndoable(cache.writer, blocks);
+        reserved.taken = try call.group.tailPool().takeUndoable(null, blocks);
 
         // Nothing below can fail.
         var next: usize = 0;
         for (call.portions) |*portion| {
+            const count = portion.entries_added + @intFromBool(portion.replaced != null);
+            call.group.tailPool().claim(portion.sequence.writer, blocks[next..][0..count]);
             if (portion.replaced != null) {
                 call.replace(portion, blocks[next]);
                 next += 1;

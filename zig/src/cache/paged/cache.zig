@@ -23,11 +23,13 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
+const adoption = @import("adopt.zig");
 const appends = @import("append.zig");
 const BlockPool = @import("../blocks/pool.zig").BlockPool;
 const block_table = @import("../blocks/table.zig");
 const BlockTable = block_table.BlockTable;
 const Budget = format_pool.Budget;
+const chain = @import("../prefix/chain.zig");
 const commits = @import("commit.zig");
 const cpu = @import("../../device/cpu.zig");
 const dispatch = @import("../../kernels/dispatch.zig");
@@ -35,11 +37,14 @@ const Dtype = @import("../../dtype.zig").Dtype;
 const format_pool = @import("../blocks/format_pool.zig");
 const Group = layer_group.Group;
 pub const Head = @import("../tiers/fidelity.zig").Head;
+const Index = indexes.Index;
+const indexes = @import("../prefix/index.zig");
 const input_types = @import("../input.zig");
 const Input = input_types.Input;
 const layer_group = @import("layer_group.zig");
 const Output = input_types.Output;
 const policies = @import("../tiers/policy.zig");
+const Ref = indexes.Ref;
 const Rows = @import("../rows.zig").Rows;
 const shapes = @import("../../shape.zig");
 const BlockShape = shapes.BlockShape;
@@ -48,7 +53,10 @@ const state = @import("state.zig");
 const CacheState = state.CacheState;
 const SequenceState = state.SequenceState;
 const sums = @import("stats.zig");
+const Tokens = @import("../prefix/tokens.zig").Tokens;
 
+pub const PrefixOptions = indexes.Options;
+pub const PrefixStats = indexes.Stats;
 pub const Layer = layer_group.Layer;
 pub const Policy = policies.Policy;
 pub const PoolStats = format_pool.Stats;
@@ -77,10 +85,25 @@ pub const Options = struct {
     max_bytes: ?u64 = null,
     /// Blocks of another owner, for a cache of one layer group whose tail has their shape. Outlives the cache.
     pool: ?*BlockPool = null,
+    /// Finds rows by their tokens. Needs pools of the cache's own: what one cache keeps, another could not get back.
+    prefix: ?PrefixOptions = null,
+};
+
+/// What a prompt is looked up by.
+pub const Prompt = struct {
+    tokens: []align(1) const u32 = &.{},
+    /// The tenant: no other one finds its rows. Null for those of this cache that have no salt.
+    salt: ?[]const u8 = null,
+    /// What the rows depend on beside the tokens and the cache: weights and their revision, rotation, adapter, engine.
+    fingerprint: []const u8 = "",
 };
 
 /// Names who wrote a block; 0 is nobody, the largest is the pool's own.
 var writer_count: std.atomic.Value(u32) = .init(0);
+
+fn newWriter() u32 {
+    return writer_count.fetchAdd(1, .monotonic) % (std.math.maxInt(u32) - 1) + 1;
+}
 
 /// Sequences as tables of blocks, which forks share and a policy may quantize.
 pub const PagedCache = struct {
@@ -88,6 +111,8 @@ pub const PagedCache = struct {
     /// One for each layer group; none with a pool of another owner.
     owned_pools: []BlockPool,
     budget: *Budget,
+    /// What the rows depend on that this cache knows: its layers and formats.
+    geometry: [32]u8,
     sequences: std.ArrayList(*Sequence) = .empty,
 
     pub const InitError = error{ InvalidConfig, OutOfMemory, BlockTooLarge, Unsupported };
@@ -107,7 +132,7 @@ pub const PagedCache = struct {
         if (options.layers.len == 0 or options.max_seq_len == 0) return error.InvalidConfig;
         if (options.max_seq_len > shapes.max_seq_len_max) return error.InvalidConfig;
         if (!options.dtype_k.isFloat() or !options.dtype_v.isFloat()) return error.InvalidConfig;
-        if (options.pool != null and options.max_bytes != null) return error.InvalidConfig;
+        if (options.pool != null and (options.max_bytes != null or options.prefix != null)) return error.InvalidConfig;
         try options.retention.validate();
         for (options.layers) |layer| try shapes.checkQueryHeads(layer.q_head_count, layer.kv_head_count);
         const rewind_tokens = options.rewind_tokens orelse options.block_size;
@@ -157,8 +182,15 @@ pub const PagedCache = struct {
             group.fidelity = try gpa.alloc(Head, group.shape.layer_count * group.shape.kv_head_count);
             @memset(group.fidelity, .{});
         }
+        const prefix = if (options.prefix) |prefix_options| blk: {
+            const index = try gpa.create(Index);
+            errdefer gpa.destroy(index);
+            index.* = try .init(gpa, groups, options.block_size, options.retention.tokens != null, prefix_options);
+            break :blk index;
+        } else null;
         return .{
             .state = .{
+                .prefix = prefix,
                 .gpa = gpa,
                 .max_seq_len = options.max_seq_len,
                 .dtype_k = options.dtype_k,
@@ -167,12 +199,13 @@ pub const PagedCache = struct {
                 .policy = options.policy,
                 .retention = options.retention,
                 .rewind_tokens = rewind_tokens,
-                .writer = writer_count.fetchAdd(1, .monotonic) % (std.math.maxInt(u32) - 1) + 1,
+                .writer = newWriter(),
                 .groups = groups,
                 .layers = layers,
             },
             .owned_pools = owned_pools,
             .budget = budget,
+            .geometry = geometryOf(options),
         };
     }
 
@@ -181,6 +214,11 @@ pub const PagedCache = struct {
         const gpa = self.state.gpa;
         while (self.sequences.items.len != 0) self.freeSequence(self.sequences.items[self.sequences.items.len - 1]);
         self.sequences.deinit(gpa);
+        self.state.living.deinit(gpa);
+        if (self.state.prefix) |index| {
+            index.deinit();
+            gpa.destroy(index);
+        }
         for (self.owned_pools) |*pool| pool.deinit();
         gpa.free(self.owned_pools);
         gpa.destroy(self.budget);
@@ -188,6 +226,32 @@ pub const PagedCache = struct {
         gpa.free(self.state.groups);
         gpa.free(self.state.layers);
         self.* = undefined;
+    }
+
+    /// A digest of the layers and formats.
+    fn geometryOf(options: Options) [32]u8 {
+        var hasher: std.crypto.hash.Blake3 = .init(.{});
+        const formats = [_]u32{ @intFromEnum(options.dtype_k), @intFromEnum(options.dtype_v), options.block_size };
+        for (formats) |number| hashNumber(&hasher, number);
+        for (options.layers) |layer| {
+            const store = layer.store orelse options.policy.store;
+            for ([_]u32{
+                layer.kv_head_count,
+                layer.head_dim,
+                layer.window_tokens orelse 0,
+                if (store) |formats_of| @intFromEnum(formats_of.dtype_k) else std.math.maxInt(u32),
+                if (store) |formats_of| @intFromEnum(formats_of.dtype_v) else std.math.maxInt(u32),
+            }) |number| hashNumber(&hasher, number);
+        }
+        var digest: [32]u8 = undefined;
+        hasher.final(&digest);
+        return digest;
+    }
+
+    fn hashNumber(hasher: *std.crypto.hash.Blake3, number: u32) void {
+        var bytes: [4]u8 = undefined;
+        std.mem.writeInt(u32, &bytes, number, .little);
+        hasher.update(&bytes);
     }
 
     fn storeFormat(gpa: Allocator, group: *Group, policy: Policy) BlockPool.Error!?u8 {
@@ -231,18 +295,93 @@ pub const PagedCache = struct {
 
     /// An empty sequence, owned by the cache, which must stay where it is from now on.
     pub fn createSequence(self: *PagedCache) error{OutOfMemory}!*Sequence {
+        if (self.state.prefix != null) return self.createAt(try self.openRoot(.{}));
+        return self.createAt(null);
+    }
+
+    pub const PromptError = error{ InvalidConfig, CacheFull, OutOfMemory };
+
+    /// A sequence that starts with the rows of the longest prefix of a prompt that its tenant has here; `seqLen` tells how
+    /// many tokens that is, at most all but the last. Owned by the cache as others are. Needs a prefix index.
+    pub fn createSequenceFor(self: *PagedCache, prompt: Prompt) PromptError!*Sequence {
+        const index = self.state.prefix orelse return error.InvalidConfig;
+        if (prompt.tokens.len > self.state.max_seq_len) return error.CacheFull;
         const gpa = self.state.gpa;
-        try self.sequences.ensureUnusedCapacity(gpa, 1);
-        const sequence = try gpa.create(Sequence);
-        errdefer gpa.destroy(sequence);
-        sequence.* = .{ .cache = self, .index = self.sequences.items.len, .state = try .init(&self.state) };
-        self.sequences.appendAssumeCapacity(sequence);
+        const tokens = try gpa.alloc(u32, prompt.tokens.len);
+        errdefer gpa.free(tokens);
+        @memcpy(tokens, prompt.tokens);
+        const sequence = try self.createAt(try self.openRoot(prompt));
+        errdefer self.freeSequence(sequence);
+        var found = try adoption.find(&self.state, sequence.state.tokens.?.root, tokens);
+        defer found.deinit(&self.state);
+        try adoption.adopt(&sequence.state, &found);
+        index.stats.lookups += 1;
+        if (found.token_count > 0) index.stats.hits += 1;
+        index.stats.hit_tokens += found.token_count;
+        sequence.state.tokens.?.prompt = tokens;
         return sequence;
     }
 
-    /// Gives all references of a sequence back.
+    /// How many more of a prompt's tokens will be found once the sequences of its tenant that were made with them have
+    /// committed theirs.
+    pub fn pendingPrefix(self: *PagedCache, prompt: Prompt) PromptError!u32 {
+        const index = self.state.prefix orelse return error.InvalidConfig;
+        if (prompt.tokens.len > self.state.max_seq_len) return error.CacheFull;
+        const gpa = self.state.gpa;
+        const root = try self.openRoot(prompt);
+        defer index.close(root.node);
+        const tokens = try gpa.alloc(u32, prompt.tokens.len);
+        defer gpa.free(tokens);
+        @memcpy(tokens, prompt.tokens);
+        var found = try adoption.find(&self.state, root.node, tokens);
+        defer found.deinit(&self.state);
+        var most: u32 = 0;
+        for (self.state.living.items) |other| {
+            const told = &other.tokens.?;
+            if (told.root == root.node) most = @max(most, indexes.commonCount(told.prompt, tokens));
+        }
+        return most -| found.known_count;
+    }
+
+    /// The root of a prompt's tenant, for one user of it.
+    fn openRoot(self: *PagedCache, prompt: Prompt) error{OutOfMemory}!Ref {
+        return self.state.prefix.?.open(self.keyOf(prompt), newWriter);
+    }
+
+    fn keyOf(self: *const PagedCache, prompt: Prompt) chain.Key {
+        return chain.keyOf(&.{ &self.geometry, prompt.fingerprint }, prompt.salt);
+    }
+
+    /// A sequence at a root of the prefix index that was opened for it.
+    fn createAt(self: *PagedCache, root: ?Ref) error{OutOfMemory}!*Sequence {
+        const gpa = self.state.gpa;
+        errdefer if (root) |opened| self.state.prefix.?.close(opened.node);
+        try self.sequences.ensureUnusedCapacity(gpa, 1);
+        try self.state.living.ensureTotalCapacity(gpa, self.sequences.items.len + 1);
+        const sequence = try gpa.create(Sequence);
+        errdefer gpa.destroy(sequence);
+        var tokens: ?Tokens = if (root) |opened| try .init(self.state.prefix.?, opened) else null;
+        errdefer if (tokens) |*told| told.newest.deinit(gpa);
+        sequence.* = .{ .cache = self, .index = self.sequences.items.len, .state = try .init(&self.state) };
+        sequence.state.tokens = tokens;
+        if (root) |opened| sequence.state.writer = self.state.prefix.?.writerOf(opened.node);
+        self.sequences.appendAssumeCapacity(sequence);
+        if (sequence.state.tokens) |*told| {
+            told.place = self.state.living.items.len;
+            self.state.living.appendAssumeCapacity(&sequence.state);
+        }
+        return sequence;
+    }
+
+    /// Gives all references of a sequence back. What it told of its tokens is found by others from now on.
     pub fn freeSequence(self: *PagedCache, sequence: *Sequence) void {
         assert(sequence.cache == self);
+        if (sequence.state.tokens != null) {
+            const living = &self.state.living;
+            const place = sequence.state.tokens.?.place;
+            assert(living.swapRemove(place) == &sequence.state);
+            if (place < living.items.len) living.items[place].tokens.?.place = place;
+        }
         sequence.state.deinit();
         assert(self.sequences.swapRemove(sequence.index) == sequence);
         if (sequence.index < self.sequences.items.len) self.sequences.items[sequence.index].index = sequence.index;
@@ -280,18 +419,23 @@ pub const PagedCache = struct {
                 sequence.truncate(0) catch unreachable; // no position is before the first
             } else self.freeSequence(sequence);
         }
+        if (self.state.prefix) |prefixes| prefixes.clear();
     }
 
     /// A sequence that begins as a copy of the committed rows of `parent`, which it shares: no K/V byte is copied.
     pub fn fork(self: *PagedCache, parent: *const Sequence) error{OutOfMemory}!*Sequence {
         assert(parent.cache == self);
-        const child = try self.createSequence();
+        const child = if (parent.state.tokens) |*tokens|
+            try self.createAt(self.state.prefix.?.openAgain(tokens.root))
+        else
+            try self.createAt(null);
         errdefer self.freeSequence(child);
         for (child.state.tables, parent.state.tables, self.state.groups) |*table, *from, *group| {
             table.* = try from.copy(self.state.gpa, group.shape.blockCount(parent.seqLen()));
             table.retain(group.formats.items);
         }
         child.state.seq_len = parent.seqLen();
+        if (child.state.tokens) |*tokens| tokens.copyFrom(&parent.state.tokens.?);
         return child;
     }
 
@@ -343,7 +487,11 @@ pub const PagedCache = struct {
             assert(beam.cache == self);
             if (beam.state.hasPending()) return error.CommitMismatch;
         }
-        for (parents) |parent| if (parent >= beams.len) return error.InvalidConfig;
+        for (parents, beams) |parent, beam| {
+            if (parent >= beams.len) return error.InvalidConfig;
+            const own = &(beam.state.tokens orelse continue);
+            if (own.root != beams[parent].state.tokens.?.root) return error.InvalidConfig; // rows of another tenant
+        }
 
         // The new tables first: this is all that can fail.
         const tables = try gpa.alloc(BlockTable, beams.len * groups.len);
@@ -359,7 +507,19 @@ pub const PagedCache = struct {
                 made += 1;
             }
         }
+        const told = try gpa.alloc(Tokens, if (self.state.prefix != null) beams.len else 0);
+        defer gpa.free(told);
+        var told_count: usize = 0;
+        errdefer for (told[0..told_count]) |*one| one.newest.deinit(gpa);
+        for (told, 0..) |*one, i| {
+            one.* = try beams[parents[i]].state.tokens.?.clone();
+            told_count += 1;
+        }
         for (tables, 0..) |*table, i| table.retain(groups[i % groups.len].formats.items);
+        for (told, beams) |*one, beam| {
+            beam.state.tokens.?.copyFrom(one);
+            one.newest.deinit(gpa);
+        }
         for (beams, seq_lens, 0..) |beam, seq_len, i| {
             for (beam.state.tables, groups, 0..) |*table, *group, group_index| {
                 table.shrink(group.formats.items, 0);
@@ -423,13 +583,33 @@ pub const Sequence = struct {
 
     /// Makes `token_count` pending rows count. Every layer must have exactly that many.
     pub fn commit(self: *Sequence, token_count: u32) PagedCache.CommitError!void {
-        return commits.commit(&self.state, token_count);
+        return commits.commit(&self.state, token_count, .{});
+    }
+
+    /// The same, and tells their tokens: others find their rows by them from now on, where the cache has a prefix index.
+    pub fn commitTokens(self: *Sequence, tokens: []align(1) const u32, priority: ?u8) PagedCache.CommitError!void {
+        if (tokens.len > self.cache.state.max_seq_len) return error.CommitMismatch;
+        return commits.commit(&self.state, @intCast(tokens.len), toldOf(tokens, priority));
+    }
+
+    fn toldOf(tokens: []align(1) const u32, priority: ?u8) commits.Told {
+        return .{ .tokens = tokens, .priority = priority orelse indexes.priority_default };
     }
 
     /// Commits only the pending rows whose index is in `kept`, ascending: the accepted path of a tree of drafted tokens.
     /// The others are dropped, and the kept ones move up next to the committed rows.
     pub fn commitKept(self: *Sequence, kept: []align(1) const u32) PagedCache.CommitError!void {
-        return commits.commitKept(&self.state, kept);
+        return commits.commitKept(&self.state, kept, .{});
+    }
+
+    /// The same, and tells the tokens of the kept rows.
+    pub fn commitKeptTokens(
+        self: *Sequence,
+        kept: []align(1) const u32,
+        tokens: []align(1) const u32,
+        priority: ?u8,
+    ) PagedCache.CommitError!void {
+        return commits.commitKept(&self.state, kept, toldOf(tokens, priority));
     }
 
     /// Rewinds to `seq_len` rows and drops the pending ones: every layer shows what it shows of a sequence that was never
@@ -514,4 +694,5 @@ test {
     _ = @import("append_test.zig");
     _ = @import("rewind_test.zig");
     _ = @import("../prefix/index.zig");
+    _ = @import("prefix_test.zig");
 }

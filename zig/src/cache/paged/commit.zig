@@ -7,6 +7,7 @@ const block_table = @import("../blocks/table.zig");
 const BlockTable = block_table.BlockTable;
 const checkKept = @import("../input.zig").checkKept;
 const Group = @import("layer_group.zig").Group;
+const indexes = @import("../prefix/index.zig");
 const Migration = @import("../tiers/migration.zig").Migration;
 const state = @import("state.zig");
 const CacheState = state.CacheState;
@@ -15,20 +16,29 @@ const SequenceState = state.SequenceState;
 pub const CommitError = error{ CommitMismatch, InvalidSize };
 pub const TruncateError = error{PositionOutOfRange};
 
+/// The tokens of the rows that a commit makes count.
+pub const Told = struct {
+    /// One for each of these rows; null where they are not told.
+    tokens: ?[]align(1) const u32 = null,
+    /// How long the index keeps their blocks, against others.
+    priority: u8 = indexes.priority_default,
+};
+
 /// Makes `token_count` pending rows of a sequence count. Every layer must have exactly that many.
-pub fn commit(sequence: *SequenceState, token_count: u32) CommitError!void {
+pub fn commit(sequence: *SequenceState, token_count: u32, told: Told) CommitError!void {
+    if (told.tokens) |tokens| if (tokens.len != token_count) return error.InvalidSize;
     if (token_count == 0) return;
     for (sequence.pending) |rows| if (rows != token_count) return error.CommitMismatch;
     @memset(sequence.pending, 0);
     sequence.seq_len += token_count;
     assert(sequence.seq_len <= sequence.cache.max_seq_len);
-    evict(sequence);
-    migrate(sequence);
+    settle(sequence, told);
 }
 
 /// Commits only the pending rows whose index is in `kept`, ascending: the accepted path of a tree of drafted tokens.
 /// The others are dropped, and the kept ones move up next to the committed rows.
-pub fn commitKept(sequence: *SequenceState, kept: []align(1) const u32) CommitError!void {
+pub fn commitKept(sequence: *SequenceState, kept: []align(1) const u32, told: Told) CommitError!void {
+    if (told.tokens) |tokens| if (tokens.len != kept.len) return error.InvalidSize;
     const pending = sequence.pending[0];
     for (sequence.pending) |rows| if (rows != pending) return error.CommitMismatch;
     try checkKept(kept, pending);
@@ -40,6 +50,12 @@ pub fn commitKept(sequence: *SequenceState, kept: []align(1) const u32) CommitEr
     sequence.seq_len += @intCast(kept.len);
     dropBlocks(sequence);
     sequence.ageAllViews();
+    settle(sequence, told);
+}
+
+/// Tells the index of rows that count now, then lets what is old go out of sight and out of the tail.
+fn settle(sequence: *SequenceState, told: Told) void {
+    if (sequence.tokens) |*tokens| tokens.committed(told.tokens, sequence.seq_len, sequence.tables, told.priority);
     evict(sequence);
     migrate(sequence);
 }
@@ -66,6 +82,7 @@ pub fn truncate(sequence: *SequenceState, seq_len: u32) TruncateError!void {
         // The block that is kept in part is of the tail once more rows are written to it, whatever it was.
         table.tail_first = @min(table.tail_first, blockFirst(cache, seq_len));
     }
+    if (sequence.tokens) |*tokens| tokens.rewound(seq_len);
     sequence.ageAllViews();
 }
 
@@ -136,13 +153,25 @@ fn evict(sequence: *SequenceState) void {
 fn migrate(sequence: *SequenceState) void {
     const cache = sequence.cache;
     for (sequence.tables, cache.groups, 0..) |*table, *group, group_index| {
+        if (group.store_format == null) continue;
+        var nodes: std.ArrayList(indexes.Ref) = .empty;
+        defer nodes.deinit(cache.gpa);
+        const entry_first = table.tail_first / cache.block_size;
+        if (sequence.tokens) |*tokens| {
+            // Without memory for it the index keeps the floats, which nobody but it has then.
+            if (cache.prefix.?.options.tiers == .any) tokens.nodesFrom(entry_first, &nodes) catch nodes.clearRetainingCapacity();
+        }
         const migration: Migration = .{
             .gpa = cache.gpa,
             .group = group,
             .table = table,
             .policy = cache.policy,
             .seq_len = sequence.seq_len,
-            .writer = cache.writer,
+            .writer = sequence.writer,
+            .prefix = if (cache.prefix) |index|
+                .{ .index = index, .group = @intCast(group_index), .entry_first = entry_first, .nodes = nodes.items }
+            else
+                null,
         };
         if (migration.moveDue() != 0) sequence.ageViews(@intCast(group_index));
     }

@@ -13,6 +13,7 @@ const Dtype = @import("../../dtype.zig").Dtype;
 const layer_group = @import("layer_group.zig");
 const Group = layer_group.Group;
 const GroupedLayer = layer_group.GroupedLayer;
+const Index = @import("../prefix/index.zig").Index;
 const Output = @import("../input.zig").Output;
 const policies = @import("../tiers/policy.zig");
 const Policy = policies.Policy;
@@ -20,6 +21,7 @@ const Retention = @import("../tiers/retention.zig").Retention;
 const Rows = @import("../rows.zig").Rows;
 const shapes = @import("../../shape.zig");
 const BlockShape = shapes.BlockShape;
+const Tokens = @import("../prefix/tokens.zig").Tokens;
 
 /// The data that all sequences of a cache have in common.
 pub const CacheState = struct {
@@ -38,6 +40,10 @@ pub const CacheState = struct {
     layers: []GroupedLayer,
     /// Rows that went out of sight.
     evictions: u64 = 0,
+    /// Finds blocks by their tokens; null where nobody tells any.
+    prefix: ?*Index = null,
+    /// The sequences whose tokens may be told.
+    living: std.ArrayList(*SequenceState) = .empty,
 
     /// The group of a layer, and its number there.
     pub fn layer(state: *const CacheState, layer_index: u32) error{LayerOutOfRange}!GroupedLayer {
@@ -61,6 +67,10 @@ pub const SequenceState = struct {
     pending: []u32,
     /// Counts what makes a view of a layer stale, [layer]; wraps.
     generations: []u32,
+    /// The name by which pools know who wrote a block.
+    writer: u32,
+    /// In a cache with a prefix index.
+    tokens: ?Tokens = null,
 
     pub const GatherError = error{ LayerOutOfRange, InvalidSize, InvalidConfig };
 
@@ -75,16 +85,18 @@ pub const SequenceState = struct {
         @memset(tables, .{});
         @memset(pending, 0);
         @memset(generations, 0);
-        return .{ .cache = cache, .tables = tables, .pending = pending, .generations = generations };
+        return .{ .cache = cache, .tables = tables, .pending = pending, .generations = generations, .writer = cache.writer };
     }
 
     /// Gives all references back.
     pub fn deinit(self: *SequenceState) void {
         const gpa = self.cache.gpa;
+        if (self.tokens) |*tokens| tokens.keepNewest(self.tables);
         for (self.tables, self.cache.groups) |*table, group| {
             table.shrink(group.formats.items, 0);
             table.deinit(gpa);
         }
+        if (self.tokens) |*tokens| tokens.deinit();
         gpa.free(self.tables);
         gpa.free(self.pending);
         gpa.free(self.generations);

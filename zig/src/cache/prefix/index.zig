@@ -27,7 +27,18 @@ const none = std.math.maxInt(u32);
 /// The priority of tokens that nobody gave another one.
 pub const priority_default = 35;
 
+/// Which blocks a sequence may start from. The numbers cross the ABI and are never changed.
+pub const Tiers = enum(u32) {
+    /// Any: rows may have been rounded that a sequence that computes them itself would have in floats.
+    any = 0,
+    /// Those of the tail alone.
+    float = 1,
+};
+
 pub const Options = struct {
+    tiers: Tiers = .any,
+    /// False where no block outlives the sequences that have it.
+    outlives: bool = true,
     /// Most bytes of the blocks that the index names; null for no limit but the pools'.
     max_bytes: ?u64 = null,
     /// Most of them for one tenant.
@@ -71,6 +82,8 @@ const Node = struct {
 const Root = struct {
     node: u32,
     key: chain.Key,
+    /// The name by which pools know who wrote a block: one tenant does not read what another one left there.
+    writer: u32,
     /// Sequences that began here.
     users: u32 = 0,
     bytes: u64 = 0,
@@ -145,6 +158,8 @@ pub const Index = struct {
     free_roots: std.ArrayList(u32) = .empty,
     by_key: std.AutoHashMapUnmanaged(chain.Key, u32) = .empty,
     root_heap: RootHeap = .{},
+    /// Nodes that a sequence left before its end, where none is to outlive its sequences.
+    left: std.AutoArrayHashMapUnmanaged(Ref, void) = .empty,
     /// A node none of whose blocks may go for now.
     pinned: u32 = none,
     uses: u64 = 0,
@@ -174,6 +189,7 @@ pub const Index = struct {
         index.free_nodes.deinit(gpa);
         index.roots.deinit(gpa);
         index.free_roots.deinit(gpa);
+        index.left.deinit(gpa);
         index.by_key.deinit(gpa);
         index.root_heap.deinit(gpa);
         index.* = undefined;
@@ -181,11 +197,13 @@ pub const Index = struct {
 
     /// Forgets every block. Sequences keep theirs, and their roots.
     pub fn clear(index: *Index) void {
+        index.relistAll();
         while (index.root_heap.first()) |root| index.drop(index.roots.items[root].heap.first().?);
     }
 
     /// The root of a tenant for a sequence, which closes it.
-    pub fn open(index: *Index, key: chain.Key) error{OutOfMemory}!Ref {
+    /// `newWriter` names it at the pools where it is a new one.
+    pub fn open(index: *Index, key: chain.Key, newWriter: *const fn () u32) error{OutOfMemory}!Ref {
         const gpa = index.gpa;
         if (index.by_key.get(key)) |root| {
             index.roots.items[root].users += 1;
@@ -200,7 +218,7 @@ pub const Index = struct {
             _ = index.roots.addOneAssumeCapacity();
             break :blk @intCast(index.roots.items.len - 1);
         };
-        index.roots.items[root] = .{ .node = node, .key = key, .users = 1 };
+        index.roots.items[root] = .{ .node = node, .key = key, .writer = newWriter(), .users = 1 };
         index.nodes.items[node] = .{
             .parent = none,
             .root = root,
@@ -211,6 +229,12 @@ pub const Index = struct {
             .hash = chain.no_parent,
         };
         index.by_key.putAssumeCapacity(key, root);
+        return index.refOf(node);
+    }
+
+    /// The root of a tenant that has a sequence already, for another one.
+    pub fn openAgain(index: *Index, node: u32) Ref {
+        index.roots.items[index.nodes.items[node].root].users += 1;
         return index.refOf(node);
     }
 
@@ -238,6 +262,11 @@ pub const Index = struct {
 
     pub fn rootOf(index: *const Index, node: u32) u32 {
         return index.roots.items[index.nodes.items[node].root].node;
+    }
+
+    /// The name of a root's tenant at the pools.
+    pub fn writerOf(index: *const Index, node: u32) u32 {
+        return index.roots.items[index.nodes.items[node].root].writer;
     }
 
     pub fn depthOf(index: *const Index, node: u32) u32 {
@@ -269,6 +298,10 @@ pub const Index = struct {
 
     /// A child of a node, and how many tokens it has in common with some others from the first on.
     pub const Child = struct { node: u32, common: u32 };
+
+    pub fn hasChildren(index: *const Index, node: u32) bool {
+        return index.nodes.items[node].children.items.len != 0;
+    }
 
     /// The child that has most tokens in common with `tokens`; null where none has any.
     pub fn nearestChild(index: *const Index, node: u32, tokens: []const u32) ?Child {
@@ -318,6 +351,12 @@ pub const Index = struct {
         for (0..index.groups.len) |group| index.touchSlot(index.slotOf(node, @intCast(group)));
     }
 
+    /// A sequence that had the blocks of a node has ended: they may go as any other, and were used until now.
+    pub fn ended(index: *Index, node: u32) void {
+        index.touch(node);
+        index.relist(node);
+    }
+
     fn touchSlot(index: *Index, slot: u32) void {
         index.slots.items[slot].used = index.uses;
         if (index.slots.items[slot].place == heaps.nowhere) return;
@@ -333,6 +372,14 @@ pub const Index = struct {
         if (is_listed and has_slots) index.root_heap.settle(order, root);
         if (!is_listed and has_slots) index.root_heap.addAssumeCapacity(order, root);
         if (is_listed and !has_slots) index.root_heap.remove(order, root);
+    }
+
+    /// A child has all of these tokens: it counts as used now.
+    pub fn covers(index: *Index, node: u32, tokens: []const u32) bool {
+        const nearest = index.nearestChild(node, tokens) orelse return false;
+        if (nearest.common < tokens.len) return false;
+        index.touch(nearest.node);
+        return true;
     }
 
     /// Adds the block of `tokens` behind a node: the blocks of an entry of these tables, which the index holds from now on
@@ -390,7 +437,14 @@ pub const Index = struct {
         index.nodes.items[parent].children.insertAssumeCapacity(at, node);
         index.fill(node, tables, entry);
         index.relist(parent);
+        if (at > 0) index.dropCovered(index.nodes.items[parent].children.items[at - 1], tokens);
         return node;
+    }
+
+    /// Drops a node of fewer tokens than a block has, if a sibling has all of them and more.
+    fn dropCovered(index: *Index, node: u32, tokens: []const u32) void {
+        const covered = index.tokensOf(node);
+        if (covered.len < tokens.len and std.mem.eql(u32, covered, tokens[0..covered.len])) index.dropLeaf(node);
     }
 
     /// Bytes of the blocks of an entry; null where a group that needs it has none.
@@ -510,6 +564,46 @@ pub const Index = struct {
         return true;
     }
 
+    /// Forgets this node and those before it, as far as nobody has their blocks and nothing follows them. Returns the one at
+    /// which that ended, if any.
+    fn forgetUnused(index: *Index, last: Ref) ?Ref {
+        var node = index.get(last) orelse return null;
+        while (index.parentOf(node)) |parent| : (node = parent) {
+            if (index.hasChildren(node) or index.isNodeUsed(node)) return index.refOf(node);
+            const before = index.refOf(parent);
+            for (0..index.groups.len) |group| index.letGo(index.slotOf(node, @intCast(group)));
+            index.remove(node);
+            if (index.get(before) == null) return null;
+        }
+        return null;
+    }
+
+    /// A sequence goes on from an earlier node than this one, or has ended, where none is to outlive its sequences: the node
+    /// goes once nobody has its block.
+    pub fn leave(index: *Index, last: Ref) void {
+        // Without memory for it the node stays until its memory is wanted.
+        index.left.put(index.gpa, last, {}) catch {};
+    }
+
+    /// Looks again at what was left.
+    pub fn forgetLeft(index: *Index) void {
+        var i = index.left.count();
+        while (i > 0) {
+            i -= 1;
+            const ref = index.left.keys()[i];
+            index.left.swapRemoveAt(i); // what takes its place was looked at before
+            if (index.forgetUnused(ref)) |rest| index.left.putAssumeCapacity(rest, {});
+        }
+    }
+
+    fn isNodeUsed(index: *const Index, node: u32) bool {
+        for (0..index.groups.len) |group| {
+            const slot = index.slotOf(node, @intCast(group));
+            if (index.slots.items[slot].block >= 0 and index.isUsed(slot)) return true;
+        }
+        return false;
+    }
+
     /// Lets the block go that is wanted least, so that its memory can be used. False where no memory is held by the index
     /// alone.
     pub fn reclaim(index: *Index) bool {
@@ -575,9 +669,18 @@ pub const Index = struct {
         return index.roots.items[of].heap.first();
     }
 
+    /// Forgets the block of a group in a node, and the node where that is nothing without it.
+    pub fn forget(index: *Index, node: u32, group: u32) void {
+        assert(!index.sees_all[group] or !index.hasChildren(node));
+        index.evict(index.slotOf(node, group));
+    }
+
     /// Forgets the block of a slot: its node too, where the group sees all rows or nothing else is left of it.
     fn evict(index: *Index, slot: u32) void {
         const before = index.stats.cached_blocks;
+        // Sequences that went on from there know no way to the nodes before it.
+        const node: u32 = slot / @as(u32, @intCast(index.groups.len));
+        if (!index.options.outlives) index.leave(index.refOf(index.parentOf(node).?));
         index.drop(slot);
         index.stats.evicted_blocks += before - index.stats.cached_blocks;
     }

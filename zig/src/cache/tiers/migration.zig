@@ -22,7 +22,9 @@ const Head = fidelity.Head;
 const layer_group = @import("../paged/layer_group.zig");
 const Group = layer_group.Group;
 const Twin = layer_group.Twin;
+const Index = @import("../prefix/index.zig").Index;
 const Policy = @import("policy.zig").Policy;
+const Ref = @import("../prefix/index.zig").Ref;
 const Side = @import("../../shape.zig").Side;
 const workers = @import("../../device/workers.zig");
 
@@ -49,6 +51,23 @@ pub const Migration = struct {
     policy: Policy,
     seq_len: u32,
     writer: u32,
+    prefix: ?Prefix = null,
+
+    /// The prefix index, which gives memory back and names what blocks of its become.
+    pub const Prefix = struct {
+        index: *Index,
+        /// The number of the group.
+        group: u32,
+        /// The nodes of the entries from this one on.
+        entry_first: u32,
+        nodes: []const Ref,
+
+        fn follow(prefix: Prefix, entry: u32, old: i32, new: Twin) void {
+            if (entry < prefix.entry_first or entry - prefix.entry_first >= prefix.nodes.len) return;
+            const node = prefix.index.get(prefix.nodes[entry - prefix.entry_first]) orelse return;
+            prefix.index.follow(node, prefix.group, old, new.block, new.format);
+        }
+    };
 
     /// Lets the oldest blocks of a tail leave it, as many as the policy says or as there is room for. Returns how many.
     pub fn moveDue(self: Migration) u32 {
@@ -116,7 +135,13 @@ pub const Migration = struct {
         const format = group.formats.items[store];
         if (!fits(.of(group.formats.items[tail_format], old), format.shape)) return .unfit;
         var block: [1]i32 = undefined;
-        format.pool.take(self.writer, &block) catch return .no_room;
+        while (true) {
+            format.pool.take(self.writer, &block) catch {
+                if (self.prefix) |prefix| if (prefix.index.reclaim()) continue;
+                return .no_room;
+            };
+            break;
+        }
         const serial = format.pool.serial(@intCast(block[0]));
         const new: Twin = .{ .tail_serial = 0, .format = store, .block = block[0], .serial = serial };
         return .{ .taken = .{ .entry = entry, .new = new, .is_new = true } };
@@ -170,6 +195,7 @@ pub const Migration = struct {
         assert(self.table.format(move.entry) == tail_format and !block_table.isTail(move.new.format));
         self.table.set(move.entry, move.new.block, move.new.format);
         group.store_mask |= Group.formatBit(move.new.format);
+        if (self.prefix) |prefix| prefix.follow(move.entry, old, move.new);
         if (tail.refCount(@intCast(old)) > 1) {
             // Only a chance to share is lost where there is no memory for this.
             move.new.tail_serial = tail.serial(@intCast(old));

@@ -1,0 +1,146 @@
+//! The tokens of a sequence: what it tells the prefix index of its committed rows.
+//!
+//!     node of block 0 <- node of block 1        | newest |
+//!     whole blocks, in the index                  fewer tokens than a block, here alone until the sequence ends
+//!
+//! The block that is still written to is not the index's: it would be shared then, and copied at the next append. Others
+//! find its tokens here while the sequence lives.
+//!
+//! A commit that does not tell its tokens, and an index without room, end it: rows behind those are not found by others.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const Allocator = std.mem.Allocator;
+const BlockTable = @import("../blocks/table.zig").BlockTable;
+const indexes = @import("index.zig");
+const Index = indexes.Index;
+const Ref = indexes.Ref;
+
+pub const Tokens = struct {
+    index: *Index,
+    /// The tenant's root.
+    root: u32,
+    /// The node of the last whole block, or the root.
+    last: Ref,
+    /// The tokens behind it; has room for a block.
+    newest: std.ArrayList(u32) = .empty,
+    /// The priority of the newest of these.
+    priority: u8 = indexes.priority_default,
+    /// False once some row's token is not known, or not in the index.
+    is_whole: bool = true,
+    /// The number of the sequence among those of the cache that tell tokens.
+    place: usize = 0,
+    /// What the sequence was made for.
+    prompt: []u32 = &.{},
+
+    /// Begins without tokens, at a root that was opened.
+    pub fn init(index: *Index, root: Ref) error{OutOfMemory}!Tokens {
+        var tokens: Tokens = .{ .index = index, .root = root.node, .last = root };
+        try tokens.newest.ensureTotalCapacityPrecise(index.gpa, index.block_size);
+        return tokens;
+    }
+
+    /// The sequence ends, and has its blocks yet: the rows of the last one stay, too, if their tokens are known.
+    pub fn keepNewest(tokens: *Tokens, tables: []const BlockTable) void {
+        const index = tokens.index;
+        const node = tokens.lastNode() orelse return;
+        if (!index.options.outlives or tokens.newest.items.len == 0) return;
+        if (index.covers(node, tokens.newest.items)) return;
+        _ = index.add(node, tokens.newest.items, tables, index.depthOf(node), tokens.priority);
+    }
+
+    /// The sequence has ended, and gave its blocks back.
+    pub fn deinit(tokens: *Tokens) void {
+        const index = tokens.index;
+        if (!index.options.outlives) {
+            index.leave(tokens.last);
+            index.forgetLeft();
+        } else if (tokens.lastNode()) |last| {
+            var node = last;
+            while (index.parentOf(node)) |parent| : (node = parent) index.ended(node);
+        }
+        index.close(tokens.root);
+        tokens.newest.deinit(index.gpa);
+        index.gpa.free(tokens.prompt);
+        tokens.* = undefined;
+    }
+
+    /// The same tokens once more, without what the sequence was made for; whoever asks frees `newest`.
+    pub fn clone(tokens: *const Tokens) error{OutOfMemory}!Tokens {
+        var other = tokens.*;
+        other.prompt = &.{};
+        other.newest = .empty;
+        try other.newest.appendSlice(tokens.index.gpa, tokens.newest.items);
+        return other;
+    }
+
+    /// The tokens of another sequence of this root, once more.
+    pub fn copyFrom(tokens: *Tokens, other: *const Tokens) void {
+        assert(tokens.root == other.root);
+        if (!tokens.index.options.outlives) tokens.index.leave(tokens.last);
+        tokens.last = other.last;
+        tokens.newest.clearRetainingCapacity();
+        tokens.newest.appendSliceAssumeCapacity(other.newest.items);
+        tokens.priority = other.priority;
+        tokens.is_whole = other.is_whole;
+    }
+
+    /// The node of the last whole block, or the root; null where others find nothing behind it.
+    pub fn lastNode(tokens: *const Tokens) ?u32 {
+        return if (tokens.is_whole) tokens.index.get(tokens.last) else null;
+    }
+
+    /// Rows were committed, up to `seq_len`: their tokens, or none where they were not told.
+    pub fn committed(tokens: *Tokens, told: ?[]align(1) const u32, seq_len: u32, tables: []const BlockTable, priority: u8) void {
+        const index = tokens.index;
+        var node = tokens.lastNode() orelse return tokens.end();
+        const more = told orelse return tokens.end();
+        assert(index.depthOf(node) * index.block_size + tokens.newest.items.len + more.len == seq_len);
+        tokens.priority = priority;
+        for (more) |token| {
+            tokens.newest.appendAssumeCapacity(token);
+            if (tokens.newest.items.len < index.block_size) continue;
+            node = index.add(node, tokens.newest.items, tables, index.depthOf(node), priority) orelse return tokens.end();
+            tokens.last = index.refOf(node);
+            tokens.newest.clearRetainingCapacity();
+        }
+    }
+
+    /// The sequence was rewound to `seq_len` rows.
+    pub fn rewound(tokens: *Tokens, seq_len: u32) void {
+        const index = tokens.index;
+        if (!index.options.outlives) index.leave(tokens.last);
+        if (seq_len == 0) {
+            tokens.last = index.refOf(tokens.root);
+            tokens.newest.clearRetainingCapacity();
+            tokens.is_whole = true;
+            return;
+        }
+        var node = tokens.lastNode() orelse return;
+        const depth = seq_len / index.block_size;
+        const rest = seq_len % index.block_size;
+        if (index.depthOf(node) == depth) return tokens.newest.shrinkRetainingCapacity(rest);
+        while (index.depthOf(node) > depth + 1) node = index.parentOf(node).?;
+        tokens.newest.clearRetainingCapacity();
+        tokens.newest.appendSliceAssumeCapacity(index.tokensOf(node)[0..rest]);
+        tokens.last = index.refOf(index.parentOf(node).?);
+    }
+
+    /// Appends the nodes of the whole blocks from an entry on.
+    pub fn nodesFrom(tokens: *const Tokens, entry: u32, nodes: *std.ArrayList(Ref)) error{OutOfMemory}!void {
+        const index = tokens.index;
+        var node = tokens.lastNode() orelse return;
+        if (index.depthOf(node) <= entry) return;
+        var i = index.depthOf(node) - entry;
+        try nodes.resize(index.gpa, i);
+        while (i > 0) : (node = index.parentOf(node).?) {
+            i -= 1;
+            nodes.items[i] = index.refOf(node);
+        }
+    }
+
+    fn end(tokens: *Tokens) void {
+        tokens.is_whole = false;
+        tokens.newest.clearRetainingCapacity();
+    }
+};
