@@ -516,7 +516,7 @@ pub const PagedCache = struct {
             told_count += 1;
         }
         for (tables, 0..) |*table, i| table.retain(groups[i % groups.len].formats.items);
-        for (told, beams) |*one, beam| {
+        for (told, beams[0..told.len]) |*one, beam| {
             beam.state.tokens.?.copyFrom(one);
             one.newest.deinit(gpa);
         }
