@@ -83,7 +83,7 @@ export {
 } from "./src/quantization.ts";
 export { Sequence } from "./src/sequence.ts";
 export type { HeadFidelity, SideFidelity } from "./src/memory/fidelity.ts";
-export type { PagedStats } from "./src/memory/paged_stats.ts";
+export type { PagedStats, PrefixStats } from "./src/memory/paged_stats.ts";
 export type { BlockPoolStats } from "./src/memory/pool.ts";
 export type { AppendOptions, StoreOptions } from "./src/options/append.ts";
 export type { AttendOptions } from "./src/options/attend.ts";
@@ -95,5 +95,7 @@ export type { GatherOptions } from "./src/options/gather.ts";
 export { type LayerShape, type PagedOptions, type TailOptions, twoTierDefaults } from "./src/options/paged.ts";
 export type { HybridPolicy, LogitErrorOptions, Policy, StoreOnlyPolicy, TailOnlyPolicy } from "./src/options/policy.ts";
 export type { BlockPoolOptions } from "./src/options/pool.ts";
+export type { PrefixOptions } from "./src/options/prefix.ts";
+export type { PromptOptions, TenantOptions } from "./src/options/prompt.ts";
 export type { KeepAll, KeepNewest, Retention } from "./src/options/retention.ts";
 export type { HalfArray, Rows } from "./src/options/rows.ts";

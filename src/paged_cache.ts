@@ -21,7 +21,7 @@ import { showAs } from "./memory/inspect.ts";
 import { attachPaged, createPaged, PagedMemory } from "./memory/paged.ts";
 import { type PagedStats, pagedStatsOf } from "./memory/paged_stats.ts";
 import { type BlockPoolStats, poolStatsOf } from "./memory/pool.ts";
-import { isPaged, newSequence, type SequenceMemory } from "./memory/sequence.ts";
+import { isPaged, newSequence, newSequenceFor, type SequenceMemory } from "./memory/sequence.ts";
 import { APPEND_NAMES, type AppendOptions } from "./options/append.ts";
 import { ATTEND_NAMES, type AttendOptions, readAttend } from "./options/attend.ts";
 import { countsOf } from "./options/batch.ts";
@@ -29,9 +29,10 @@ import { checkCount } from "./options/counts.ts";
 import type { FloatDType } from "./options/dtype.ts";
 import { BLOCK_LIMITS, formatWords, type KvFormat } from "./options/format.ts";
 import { rowsRule } from "./options/not_finite.ts";
-import { checkOptions, type OptionNames, optionNames } from "./options/option_names.ts";
+import { checkOptions, givenOptions, type OptionNames, optionNames } from "./options/option_names.ts";
 import { largestBlock, type LayerShape, type PagedOptions } from "./options/paged.ts";
 import { type Policy, policyValues } from "./options/policy.ts";
+import { PROMPT_NAMES, promptOf, type PromptOptions, TENANT_NAMES, type TenantOptions } from "./options/prompt.ts";
 import { inputCount, inputDtype, layoutCode, type Rows } from "./options/rows.ts";
 import { createSequence, layerShape, memoryOf, type Sequence } from "./sequence.ts";
 
@@ -228,12 +229,50 @@ export class PagedCache {
   }
 
   /**
-   * A new, empty sequence.
+   * A new sequence: empty, or with the rows of the longest prefix of `tokens` that is there.
    *
-   * @throws {KvError} `out_of_memory`, `stale_handle`
+   * Rows are found by the tokens that commits told, in sequences of the same `salt` and `fingerprint`: those of living ones,
+   * and with the option `prefix` of the cache those of sequences that have ended, until their memory is wanted. Whole blocks
+   * are shared; the one that goes on differently is copied at the first append. At least one token is left to compute, and
+   * `seqLen` tells where the sequence starts.
+   *
+   * @example The second prompt starts where it differs from the first
+   * ```ts
+   * import assert from "node:assert/strict";
+   * import { PagedCache } from "@kvern/kvern";
+   *
+   * using cache = new PagedCache({ layerCount: 1, kvHeadCount: 1, headDim: 2, maxSeqLen: 64, blockSize: 4, prefix: {} });
+   * const prompt = Uint32Array.of(1, 2, 3, 4, 5, 6);
+   * const first = cache.sequence({ tokens: prompt });
+   * first.append(0, new Float32Array(12), new Float32Array(12));
+   * first.commit(6, { tokens: prompt });
+   * first.free();
+   *
+   * assert.equal(cache.sequence({ tokens: Uint32Array.of(1, 2, 3, 4, 5, 7) }).seqLen, 5);
+   * assert.equal(cache.sequence({ tokens: prompt }).seqLen, 5); // one is left to compute
+   * assert.equal(cache.sequence({ tokens: prompt, salt: "another tenant" }).seqLen, 0);
+   * ```
+   *
+   * @throws {TypeError} an option of the wrong type
+   * @throws {KvError} `cache_full` for more tokens than a sequence holds; `invalid_config` for options on a cache with a
+   * `pool`, which finds nothing; `out_of_memory`, `stale_handle`
    */
-  sequence(): Sequence {
-    return createSequence(newSequence(this.#memory));
+  sequence(options?: PromptOptions): Sequence {
+    if (options === undefined) return createSequence(newSequence(this.#memory));
+    checkOptions(options, PROMPT_NAMES, "create a sequence");
+    return createSequence(newSequenceFor(this.#memory, promptOf(options)));
+  }
+
+  /**
+   * How many more of these tokens will be found once the sequences of this salt that were made with them have committed
+   * them: a scheduler that lets a prompt wait computes them once.
+   *
+   * @throws {TypeError} an option of the wrong type
+   * @throws {KvError} as {@linkcode PagedCache.sequence}
+   */
+  pendingPrefix(tokens: Uint32Array, options?: TenantOptions): number {
+    const given = givenOptions(options, TENANT_NAMES, "look a prompt up");
+    return this.#memory.pendingPrefix(promptOf({ ...given, tokens }));
   }
 
   /**
@@ -358,7 +397,7 @@ export class PagedCache {
     const record = newRecord("pagedStats");
     const status = this.#memory.library.kv_paged_stats(this.#memory.handle, record, record.byteLength);
     if (status < 0) throw refusal(status, "count the rows of a cache", this.#memory.freedRule);
-    return pagedStatsOf(record, this.blockSize);
+    return pagedStatsOf(record, this.#memory.prefixStats(), this.blockSize);
   }
 
   /**

@@ -30,7 +30,14 @@ import { attachSequence, forkSequence, isPaged, type PagedSequence, SequenceMemo
 import { VIEW, viewsOf } from "./memory/view.ts";
 import { APPEND_NAMES, type AppendOptions } from "./options/append.ts";
 import { ATTEND_NAMES, type AttendOptions, readAttend } from "./options/attend.ts";
-import { checkTokens, checkWords, COMMIT_NAMES, pendingText, type SequenceCommitOptions } from "./options/commit.ts";
+import {
+  checkTokens,
+  checkWords,
+  COMMIT_NAMES,
+  pendingText,
+  priorityOf,
+  type SequenceCommitOptions,
+} from "./options/commit.ts";
 import { checkCount } from "./options/counts.ts";
 import type { GatherOptions } from "./options/gather.ts";
 import { givenOptions } from "./options/option_names.ts";
@@ -246,21 +253,27 @@ export class Sequence implements KvCache {
    * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
    */
   commit(n: number, options?: SequenceCommitOptions): void {
-    const { tokens, kept } = givenOptions(options, COMMIT_NAMES, "commit"); // first, as it may run the caller's code
+    const { tokens, kept, priority } = givenOptions(options, COMMIT_NAMES, "commit"); // first: it may run the caller's code
     checkCount("n", n);
     checkTokens(tokens, n);
+    const rank = priorityOf(priority, tokens);
     const memory = this.#memory;
     const library = this.#library;
     const action = `commit ${countText(n, "token")}`;
     memory.checkOwn(action);
+    const isTold = tokens !== undefined && memory.cache.findsTokens;
     let status: number;
     if (kept === undefined) {
-      status = library.kv_sequence_commit(memory.handle, memory.index, n);
+      status = isTold
+        ? library.kv_sequence_commit_tokens(memory.handle, tokens, n, rank)
+        : library.kv_sequence_commit(memory.handle, memory.index, n);
     } else {
       checkWords("kept", kept);
       const count = lengthOf(kept);
       if (count !== n) throw new KvError("invalid_size", `Cannot ${action} as kept must have as many rows: ${count}`);
-      status = library.kv_sequence_commit_kept(memory.handle, memory.index, kept, count);
+      status = isTold
+        ? library.kv_sequence_commit_kept_tokens(memory.handle, kept, count, tokens, n, rank)
+        : library.kv_sequence_commit_kept(memory.handle, memory.index, kept, count);
     }
     if (status < 0) {
       const rule = kept === undefined ? "have exactly that many rows pending" : "have equally many rows pending";

@@ -70,7 +70,7 @@ export function indexOf(name: Name, parameter: string): number {
 export function kindsOf(name: Name): readonly Kind[] {
   if (rolesOf(name)[0]?.is !== "handle") return [];
   if (name === "kv_attend") return ["contiguous", "paged"];
-  if (name === "kv_sequence_create" || name.startsWith("kv_paged_")) return ["paged"];
+  if (name.startsWith("kv_sequence_create") || name.startsWith("kv_paged_")) return ["paged"];
   if (name.startsWith("kv_sequence_")) {
     return rolesOf(name)[1]?.name === "index" ? ["contiguous", "sequence"] : ["sequence"];
   }
@@ -141,6 +141,10 @@ export const PAGED: Values<"paged"> = {
   ...TAIL_ONLY,
   measuresFidelity: 1,
   rewindTokens: 4,
+  prefixMode: ENUMS.prefixMode.kept,
+  prefixTiers: ENUMS.prefixTiers.any,
+  prefixMaxBytes: 0,
+  prefixMaxBytesPerSalt: 0,
 };
 
 /** A pool for quantized blocks. */
@@ -180,6 +184,8 @@ const GOOD: Readonly<Record<string, (handles: Handles, kind: Kind | undefined) =
   dim: () => 3,
   token_count: () => 0,
   seq_len: () => 2,
+  has_salt: () => 1,
+  priority: () => 35,
   row_count: () => 2,
   start: () => 0,
   view_first: () => 0,
@@ -230,6 +236,11 @@ const GOOD: Readonly<Record<string, (handles: Handles, kind: Kind | undefined) =
     kind === "contiguous" ? Uint32Array.of(0, 1) : Uint32Array.of(empty, sequence),
   "kv_paged_reset kept": ({ empty = 0, sequence = 0 }) => Uint32Array.of(empty, sequence),
   kept: () => new Uint32Array(0),
+  tokens: () => Uint32Array.of(1, 2, 3),
+  "kv_sequence_commit_tokens tokens": () => new Uint32Array(0),
+  "kv_sequence_commit_kept_tokens tokens": () => new Uint32Array(0),
+  salt: () => Uint8Array.of(1),
+  fingerprint: () => Uint8Array.of(2),
   token_counts: () => Uint32Array.of(1, 1),
   query_counts: () => Uint32Array.of(0, 1),
   parents: () => Uint32Array.of(1, 1),

@@ -63,8 +63,7 @@ interface Paged {
 
 function makePaged(): Paged {
   const pool = call("kv_pool_create", goodWith("kv_pool_create", { options: recordOf("pool", SMALL_POOL) }));
-  const options = recordOf("paged", { ...PAGED, pool });
-  const paged = call("kv_paged_create", goodWith("kv_paged_create", { options }));
+  const paged = call("kv_paged_create", goodWords("kv_paged_create")); // with a prefix index, which takes its own pools
   const empty = call("kv_sequence_create", [paged]), full = call("kv_sequence_create", [paged]);
   assert.ok(pool > 0 && paged > 0 && empty > 0 && full > 0);
   const k = new Float32Array(24).fill(1), v = new Float32Array(24).fill(2);
@@ -363,7 +362,7 @@ test("paged caches and pools refuse what they cannot be, and hold nothing then",
   for (const change of noPools) assert.ok(createPool({ ...SMALL_POOL, ...change }) < 0, JSON.stringify(change));
   const kept = createPool(SMALL_POOL);
   const on = (values: Values<"paged">, second = LAYER) =>
-    create({ ...values, layerCount: 2, pool: kept }, LAYER, second);
+    create({ ...values, layerCount: 2, pool: kept, prefixMode: ENUMS.prefixMode.none }, LAYER, second);
   assert.equal(on(one, { ...LAYER, windowTokens: 1 }), STATUS.invalid_config); // two groups
   assert.equal(on({ ...one, blockSize: 8 }), STATUS.invalid_config); // other blocks
   assert.equal(on({ ...one, maxBytes: 1e6 }), STATUS.invalid_config); // its own limit

@@ -177,7 +177,7 @@ test("names are alike by letters and by pairs of letters", () => {
     TAIL: "tail",
     maxByte: "maxBytes",
     rope: undefined,
-    prefix: undefined,
+    prefixes: "prefix",
     select: undefined,
     "": undefined,
     constructor: undefined,

@@ -22,7 +22,7 @@ export type Parameter = `${string} ${Word}`;
 export const RESULT: Word = "i32";
 
 /** The version of the ABI below; the library answers `kv_abi_version` with the same number. */
-export const ABI_VERSION = 4;
+export const ABI_VERSION = 5;
 
 /** Every symbol of the library, in the order of `zig/src/abi.zig`, and its parameters. */
 export const EXPORTS = {
@@ -166,10 +166,33 @@ export const EXPORTS = {
   // -> KV heads, a record of each
   kv_paged_fidelity: ["cache u32", "layer u32", "heads buffer", "heads_bytes u32"],
   kv_paged_stats: ["cache u32", "stats buffer", "stats_bytes u32"],
+  kv_paged_prefix_stats: ["cache u32", "stats buffer", "stats_bytes u32"],
+  // -> tokens of a prompt that are yet to be committed
+  kv_paged_pending_prefix: [
+    "cache u32",
+    "tokens buffer",
+    "token_count u32",
+    "has_salt u32",
+    "salt buffer",
+    "salt_bytes u32",
+    "fingerprint buffer",
+    "fingerprint_bytes u32",
+  ],
   kv_paged_pool_stats: ["cache u32", "group u32", "dtype_k u32", "dtype_v u32", "stats buffer", "stats_bytes u32"],
 
   // -> the sequence. The four from here on and the three about blocks are of paged caches alone
   kv_sequence_create: ["cache u32"],
+  // -> a sequence that starts with what is there of a prompt
+  kv_sequence_create_for: [
+    "cache u32",
+    "tokens buffer",
+    "token_count u32",
+    "has_salt u32",
+    "salt buffer",
+    "salt_bytes u32",
+    "fingerprint buffer",
+    "fingerprint_bytes u32",
+  ],
   kv_sequence_free: ["sequence u32"],
   // -> its cache
   kv_sequence_cache: ["sequence u32"],
@@ -192,6 +215,15 @@ export const EXPORTS = {
   kv_sequence_commit: ["sequence u32", "index u32", "token_count u32"],
   // `kept` are indices of the pending rows that stay
   kv_sequence_commit_kept: ["sequence u32", "index u32", "kept buffer", "kept_count u32"],
+  kv_sequence_commit_tokens: ["sequence u32", "tokens buffer", "token_count u32", "priority u32"],
+  kv_sequence_commit_kept_tokens: [
+    "sequence u32",
+    "kept buffer",
+    "kept_count u32",
+    "tokens buffer",
+    "token_count u32",
+    "priority u32",
+  ],
   kv_sequence_truncate: ["sequence u32", "index u32", "seq_len u32"],
   // -> committed tokens
   kv_sequence_seq_len: ["sequence u32", "index u32"],
@@ -377,6 +409,10 @@ export const RECORDS = {
     policyQueryNorm: "f32",
     measuresFidelity: "u32",
     rewindTokens: "u32",
+    prefixMode: "u32",
+    prefixTiers: "u32",
+    prefixMaxBytes: "u64",
+    prefixMaxBytesPerSalt: "u64",
   },
   layer: {
     kvHeadCount: "u32",
@@ -423,6 +459,15 @@ export const RECORDS = {
     usedBytes: "u64",
     reservedBytes: "u64",
   },
+  prefixStats: {
+    lookups: "u64",
+    hits: "u64",
+    hitTokens: "u64",
+    cachedBlocks: "u64",
+    cachedBytes: "u64",
+    evictedBlocks: "u64",
+    metadataBytes: "u64",
+  },
   bufferPool: { buffersPerClass: "u32", maxBytes: "u64" },
   bufferPoolStats: {
     hits: "u64",
@@ -466,6 +511,8 @@ export const ENUMS = {
   tier: { tail: 0, store: 1, warm: 2 },
   reason: { none: 0, head_major: 1, not_adjacent: 2, quantized: 3, evicted: 4, on_gpu: 5 },
   policyKind: { tailOnly: 0, tiered: 1 },
+  prefixMode: { none: 0, living: 1, kept: 2 },
+  prefixTiers: { any: 0, float: 1 },
   device: { cpu: 0 },
   level: { v2: 1, v3: 2, avx512: 3, amx: 4, neon: 5, dotprod: 6 },
   attendFlag: { causal: 1, softmaxScale: 2, softcap: 4, window: 8 },
@@ -479,6 +526,7 @@ export const VALUES = {
   maxSeqLenMax: 2147483647,
   slabBytesMax: 1073741824,
   treeNodeCountMax: 64,
+  priorityDefault: 35,
   threadCountMax: 256,
   bufferClassBytes: [1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216],
 } as const;

@@ -50,6 +50,8 @@ export interface CacheMemory {
   readonly blockSize: number;
   /** How rows in floats are stored. */
   readonly dtype: { readonly k: FloatDType; readonly v: FloatDType };
+  /** True if rows are found by the tokens that a commit tells. */
+  readonly findsTokens: boolean;
   /** First rows that retention keeps. */
   readonly retentionSinkTokens: number;
   /** Reused by each attend. */

@@ -26,6 +26,7 @@ export class ContiguousMemory implements CacheMemory {
   readonly library: Library;
   readonly owned: boolean;
   readonly isPaged = false;
+  readonly findsTokens = false;
   readonly layerCount: number;
   readonly sequenceCount: number;
   readonly maxSeqLen: number;

@@ -7,7 +7,7 @@
  */
 
 import { KvError } from "../error.ts";
-import type { Library } from "../ffi/exports.ts";
+import { ENUMS, type Library } from "../ffi/exports.ts";
 import { library } from "../ffi/library.ts";
 import { newRecord, newRecords, recordAt, type Values, valuesOf } from "../ffi/record.ts";
 import { CACHE_FREED, countText, type FreedRule, refusal, unknownHandle } from "../ffi/status.ts";
@@ -23,6 +23,7 @@ import {
   type PlanOptions,
 } from "../options/paged.ts";
 import { type Policy, policyOf } from "../options/policy.ts";
+import type { Prompt } from "../options/prompt.ts";
 import type { Sight } from "../options/retention.ts";
 import type { AskedRows, CacheMemory, IndexRules, Resident, SequenceToken } from "./cache.ts";
 import { freePartWhenDropped, freeWhenDropped, unwatch } from "./finalization.ts";
@@ -46,6 +47,8 @@ export class PagedMemory implements CacheMemory {
   readonly rewindTokens: number;
   /** True if rows that migrate are compared with what they become. */
   readonly measuresFidelity: boolean;
+  /** True if rows are found by the tokens that a commit tells. */
+  readonly findsTokens: boolean;
   /** Kept, so that a pool in use is not collected. */
   readonly pool: PoolMemory | undefined;
   readonly attendBuffers: AttendBuffers = newAttendBuffers();
@@ -78,6 +81,7 @@ export class PagedMemory implements CacheMemory {
     this.retentionSinkTokens = values.retentionSinkTokens;
     this.rewindTokens = values.rewindTokens;
     this.measuresFidelity = values.measuresFidelity !== 0;
+    this.findsTokens = values.prefixMode !== ENUMS.prefixMode.none;
     if (owned) freeWhenDropped(this, freeing(native, handle, this.#sequences));
   }
 
@@ -100,6 +104,39 @@ export class PagedMemory implements CacheMemory {
 
   shapeOf(layer: number): LayerShape {
     return this.layers[layer] ?? this.layers[0]!;
+  }
+
+  /** What was looked up by tokens. */
+  prefixStats(): Uint32Array {
+    const record = newRecord("prefixStats");
+    const status = this.library.kv_paged_prefix_stats(this.#handle, record, record.byteLength);
+    if (status < 0) throw refusal(status, "count what prompts found", this.freedRule);
+    return record;
+  }
+
+  /** Tokens of a prompt that sequences were made with and have not committed yet. */
+  pendingPrefix({ tokens, hasSalt, salt, fingerprint }: Prompt): number {
+    const count = this.library.kv_paged_pending_prefix(
+      this.#handle,
+      tokens,
+      tokens.length,
+      hasSalt,
+      salt,
+      salt.length,
+      fingerprint,
+      fingerprint.length,
+    );
+    if (count < 0) throw refusal(count, "look a prompt up", this.promptRules(tokens));
+    return count;
+  }
+
+  /** The rules about a prompt. */
+  promptRules(tokens: Uint32Array): Record<"cache_full" | "invalid_config" | "stale_handle", () => string> {
+    return {
+      ...this.freedRule,
+      cache_full: () => `a sequence holds at most ${this.maxSeqLen} rows: tokens has ${tokens.length}`,
+      invalid_config: () => "a cache on a shared pool does not find rows by their tokens",
+    };
   }
 
   /** What becomes of old rows, as the native cache knows it: others may have changed it. */

@@ -47,12 +47,32 @@ export interface PagedStats {
   readonly usedBytes: number;
   /** Bytes reserved for blocks. */
   readonly reservedBytes: number;
-  /** Bytes of tables and bookkeeping. */
+  /** Bytes of tables and bookkeeping, without those of `prefix`. */
+  readonly metadataBytes: number;
+  /** What prompts found. */
+  readonly prefix: PrefixStats;
+}
+
+/** What prompts found, and what is kept so that they do; plain data. */
+export interface PrefixStats {
+  /** Prompts that sequences were made with. */
+  readonly lookups: number;
+  /** Prompts of which some rows were there. */
+  readonly hits: number;
+  /** Their rows, which nobody had to compute. */
+  readonly hitTokens: number;
+  /** Blocks that are known by their tokens, those of living sequences included. */
+  readonly cachedBlocks: number;
+  /** Bytes of these blocks. */
+  readonly cachedBytes: number;
+  /** Blocks that were known and had to go: for memory, or for a limit of the option `prefix`. */
+  readonly evictedBlocks: number;
+  /** Bytes of the index. */
   readonly metadataBytes: number;
 }
 
-/** What a PagedStatsRecord says. */
-export function pagedStatsOf(record: Uint32Array, tokensPerBlock: number): PagedStats {
+/** What a PagedStatsRecord and a PrefixStatsRecord say. */
+export function pagedStatsOf(record: Uint32Array, prefix: Uint32Array, tokensPerBlock: number): PagedStats {
   const values = valuesOf("pagedStats", record);
   const { tailTokenCount, storeTokenCount, warmTokenCount, tailBytes, storeBytes, f32Bytes } = values;
   const { usedBlocks, tableEntries, sequenceCount, evictions, usedBytes, reservedBytes, metadataBytes } = values;
@@ -73,5 +93,6 @@ export function pagedStatsOf(record: Uint32Array, tokensPerBlock: number): Paged
     usedBytes,
     reservedBytes,
     metadataBytes,
+    prefix: valuesOf("prefixStats", prefix),
   };
 }

@@ -5,13 +5,18 @@
  */
 
 import { KvError } from "../error.ts";
+import { VALUES } from "../ffi/exports.ts";
 import { countText } from "../ffi/status.ts";
+import { checkCount } from "./counts.ts";
 import { type OptionNames, optionNames } from "./option_names.ts";
 import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
 /** What a commit may carry beside the count. */
 export interface CommitOptions {
-  /** Ids of the committed tokens `[n]`. No cache keeps them yet: their type and number are checked, no more. */
+  /**
+   * Ids of the committed tokens `[n]`. A {@linkcode PagedCache} finds rows by them, see {@linkcode PagedCache.sequence}; a
+   * contiguous cache shares no rows: it checks their type and number, no more.
+   */
   readonly tokens?: Uint32Array;
 }
 
@@ -22,12 +27,18 @@ export interface SequenceCommitOptions extends CommitOptions {
    * dropped, and those that stay move up. As many as are committed, and `tokens` are theirs.
    */
   readonly kept?: Uint32Array;
+  /**
+   * How long the rows of these `tokens` stay once nobody uses them, against others, 0 to 255; 35 by default. Of equal ones
+   * those that were used last stay longest.
+   */
+  readonly priority?: number;
 }
 
 /** The names of {@linkcode SequenceCommitOptions}. */
 export const COMMIT_NAMES: OptionNames = optionNames<SequenceCommitOptions>({
   tokens: true,
   kept: true,
+  priority: true,
 });
 
 /** Each of the `n` tokens needs an id, if ids are given at all. */
@@ -37,6 +48,21 @@ export function checkTokens(tokens: CommitOptions["tokens"], n: number): void {
   const count = lengthOf(tokens);
   if (count === n) return;
   throw new KvError("invalid_size", `Cannot commit ${countText(n, "token")} as each needs an id: tokens has ${count}`);
+}
+
+/** The priority of tokens that are told, by default the index's own. */
+export function priorityOf(priority: number | undefined, tokens: Uint32Array | undefined): number {
+  if (priority === undefined) return VALUES.priorityDefault;
+  checkCount("priority", priority);
+  if (tokens === undefined) throw refuse("priority needs tokens: none are given");
+  if (priority > PRIORITY_MAX) throw refuse(`priority must be at most ${PRIORITY_MAX}: priority is ${priority}`);
+  return priority;
+}
+
+const PRIORITY_MAX = 255;
+
+function refuse(rule: string): KvError {
+  return new KvError("invalid_config", `Cannot commit as ${rule}`);
 }
 
 /** The array must be a `Uint32Array` that has its memory. */

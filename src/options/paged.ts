@@ -11,6 +11,7 @@ import { checkBlockSize, checkBytes, checkCount, checkHeads, checkOption, checkQ
 import { type DType, dtypeCodes, dtypeOf, type FloatDType } from "./dtype.ts";
 import { headBytes, type KvFormat, type Sides, sidesOf } from "./format.ts";
 import { checkOptions, type OptionNames, optionNames } from "./option_names.ts";
+import { type PrefixOptions, prefixWords } from "./prefix.ts";
 import { type LogitErrorOptions, type Policy, policyValues, storeOf, storeWords } from "./policy.ts";
 import { type Retention, retentionWords } from "./retention.ts";
 
@@ -90,6 +91,11 @@ export interface PagedOptions extends LogitErrorOptions {
    */
   readonly rewindTokens?: number;
   /**
+   * What is kept of sequences that have ended, so that a prompt starts where an earlier one ends: see
+   * {@linkcode PagedCache.sequence}. Without it rows are found as long as a sequence has them. Not with `pool`.
+   */
+  readonly prefix?: PrefixOptions;
+  /**
    * Most bytes the blocks of the cache may take; by default what this machine or its cgroup has. The system rounds each
    * piece of memory up to whole pages. Not with `pool`.
    */
@@ -163,6 +169,7 @@ const PAGED_NAMES: OptionNames = optionNames<PlanOptions<unknown>>({
   queryNorm: true,
   retention: true,
   rewindTokens: true,
+  prefix: true,
   maxBytes: true,
   pool: true,
 });
@@ -196,7 +203,7 @@ export function planOf<Pool>(options: PlanOptions<Pool>, handleOf: (pool: Pool) 
   checkOptions(options, PAGED_NAMES, CREATE);
   const { maxSeqLen, blockSize = VALUES.blockSizeDefault, dtype, tail, store, retention = KEEP_ALL, maxBytes, pool } =
     options;
-  const { measureFidelity = false, maxLogitError, queryNorm, rewindTokens = blockSize } = options;
+  const { measureFidelity = false, maxLogitError, queryNorm, rewindTokens = blockSize, prefix } = options;
   const layers = layersOf(options);
   if (pool !== undefined && maxBytes !== undefined) {
     throw refuse("pool and maxBytes exclude each other: both are given");
@@ -221,6 +228,7 @@ export function planOf<Pool>(options: PlanOptions<Pool>, handleOf: (pool: Pool) 
     rewindTokens: checkRewind(rewindTokens),
     maxBytes: maxBytes === undefined ? 0 : checkBytes("maxBytes", maxBytes, CREATE),
     pool: pool === undefined ? 0 : handleOf(pool),
+    ...prefixWords(prefix, pool !== undefined, CREATE),
   };
   const { retentionTokens } = values;
   const limits = { maxLogitError, queryNorm };

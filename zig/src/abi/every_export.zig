@@ -93,6 +93,7 @@ const tiered_options = tiered: {
     var options = records.pagedOf(1, block_size, 512);
     options.policy = .{ .kind = 1, .store_k = i4_word + 1, .store_v = q8_0_word + 1 };
     options.measures_fidelity = 1;
+    options.prefix_mode = 2;
     break :tiered options;
 };
 const tiered_layer = records.layerOf(2, dim);
@@ -468,6 +469,16 @@ const paged_calls = [_]Call{
             return paged.stats(world.tiered, b.record(paged.StatsRecord), @sizeOf(paged.StatsRecord));
         }
     }.make },
+    .{ .name = "paged_prefix_stats", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return paged.prefixStats(world.tiered, b.record(paged.PrefixStatsRecord), @sizeOf(paged.PrefixStatsRecord));
+        }
+    }.make },
+    .{ .name = "paged_pending_prefix", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return paged.pendingPrefix(world.tiered, b.in(&prompt), prompt.len, 1, b.in("salt"), 4, b.in("model"), 5);
+        }
+    }.make },
     .{ .name = "paged_pool_stats", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             return paged.poolStats(world.tiered, 0, 6, 3, b.record(pool.StatsRecord), @sizeOf(pool.StatsRecord));
@@ -481,10 +492,17 @@ fn appendHeadMajor(b: *Buffers, word: u32) i32 {
     return sequences.append(word, 0, 0, b.in(data), data.len, b.in(data), data.len, f32_word, 1, appended, @sizeOf(sequences.AppendRecord));
 }
 
+const prompt = [_]u32{ 1, 2, 3 };
+
 const sequence_calls = [_]Call{
     .{ .name = "sequence_create", .free = sequences.free, .make = struct {
         fn make(world: World, _: *Buffers) i32 {
             return sequences.create(world.tiered);
+        }
+    }.make },
+    .{ .name = "sequence_create_for", .free = sequences.free, .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.createFor(world.tiered, b.in(&prompt), prompt.len, 1, b.in("salt"), 4, b.in("model"), 5);
         }
     }.make },
     .{ .name = "sequence_free", .make = struct {
@@ -539,6 +557,16 @@ const sequence_calls = [_]Call{
     .{ .name = "sequence_commit_kept", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             return sequences.commitKept(world.flat, 0, b.in(&[_]u32{1}), 1);
+        }
+    }.make },
+    .{ .name = "sequence_commit_tokens", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.commitTokens(world.second, b.in(&[_]u32{ 5, 6 }), 2, 35);
+        }
+    }.make },
+    .{ .name = "sequence_commit_kept_tokens", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return sequences.commitKeptTokens(world.second, b.in(&[_]u32{1}), 1, b.in(&[_]u32{6}), 1, 35);
         }
     }.make },
     .{ .name = "sequence_truncate", .make = struct {

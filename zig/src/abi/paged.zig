@@ -36,6 +36,35 @@ pub const PagedRecord = extern struct {
     measures_fidelity: u32 = 0,
     /// Rows that stay unseen so that a sequence can be rewound.
     rewind_tokens: u32 = 0,
+    /// A `PrefixMode`.
+    prefix_mode: u32 = 0,
+    /// Which blocks a sequence may start from, a `Tiers`.
+    prefix_tiers: u32 = 0,
+    /// 0 for no limit but the cache's.
+    prefix_max_bytes: record.Wide = .{},
+    prefix_max_bytes_per_salt: record.Wide = .{},
+
+    fn prefix(options: PagedRecord) error{InvalidConfig}!?paged.PrefixOptions {
+        const mode = std.enums.fromInt(PrefixMode, options.prefix_mode) orelse return error.InvalidConfig;
+        const max_bytes = options.prefix_max_bytes.value();
+        const max_bytes_per_salt = options.prefix_max_bytes_per_salt.value();
+        if (mode == .none) return null;
+        return .{
+            .tiers = std.enums.fromInt(paged.Tiers, options.prefix_tiers) orelse return error.InvalidConfig,
+            .outlives = mode == .kept,
+            .max_bytes = if (max_bytes == 0) null else max_bytes,
+            .max_bytes_per_salt = if (max_bytes_per_salt == 0) null else max_bytes_per_salt,
+        };
+    }
+};
+
+/// How long rows are found by their tokens. The numbers cross the ABI and are never changed.
+pub const PrefixMode = enum(u32) {
+    none = 0,
+    /// As long as a sequence has them.
+    living = 1,
+    /// Until their memory is wanted.
+    kept = 2,
 };
 
 /// What becomes of old rows.
@@ -195,6 +224,7 @@ fn createCache(source: ?[*]const u8, source_bytes: u32, layers: ?[*]const u8, la
         .rewind_tokens = options.rewind_tokens,
         .max_bytes = if (max_bytes == 0) null else max_bytes,
         .pool = if (pool) |object| &object.body.pool else null,
+        .prefix = try options.prefix(),
     });
     errdefer cache.deinit();
     return handle.create(.paged, .{ .paged = .{ .cache = cache, .pool = pool } }, pool);
@@ -228,6 +258,8 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
         .policy = .from(cache.state.policy),
         .measures_fidelity = @intFromBool(cache.state.groups[0].fidelity.len != 0),
         .rewind_tokens = cache.state.rewind_tokens,
+        .prefix_mode = @intFromEnum(prefixMode(cache)),
+        .prefix_tiers = if (cache.state.prefix) |index| @intFromEnum(index.options.tiers) else 0,
     });
     if (layers_bytes == 0) return;
     for (cache.state.layers) |layer| {
@@ -242,6 +274,74 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
             .q_head_count = layer.q_head_count orelse 0,
         });
     }
+}
+
+fn prefixMode(cache: *const PagedCache) PrefixMode {
+    const index = cache.state.prefix orelse return .none;
+    return if (index.options.outlives) .kept else .living;
+}
+
+/// What was looked up by tokens, and what is kept for that.
+pub const PrefixStatsRecord = extern struct {
+    size_bytes: u32 = 0,
+    lookups: record.Wide,
+    hits: record.Wide,
+    hit_tokens: record.Wide,
+    cached_blocks: record.Wide,
+    cached_bytes: record.Wide,
+    evicted_blocks: record.Wide,
+    metadata_bytes: record.Wide,
+};
+
+pub fn prefixStats(word: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
+    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const found = use.target.prefixStats();
+    return status.word(record.write(PrefixStatsRecord, out, out_bytes, .{
+        .lookups = .from(found.lookups),
+        .hits = .from(found.hits),
+        .hit_tokens = .from(found.hit_tokens),
+        .cached_blocks = .from(found.cached_blocks),
+        .cached_bytes = .from(found.cached_bytes),
+        .evicted_blocks = .from(found.evicted_blocks),
+        .metadata_bytes = .from(use.target.prefixMetadataBytes()),
+    }));
+}
+
+/// What crosses of a prompt; `has_salt` tells an empty salt from none.
+pub fn promptOf(
+    tokens: ?[*]const u8,
+    token_count: u32,
+    has_salt: u32,
+    salt: ?[*]const u8,
+    salt_bytes: u32,
+    fingerprint: ?[*]const u8,
+    fingerprint_bytes: u32,
+) buffer.Error!paged.Prompt {
+    const salt_text = try buffer.bytesIn(salt, salt_bytes);
+    return .{
+        .tokens = try buffer.words(u32, tokens, token_count),
+        .salt = if (has_salt == 0) null else salt_text,
+        .fingerprint = try buffer.bytesIn(fingerprint, fingerprint_bytes),
+    };
+}
+
+/// (cache, prompt) -> tokens that more will be found of, once the sequences that were made with them have committed
+pub fn pendingPrefix(
+    word: u32,
+    tokens: ?[*]const u8,
+    token_count: u32,
+    has_salt: u32,
+    salt: ?[*]const u8,
+    salt_bytes: u32,
+    fingerprint: ?[*]const u8,
+    fingerprint_bytes: u32,
+) callconv(.c) i32 {
+    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const prompt = promptOf(tokens, token_count, has_salt, salt, salt_bytes, fingerprint, fingerprint_bytes) catch |err|
+        return status.fromError(err);
+    return status.count(use.target.pendingPrefix(prompt) catch |err| return status.fromError(err));
 }
 
 /// The sequences of a batch. Call with the cache locked.

@@ -7,6 +7,7 @@ const std = @import("std");
 const buffer = @import("buffer.zig");
 const handle = @import("handle.zig");
 const memory = @import("memory.zig");
+const promptOf = @import("paged.zig").promptOf;
 const record = @import("record.zig");
 const SeenBlock = @import("../cache/paged/cache.zig").Sequence.SeenBlock;
 const status = @import("status.zig");
@@ -86,6 +87,28 @@ pub fn create(word: u32) callconv(.c) i32 {
     };
 }
 
+/// (cache, prompt) -> a sequence that starts with the longest prefix of it that its tenant has
+pub fn createFor(
+    word: u32,
+    tokens: ?[*]const u8,
+    token_count: u32,
+    has_salt: u32,
+    salt: ?[*]const u8,
+    salt_bytes: u32,
+    fingerprint: ?[*]const u8,
+    fingerprint_bytes: u32,
+) callconv(.c) i32 {
+    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const prompt = promptOf(tokens, token_count, has_salt, salt, salt_bytes, fingerprint, fingerprint_bytes) catch |err|
+        return status.fromError(err);
+    const sequence = use.target.createSequenceFor(prompt) catch |err| return status.fromError(err);
+    return handle.createSequence(use.object, sequence) catch |err| {
+        use.target.freeSequence(sequence);
+        return status.fromError(err);
+    };
+}
+
 pub fn free(word: u32) callconv(.c) i32 {
     return status.word(handle.free(.sequence, word));
 }
@@ -148,6 +171,36 @@ pub fn commitKept(word: u32, index: u32, kept: ?[*]const u8, kept_count: u32) ca
     const indices = buffer.copyWords(u32, gpa, kept, kept_count) catch |err| return status.fromError(err);
     defer gpa.free(indices);
     return status.word(use.target.commitKept(indices));
+}
+
+/// (sequence, tokens of the pending rows, count, priority): a commit that tells them.
+pub fn commitTokens(word: u32, tokens: ?[*]const u8, token_count: u32, priority: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const level = std.math.cast(u8, priority) orelse return status.fromError(error.InvalidConfig);
+    const told = buffer.copyWords(u32, gpa, tokens, token_count) catch |err| return status.fromError(err);
+    defer gpa.free(told);
+    return status.word(use.target.commitTokens(told, level));
+}
+
+/// (sequence, indices of the pending rows that stay, count, their tokens, count, priority)
+pub fn commitKeptTokens(
+    word: u32,
+    kept: ?[*]const u8,
+    kept_count: u32,
+    tokens: ?[*]const u8,
+    token_count: u32,
+    priority: u32,
+) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    if (kept_count > std.math.maxInt(i32)) return status.fromError(error.InvalidSize);
+    const level = std.math.cast(u8, priority) orelse return status.fromError(error.InvalidConfig);
+    const indices = buffer.copyWords(u32, gpa, kept, kept_count) catch |err| return status.fromError(err);
+    defer gpa.free(indices);
+    const told = buffer.copyWords(u32, gpa, tokens, token_count) catch |err| return status.fromError(err);
+    defer gpa.free(told);
+    return status.word(use.target.commitKeptTokens(indices, told, level));
 }
 
 pub fn truncate(word: u32, index: u32, seq_len: u32) callconv(.c) i32 {

@@ -55,8 +55,10 @@ const SequenceState = state.SequenceState;
 const sums = @import("stats.zig");
 const Tokens = @import("../prefix/tokens.zig").Tokens;
 
+pub const priority_default = indexes.priority_default;
 pub const PrefixOptions = indexes.Options;
 pub const PrefixStats = indexes.Stats;
+pub const Tiers = indexes.Tiers;
 pub const Layer = layer_group.Layer;
 pub const Policy = policies.Policy;
 pub const PoolStats = format_pool.Stats;
@@ -320,6 +322,16 @@ pub const PagedCache = struct {
         index.stats.hit_tokens += found.token_count;
         sequence.state.tokens.?.prompt = tokens;
         return sequence;
+    }
+
+    /// What was looked up by tokens, and what is kept for that.
+    pub fn prefixStats(self: *const PagedCache) PrefixStats {
+        return if (self.state.prefix) |index| index.stats else .{};
+    }
+
+    /// Bytes that the prefix index takes beside blocks.
+    pub fn prefixMetadataBytes(self: *const PagedCache) u64 {
+        return if (self.state.prefix) |index| index.metadataBytes() else 0;
     }
 
     /// How many more of a prompt's tokens will be found once the sequences of its tenant that were made with them have

@@ -1,0 +1,70 @@
+/**
+ * What a sequence is made for: the tokens it will hold, and whose they are.
+ *
+ * @module
+ */
+
+import { type OptionNames, optionNames } from "./option_names.ts";
+import { checkWords } from "./commit.ts";
+
+/** Whose rows they are, and what they depend on. */
+export interface TenantOptions {
+  /**
+   * Names the tenant: sequences of equal salts share what they have in common, and others learn nothing of it. Without one,
+   * sequences of this cache that have none share among themselves.
+   */
+  readonly salt?: string | Uint8Array;
+  /**
+   * Names what rows depend on beside tokens and the cache's own shape and formats: the weights and their revision, an
+   * adapter, how positions are rotated, the engine. Rows of another one are not found.
+   */
+  readonly fingerprint?: string | Uint8Array;
+}
+
+/** What a sequence of a {@linkcode PagedCache} is made for. */
+export interface PromptOptions extends TenantOptions {
+  /**
+   * Ids of the tokens it will hold: it starts with the rows of the longest prefix of them that is there, and at least one
+   * token is left to compute. Its `seqLen` tells where it starts.
+   */
+  readonly tokens?: Uint32Array;
+}
+
+/** The names of {@linkcode TenantOptions}. */
+export const TENANT_NAMES: OptionNames = optionNames<TenantOptions>({ salt: true, fingerprint: true });
+
+/** The names of {@linkcode PromptOptions}. */
+export const PROMPT_NAMES: OptionNames = new Set([
+  ...optionNames<Omit<PromptOptions, keyof TenantOptions>>({ tokens: true }),
+  ...TENANT_NAMES,
+]);
+
+/** What crosses of a prompt. */
+export interface Prompt {
+  readonly tokens: Uint32Array;
+  readonly hasSalt: number;
+  readonly salt: Uint8Array;
+  readonly fingerprint: Uint8Array;
+}
+
+/** The checked prompt. */
+export function promptOf({ tokens, salt, fingerprint }: PromptOptions): Prompt {
+  if (tokens !== undefined) checkWords("tokens", tokens);
+  return {
+    tokens: tokens ?? NO_TOKENS,
+    hasSalt: salt === undefined ? 0 : 1,
+    salt: textOf("salt", salt),
+    fingerprint: textOf("fingerprint", fingerprint),
+  };
+}
+
+const NO_TOKENS = new Uint32Array(0);
+const NO_BYTES = new Uint8Array(0);
+const encoder = new TextEncoder();
+
+function textOf(name: string, text: string | Uint8Array | undefined): Uint8Array {
+  if (text === undefined) return NO_BYTES;
+  if (typeof text === "string") return encoder.encode(text);
+  if (text instanceof Uint8Array) return text;
+  throw new TypeError(`${name} must be a string or a Uint8Array: ${typeof text}`);
+}
