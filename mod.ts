@@ -82,6 +82,7 @@ export {
   unpackBlock,
 } from "./src/quantization.ts";
 export { Sequence } from "./src/sequence.ts";
+export type { PrefixExplanation, PrefixReason } from "./src/memory/explanation.ts";
 export type { HeadFidelity, SideFidelity } from "./src/memory/fidelity.ts";
 export type { PagedStats, PrefixStats } from "./src/memory/paged_stats.ts";
 export type { BlockPoolStats } from "./src/memory/pool.ts";

@@ -16,9 +16,10 @@ import { countText, refusal } from "./ffi/status.ts";
 import { POOL_EMPTY } from "./memory/append.ts";
 import { attend } from "./memory/attend.ts";
 import { BATCH_RULES, batchFreedRule, lengthsText, missingRowsTextOf } from "./memory/batch.ts";
+import { explanationOf, type PrefixExplanation } from "./memory/explanation.ts";
 import { fidelityOf, type HeadFidelity } from "./memory/fidelity.ts";
 import { showAs } from "./memory/inspect.ts";
-import { attachPaged, createPaged, PagedMemory } from "./memory/paged.ts";
+import { attachPaged, createPaged, EXPLAIN, PagedMemory } from "./memory/paged.ts";
 import { type PagedStats, pagedStatsOf } from "./memory/paged_stats.ts";
 import { type BlockPoolStats, poolStatsOf } from "./memory/pool.ts";
 import { isPaged, newSequence, newSequenceFor, type SequenceMemory } from "./memory/sequence.ts";
@@ -273,6 +274,34 @@ export class PagedCache {
   pendingPrefix(tokens: Uint32Array, options?: TenantOptions): number {
     const given = givenOptions(options, TENANT_NAMES, "look a prompt up");
     return this.#memory.pendingPrefix(promptOf({ ...given, tokens }));
+  }
+
+  /**
+   * What a sequence made for these tokens would start with, and why with no more. It changes nothing and counts as no use.
+   *
+   * It is for the owner of the cache, and tells what became of rows whoever pushed them out; {@linkcode Sequence.explain}
+   * is what a tenant may be told.
+   *
+   * @example Which token is another one
+   * ```ts
+   * import assert from "node:assert/strict";
+   * import { PagedCache } from "@kvern/kvern";
+   *
+   * using cache = new PagedCache({ layerCount: 1, kvHeadCount: 1, headDim: 2, maxSeqLen: 64, blockSize: 4 });
+   * const sequence = cache.sequence();
+   * sequence.append(0, new Float32Array(12), new Float32Array(12));
+   * sequence.commit(6, { tokens: Uint32Array.of(1, 2, 3, 4, 5, 6) });
+   *
+   * const { startsAt, reason, differs } = cache.explain(Uint32Array.of(1, 2, 3, 4, 5, 7, 8));
+   * assert.deepEqual([startsAt, reason, differs], [5, "differs", { at: 5, id: 6 }]);
+   * ```
+   *
+   * @throws {TypeError} an option of the wrong type
+   * @throws {KvError} as {@linkcode PagedCache.sequence}
+   */
+  explain(tokens: Uint32Array, options?: TenantOptions): PrefixExplanation {
+    const given = givenOptions(options, TENANT_NAMES, EXPLAIN);
+    return explanationOf(this.#memory.explain(promptOf({ ...given, tokens })));
   }
 
   /**

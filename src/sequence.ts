@@ -23,9 +23,11 @@ import { countText, refusal } from "./ffi/status.ts";
 import { appendRows } from "./memory/append.ts";
 import { attend, oneOf } from "./memory/attend.ts";
 import type { CacheMemory } from "./memory/cache.ts";
+import { explanationOf, newExplanation, type PrefixExplanation } from "./memory/explanation.ts";
 import { gatherRows } from "./memory/gather.ts";
 import { showAs } from "./memory/inspect.ts";
 import { packedViewsOf } from "./memory/packed_view.ts";
+import { EXPLAIN } from "./memory/paged.ts";
 import { attachSequence, forkSequence, isPaged, type PagedSequence, SequenceMemory } from "./memory/sequence.ts";
 import { VIEW, viewsOf } from "./memory/view.ts";
 import { APPEND_NAMES, type AppendOptions } from "./options/append.ts";
@@ -284,6 +286,26 @@ export class Sequence implements KvCache {
       });
     }
     memory.settle();
+  }
+
+  /**
+   * What a sequence of the same salt and fingerprint, made for these tokens, would start with, and why with no more.
+   *
+   * It tells a tenant nothing that depends on others: rows that had to go are `not_stored`.
+   *
+   * @throws {KvError} `cache_full` for more tokens than a sequence holds; `unsupported` in a contiguous cache, and in one
+   * with a `pool`; `out_of_memory`, `stale_handle`
+   */
+  explain(tokens: Uint32Array): PrefixExplanation {
+    checkWords("tokens", tokens);
+    const memory = this.#memory;
+    if (!isPaged(memory) || !memory.cache.findsTokens) {
+      throw new KvError("unsupported", `Cannot ${EXPLAIN} as this cache does not find rows by their tokens`);
+    }
+    const record = newExplanation();
+    const status = this.#library.kv_sequence_explain(memory.handle, tokens, tokens.length, record, record.byteLength);
+    if (status < 0) throw refusal(status, EXPLAIN, memory.cache.promptRules(tokens));
+    return explanationOf(record);
   }
 
   /**

@@ -219,6 +219,7 @@ const GOOD: Readonly<Record<string, (handles: Handles, kind: Kind | undefined) =
   view: later,
   views: later,
   appended: later,
+  explanation: later,
   options: later,
   "kv_memory_bytes options": () => recordOf("contiguous", GEOMETRY),
   "kv_contiguous_create options": () => recordOf("contiguous", GEOMETRY),

@@ -226,13 +226,67 @@ test("what is wrong with a prompt or a limit is said", () => {
   assert.equal(codeOf(make({ maxBytes: 0 })), "invalid_config");
   assert.throws(make({ maxBytes: "5" }), TypeError);
   assert.throws(make({ maxByte: 5 }), /maxBytes/);
-  assert.throws(make(true), TypeError);
+  assert.throws(make("all"), TypeError);
   const { maxSeqLen: _, ...shape } = SHAPE;
   using pool = new BlockPool({ ...shape, dtype: "f32" });
   assert.equal(codeOf(make({}, { pool })), "invalid_config");
   using shared = new PagedCache({ ...f32, pool });
   assert.equal(codeOf(() => shared.sequence({ tokens: A })), "invalid_config");
   shared.sequence().free();
+});
+
+test("explain() says why, to the owner of the cache and to a tenant", () => {
+  const layers = [{ kvHeadCount: 1, headDim: 32 }, { kvHeadCount: 1, headDim: 32, windowTokens: 4 }];
+  using cache = new PagedCache({ layers, maxSeqLen: 1024, blockSize: 4, dtype: "f32", prefix: {} });
+  const donor = cache.sequence({ salt: "a" });
+  grow(donor, A);
+  const own = (tokens: number[]) => cache.explain(Uint32Array.from(tokens), { salt: "a" });
+  assert.deepEqual(own([...A]), {
+    startsAt: 9,
+    knownTokens: 10,
+    reason: "whole",
+    differs: undefined,
+    formats: [{ k: "f32", v: "f32" }],
+  });
+  assert.deepEqual(own([1, 2, 3, 9]).differs, { at: 3, id: 4 });
+  assert.deepEqual(own([9]).differs, { at: 0, id: 1 });
+  assert.equal(own([...A, 11, 12]).reason, "not_stored");
+  assert.equal(own([...A, 11, 12]).startsAt, 10);
+  const other = cache.explain(A, { salt: "a", fingerprint: "another" });
+  assert.deepEqual([other.startsAt, other.reason], [0, "other_fingerprint"]);
+  assert.equal(cache.explain(A, { salt: "b" }).reason, "not_stored");
+  assert.deepEqual(donor.explain(A), own([...A]));
+  const stranger = cache.sequence({ salt: "b" });
+  assert.deepEqual([stranger.explain(A).startsAt, stranger.explain(A).reason], [0, "not_stored"]);
+  const before = cache.stats().prefix;
+  own([...A]);
+  assert.deepEqual(cache.stats().prefix, before);
+  using flat = new ContiguousCache({ layerCount: 1, kvHeadCount: 1, headDim: 32, maxSeqLen: 8 });
+  assert.equal(codeOf(() => (flat.sequence(0) as Sequence).explain(A)), "unsupported");
+});
+
+test("explain() tells what was evicted, what is quantized and what a window has passed", () => {
+  const one = { layerCount: 1, kvHeadCount: 1, headDim: 32, maxSeqLen: 1024, dtype: "f32" } as const;
+  const tokens = Uint32Array.from({ length: 300 }, (_, i) => i % 7);
+  {
+    const blockBytes = 64 * 32 * 4 * 2;
+    using cache = new PagedCache({ ...one, maxBytes: 16 * blockBytes, prefix: {} });
+    const donor = cache.sequence({ salt: "a" });
+    grow(donor, tokens);
+    donor.free();
+    const other = cache.sequence();
+    grow(other, Uint32Array.from({ length: 1000 }, (_, i) => 100 + i));
+    assert.equal(cache.explain(tokens, { salt: "a" }).reason, "evicted");
+    assert.equal(cache.sequence({ salt: "a" }).explain(tokens).reason, "not_stored");
+  }
+  {
+    using cache = new PagedCache({ ...one, store: "i8", prefix: {} });
+    const donor = cache.sequence();
+    grow(donor, tokens);
+    const { startsAt, formats } = cache.explain(tokens);
+    assert.equal(startsAt, 299);
+    assert.deepEqual(formats, [{ k: "i8", v: "i8" }, { k: "f32", v: "f32" }]);
+  }
 });
 
 test("beams of two tenants are not reordered into each other", () => {

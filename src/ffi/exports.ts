@@ -178,6 +178,18 @@ export const EXPORTS = {
     "fingerprint buffer",
     "fingerprint_bytes u32",
   ],
+  kv_paged_explain: [
+    "cache u32",
+    "tokens buffer",
+    "token_count u32",
+    "has_salt u32",
+    "salt buffer",
+    "salt_bytes u32",
+    "fingerprint buffer",
+    "fingerprint_bytes u32",
+    "explanation buffer",
+    "explanation_bytes u32",
+  ],
   kv_paged_pool_stats: ["cache u32", "group u32", "dtype_k u32", "dtype_v u32", "stats buffer", "stats_bytes u32"],
 
   // -> the sequence. The four from here on and the three about blocks are of paged caches alone
@@ -223,6 +235,14 @@ export const EXPORTS = {
     "tokens buffer",
     "token_count u32",
     "priority u32",
+  ],
+  // for the tenant of the sequence
+  kv_sequence_explain: [
+    "sequence u32",
+    "tokens buffer",
+    "token_count u32",
+    "explanation buffer",
+    "explanation_bytes u32",
   ],
   kv_sequence_truncate: ["sequence u32", "index u32", "seq_len u32"],
   // -> committed tokens
@@ -468,6 +488,16 @@ export const RECORDS = {
     evictedBlocks: "u64",
     metadataBytes: "u64",
   },
+  explanation: {
+    tokenCount: "u32",
+    knownCount: "u32",
+    reason: "u32",
+    hasOtherToken: "u32",
+    otherToken: "u32",
+    formatCount: "u32",
+    dtypeK: "u32[8]",
+    dtypeV: "u32[8]",
+  },
   bufferPool: { buffersPerClass: "u32", maxBytes: "u64" },
   bufferPoolStats: {
     hits: "u64",
@@ -513,6 +543,15 @@ export const ENUMS = {
   policyKind: { tailOnly: 0, tiered: 1 },
   prefixMode: { none: 0, living: 1, kept: 2 },
   prefixTiers: { any: 0, float: 1 },
+  prefixReason: {
+    whole: 0,
+    differs: 1,
+    not_stored: 2,
+    window_passed: 3,
+    quantized: 4,
+    evicted: 5,
+    other_fingerprint: 6,
+  },
   device: { cpu: 0 },
   level: { v2: 1, v3: 2, avx512: 3, amx: 4, neon: 5, dotprod: 6 },
   attendFlag: { causal: 1, softmaxScale: 2, softcap: 4, window: 8 },

@@ -26,6 +26,7 @@ import { type Policy, policyOf } from "../options/policy.ts";
 import type { Prompt } from "../options/prompt.ts";
 import type { Sight } from "../options/retention.ts";
 import type { AskedRows, CacheMemory, IndexRules, Resident, SequenceToken } from "./cache.ts";
+import { newExplanation } from "./explanation.ts";
 import { freePartWhenDropped, freeWhenDropped, unwatch } from "./finalization.ts";
 import type { PoolMemory } from "./pool.ts";
 
@@ -128,6 +129,25 @@ export class PagedMemory implements CacheMemory {
     );
     if (count < 0) throw refusal(count, "look a prompt up", this.promptRules(tokens));
     return count;
+  }
+
+  /** Why a prompt would start where it would: an ExplanationRecord. */
+  explain({ tokens, hasSalt, salt, fingerprint }: Prompt): Uint32Array {
+    const record = newExplanation();
+    const status = this.library.kv_paged_explain(
+      this.#handle,
+      tokens,
+      tokens.length,
+      hasSalt,
+      salt,
+      salt.length,
+      fingerprint,
+      fingerprint.length,
+      record,
+      record.byteLength,
+    );
+    if (status < 0) throw refusal(status, EXPLAIN, this.promptRules(tokens));
+    return record;
   }
 
   /** The rules about a prompt. */
@@ -240,6 +260,9 @@ export class PagedMemory implements CacheMemory {
     this.#handle = 0;
   }
 }
+
+/** What `explain` does, of a cache and of a sequence. */
+export const EXPLAIN = "explain what a prompt finds";
 
 const RESET = "reset a cache";
 

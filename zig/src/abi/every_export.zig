@@ -479,6 +479,12 @@ const paged_calls = [_]Call{
             return paged.pendingPrefix(world.tiered, b.in(&prompt), prompt.len, 1, b.in("salt"), 4, b.in("model"), 5);
         }
     }.make },
+    .{ .name = "paged_explain", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const out = b.record(paged.ExplanationRecord);
+            return paged.explain(world.tiered, b.in(&prompt), prompt.len, 0, null, 0, null, 0, out, @sizeOf(paged.ExplanationRecord));
+        }
+    }.make },
     .{ .name = "paged_pool_stats", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             return paged.poolStats(world.tiered, 0, 6, 3, b.record(pool.StatsRecord), @sizeOf(pool.StatsRecord));
@@ -567,6 +573,12 @@ const sequence_calls = [_]Call{
     .{ .name = "sequence_commit_kept_tokens", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             return sequences.commitKeptTokens(world.second, b.in(&[_]u32{1}), 1, b.in(&[_]u32{6}), 1, 35);
+        }
+    }.make },
+    .{ .name = "sequence_explain", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            const out = b.record(paged.ExplanationRecord);
+            return sequences.explain(world.first, b.in(&prompt), prompt.len, out, @sizeOf(paged.ExplanationRecord));
         }
     }.make },
     .{ .name = "sequence_truncate", .make = struct {

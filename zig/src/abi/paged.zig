@@ -326,6 +326,61 @@ pub fn promptOf(
     };
 }
 
+/// What a prompt would find, and why no more.
+pub const ExplanationRecord = extern struct {
+    size_bytes: u32 = 0,
+    token_count: u32,
+    known_count: u32,
+    /// A `Reason`.
+    reason: u32,
+    has_other_token: u32,
+    other_token: u32,
+    format_count: u32,
+    /// Of the keys and of the values of each format.
+    dtype_k: [paged.Explanation.formats_max]u32,
+    dtype_v: [paged.Explanation.formats_max]u32,
+
+    pub fn from(explanation: paged.Explanation) ExplanationRecord {
+        var of: ExplanationRecord = .{
+            .token_count = explanation.token_count,
+            .known_count = explanation.known_count,
+            .reason = @intFromEnum(explanation.reason),
+            .has_other_token = @intFromBool(explanation.other_token != null),
+            .other_token = explanation.other_token orelse 0,
+            .format_count = 0,
+            .dtype_k = @splat(0),
+            .dtype_v = @splat(0),
+        };
+        for (explanation.formats) |format| {
+            const dtype_k, const dtype_v = format orelse break;
+            of.dtype_k[of.format_count] = @intFromEnum(dtype_k);
+            of.dtype_v[of.format_count] = @intFromEnum(dtype_v);
+            of.format_count += 1;
+        }
+        return of;
+    }
+};
+
+pub fn explain(
+    word: u32,
+    tokens: ?[*]const u8,
+    token_count: u32,
+    has_salt: u32,
+    salt: ?[*]const u8,
+    salt_bytes: u32,
+    fingerprint: ?[*]const u8,
+    fingerprint_bytes: u32,
+    out: ?[*]u8,
+    out_bytes: u32,
+) callconv(.c) i32 {
+    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const prompt = promptOf(tokens, token_count, has_salt, salt, salt_bytes, fingerprint, fingerprint_bytes) catch |err|
+        return status.fromError(err);
+    const explanation = use.target.explain(prompt) catch |err| return status.fromError(err);
+    return status.word(record.write(ExplanationRecord, out, out_bytes, .from(explanation)));
+}
+
 /// (cache, prompt) -> tokens that more will be found of, once the sequences that were made with them have committed
 pub fn pendingPrefix(
     word: u32,

@@ -7,6 +7,7 @@ const std = @import("std");
 const buffer = @import("buffer.zig");
 const handle = @import("handle.zig");
 const memory = @import("memory.zig");
+const ExplanationRecord = @import("paged.zig").ExplanationRecord;
 const promptOf = @import("paged.zig").promptOf;
 const record = @import("record.zig");
 const SeenBlock = @import("../cache/paged/cache.zig").Sequence.SeenBlock;
@@ -171,6 +172,15 @@ pub fn commitKept(word: u32, index: u32, kept: ?[*]const u8, kept_count: u32) ca
     const indices = buffer.copyWords(u32, gpa, kept, kept_count) catch |err| return status.fromError(err);
     defer gpa.free(indices);
     return status.word(use.target.commitKept(indices));
+}
+
+/// (sequence, tokens, count, ExplanationRecord out, bytes): for the tenant of the sequence
+pub fn explain(word: u32, tokens: ?[*]const u8, token_count: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
+    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const prompt = buffer.words(u32, tokens, token_count) catch |err| return status.fromError(err);
+    const explanation = use.target.explain(prompt) catch |err| return status.fromError(err);
+    return status.word(record.write(ExplanationRecord, out, out_bytes, .from(explanation)));
 }
 
 /// (sequence, tokens of the pending rows, count, priority): a commit that tells them.

@@ -10,14 +10,14 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const block_table = @import("../blocks/table.zig");
-const BlockTable = block_table.BlockTable;
+const Dtype = @import("../../dtype.zig").Dtype;
 const indexes = @import("../prefix/index.zig");
 const Index = indexes.Index;
 const state = @import("state.zig");
 const CacheState = state.CacheState;
 const SequenceState = state.SequenceState;
 
-/// Why a prompt was not found any further.
+/// Why a prompt was not found any further. The numbers cross the ABI and are never changed.
 pub const Reason = enum(u32) {
     /// All of it was found, but for the last token, which is always left to compute.
     whole = 0,
@@ -29,7 +29,69 @@ pub const Reason = enum(u32) {
     window_passed = 3,
     /// The rows behind it are quantized, and only floats were wanted.
     quantized = 4,
+    /// It was there, and had to go.
+    evicted = 5,
+    /// It is there for another model: another fingerprint.
+    other_fingerprint = 6,
 };
+
+/// What a prompt would find, and why no more.
+pub const Explanation = struct {
+    token_count: u32,
+    known_count: u32,
+    reason: Reason,
+    /// The token that stands where the prompt differs; null unless that is why.
+    other_token: ?u32,
+    /// The formats of the rows, those of keys and of values.
+    formats: [formats_max]?[2]Dtype,
+
+    pub const formats_max = 8;
+};
+
+/// Explains what `find` finds. `shows_all` for the owner of the cache: a tenant is told of nothing that depends on others.
+pub fn explain(cache: *const CacheState, root: u32, tokens: []const u32, shows_all: bool) error{OutOfMemory}!Explanation {
+    const index = cache.prefix.?;
+    var found = try find(cache, root, tokens);
+    defer found.deinit(cache);
+    const depth: u32 = @intCast(found.nodes.items.len);
+    const last = if (depth == 0) root else found.nodes.items[depth - 1];
+    const rest = tokens[depth * cache.block_size ..];
+    var reason = found.reason;
+    if ((reason == .not_stored or reason == .differs) and shows_all) {
+        if (index.wasEvicted(last, rest)) reason = .evicted else if (index.hasOtherModel(root, tokens)) reason = .other_fingerprint;
+    }
+    var explanation: Explanation = .{
+        .token_count = found.token_count,
+        .known_count = found.known_count,
+        .reason = reason,
+        .other_token = if (reason == .differs) otherToken(index, last, rest, found.next) else null,
+        .formats = @splat(null),
+    };
+    const entry_count = (found.token_count + cache.block_size - 1) / cache.block_size;
+    for (0..entry_count) |entry| for (cache.groups, 0..) |group, g| {
+        const held = heldBlock(cache, &found, @intCast(entry), @intCast(g)) orelse continue;
+        const shape = group.formats.items[held.format].shape;
+        const format: [2]Dtype = .{ shape.dtype_k, shape.dtype_v };
+        for (&explanation.formats) |*place| {
+            const known = place.* orelse {
+                place.* = format;
+                break;
+            };
+            if (std.meta.eql(known, format)) break;
+        }
+    };
+    return explanation;
+}
+
+/// The token that stands where a prompt differs from what is nearest to it.
+fn otherToken(index: *const Index, last: u32, rest: []const u32, next: ?Next) ?u32 {
+    const one = next orelse {
+        const child = index.neighbour(last, rest) orelse return null;
+        return index.tokensOf(child)[0];
+    };
+    const tokens = one.tokens(index);
+    return if (one.common < tokens.len) tokens[one.common] else null;
+}
 
 /// What was found for a prompt.
 pub const Found = struct {
@@ -55,6 +117,13 @@ const Next = struct {
         /// A sequence that still writes to it.
         sequence: *const SequenceState,
     },
+
+    fn tokens(next: Next, index: *const Index) []const u32 {
+        return switch (next.from) {
+            .node => |node| index.tokensOf(node),
+            .sequence => |sequence| sequence.tokens.?.newest.items,
+        };
+    }
 
     /// The block of a group, and its format.
     fn block(next: Next, index: *const Index, group: u32, entry: u32) ?Held {
@@ -87,7 +156,7 @@ pub fn find(cache: *const CacheState, root: u32, tokens: []const u32) error{OutO
     found.known_count = whole + (if (found.next) |next| next.common else 0);
     found.reason = if (found.known_count == tokens.len)
         .whole
-    else if (found.next != null or index.hasChildren(last)) .differs else .not_stored;
+    else if (otherToken(index, last, tokens[whole..], found.next) != null) .differs else .not_stored;
 
     // One token is left to compute: its query is what the caller wants.
     const most = @min(found.known_count, @as(u32, @intCast(tokens.len)) -| 1);
@@ -224,10 +293,8 @@ pub fn adopt(sequence: *SequenceState, found: *const Found) error{OutOfMemory}!v
     if (rest != 0) {
         const source = if (depth < found.nodes.items.len)
             index.tokensOf(found.nodes.items[depth])
-        else switch (found.next.?.from) {
-            .node => |next| index.tokensOf(next),
-            .sequence => |other| other.tokens.?.newest.items,
-        };
+        else
+            found.next.?.tokens(index);
         told.newest.appendSliceAssumeCapacity(source[0..rest]);
     }
     index.touch(node);

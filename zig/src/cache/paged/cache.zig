@@ -59,6 +59,8 @@ pub const priority_default = indexes.priority_default;
 pub const PrefixOptions = indexes.Options;
 pub const PrefixStats = indexes.Stats;
 pub const Tiers = indexes.Tiers;
+pub const Explanation = adoption.Explanation;
+pub const PrefixReason = adoption.Reason;
 pub const Layer = layer_group.Layer;
 pub const Policy = policies.Policy;
 pub const PoolStats = format_pool.Stats;
@@ -334,6 +336,24 @@ pub const PagedCache = struct {
         return if (self.state.prefix) |index| index.metadataBytes() else 0;
     }
 
+    /// What a sequence made for a prompt would start with, and why with no more. It is for the owner of the cache: it tells
+    /// what became of rows that others pushed out.
+    pub fn explain(self: *PagedCache, prompt: Prompt) PromptError!Explanation {
+        const index = self.state.prefix orelse return error.InvalidConfig;
+        const root = try self.openRoot(prompt);
+        defer index.close(root.node);
+        return self.explainAt(root.node, prompt.tokens, true);
+    }
+
+    fn explainAt(self: *PagedCache, root: u32, prompt: []align(1) const u32, shows_all: bool) PromptError!Explanation {
+        if (prompt.len > self.state.max_seq_len) return error.CacheFull;
+        const gpa = self.state.gpa;
+        const tokens = try gpa.alloc(u32, prompt.len);
+        defer gpa.free(tokens);
+        @memcpy(tokens, prompt);
+        return adoption.explain(&self.state, root, tokens, shows_all);
+    }
+
     /// How many more of a prompt's tokens will be found once the sequences of its tenant that were made with them have
     /// committed theirs.
     pub fn pendingPrefix(self: *PagedCache, prompt: Prompt) PromptError!u32 {
@@ -357,7 +377,7 @@ pub const PagedCache = struct {
 
     /// The root of a prompt's tenant, for one user of it.
     fn openRoot(self: *PagedCache, prompt: Prompt) error{OutOfMemory}!Ref {
-        return self.state.prefix.?.open(self.keyOf(prompt), newWriter);
+        return self.state.prefix.?.open(self.keyOf(prompt), chain.keyOf(&.{}, prompt.salt), newWriter);
     }
 
     fn keyOf(self: *const PagedCache, prompt: Prompt) chain.Key {
@@ -602,6 +622,12 @@ pub const Sequence = struct {
     pub fn commitTokens(self: *Sequence, tokens: []align(1) const u32, priority: ?u8) PagedCache.CommitError!void {
         if (tokens.len > self.cache.state.max_seq_len) return error.CommitMismatch;
         return commits.commit(&self.state, @intCast(tokens.len), toldOf(tokens, priority));
+    }
+
+    /// The same as `PagedCache.explain` for the tenant of this sequence, who is told nothing that depends on others.
+    pub fn explain(self: *Sequence, tokens: []align(1) const u32) PagedCache.PromptError!Explanation {
+        const told = self.state.tokens orelse return error.InvalidConfig;
+        return self.cache.explainAt(told.root, tokens, false);
     }
 
     fn toldOf(tokens: []align(1) const u32, priority: ?u8) commits.Told {

@@ -82,6 +82,8 @@ const Node = struct {
 const Root = struct {
     node: u32,
     key: chain.Key,
+    /// The key of its tenant, whatever the model.
+    tenant: chain.Key,
     /// The name by which pools know who wrote a block: one tenant does not read what another one left there.
     writer: u32,
     /// Sequences that began here.
@@ -157,6 +159,8 @@ pub const Index = struct {
     roots: std.ArrayList(Root) = .empty,
     free_roots: std.ArrayList(u32) = .empty,
     by_key: std.AutoHashMapUnmanaged(chain.Key, u32) = .empty,
+    /// The blocks that were given up last, the oldest first.
+    gone: std.AutoArrayHashMapUnmanaged(chain.BlockHash, void) = .empty,
     root_heap: RootHeap = .{},
     /// Nodes that a sequence left before its end, where none is to outlive its sequences.
     left: std.AutoArrayHashMapUnmanaged(Ref, void) = .empty,
@@ -191,6 +195,7 @@ pub const Index = struct {
         index.free_roots.deinit(gpa);
         index.left.deinit(gpa);
         index.by_key.deinit(gpa);
+        index.gone.deinit(gpa);
         index.root_heap.deinit(gpa);
         index.* = undefined;
     }
@@ -203,7 +208,7 @@ pub const Index = struct {
 
     /// The root of a tenant for a sequence, which closes it.
     /// `newWriter` names it at the pools where it is a new one.
-    pub fn open(index: *Index, key: chain.Key, newWriter: *const fn () u32) error{OutOfMemory}!Ref {
+    pub fn open(index: *Index, key: chain.Key, tenant: chain.Key, newWriter: *const fn () u32) error{OutOfMemory}!Ref {
         const gpa = index.gpa;
         if (index.by_key.get(key)) |root| {
             index.roots.items[root].users += 1;
@@ -218,7 +223,7 @@ pub const Index = struct {
             _ = index.roots.addOneAssumeCapacity();
             break :blk @intCast(index.roots.items.len - 1);
         };
-        index.roots.items[root] = .{ .node = node, .key = key, .writer = newWriter(), .users = 1 };
+        index.roots.items[root] = .{ .node = node, .key = key, .tenant = tenant, .writer = newWriter(), .users = 1 };
         index.nodes.items[node] = .{
             .parent = none,
             .root = root,
@@ -314,6 +319,13 @@ pub const Index = struct {
             if (nearest == null or before.common > nearest.?.common) nearest = before;
         }
         return if (nearest != null and nearest.?.common > 0) nearest else null;
+    }
+
+    /// A child that stands beside where these tokens would.
+    pub fn neighbour(index: *const Index, node: u32, tokens: []const u32) ?u32 {
+        const children = index.nodes.items[node].children.items;
+        if (children.len == 0) return null;
+        return children[@min(index.lowerBound(children, tokens), children.len - 1)];
     }
 
     /// Walks down from a node along `tokens`, as far as whole blocks of them are there, and appends the nodes to `path`.
@@ -669,6 +681,36 @@ pub const Index = struct {
         return index.roots.items[of].heap.first();
     }
 
+    const gone_max = 4096;
+
+    /// Remembers for a while that a block was there.
+    fn remember(index: *Index, hash: chain.BlockHash) void {
+        if (index.gone.count() >= gone_max) index.gone.orderedRemoveAt(0);
+        index.gone.put(index.gpa, hash, {}) catch {}; // only an explanation is lost
+    }
+
+    /// The whole block of these tokens behind a node was given up not long ago.
+    pub fn wasEvicted(index: *const Index, node: u32, tokens: []const u32) bool {
+        if (tokens.len < index.block_size) return false;
+        const key = &index.roots.items[index.nodes.items[node].root].key;
+        return index.gone.contains(chain.next(key, index.nodes.items[node].hash, tokens[0..index.block_size]));
+    }
+
+    /// Another model of the tenant has the first block of these tokens.
+    pub fn hasOtherModel(index: *const Index, root_node: u32, tokens: []const u32) bool {
+        if (tokens.len == 0) return false;
+        const own = index.nodes.items[root_node].root;
+        var others = index.by_key.valueIterator();
+        while (others.next()) |other| {
+            const root = index.roots.items[other.*];
+            if (other.* == own or !std.mem.eql(u8, &root.tenant, &index.roots.items[own].tenant)) continue;
+            const block = tokens[0..@min(tokens.len, index.block_size)];
+            const nearest = index.nearestChild(root.node, block) orelse continue;
+            if (nearest.common == block.len) return true;
+        }
+        return false;
+    }
+
     /// Forgets the block of a group in a node, and the node where that is nothing without it.
     pub fn forget(index: *Index, node: u32, group: u32) void {
         assert(!index.sees_all[group] or !index.hasChildren(node));
@@ -681,6 +723,7 @@ pub const Index = struct {
         // Sequences that went on from there know no way to the nodes before it.
         const node: u32 = slot / @as(u32, @intCast(index.groups.len));
         if (!index.options.outlives) index.leave(index.refOf(index.parentOf(node).?));
+        index.remember(index.nodes.items[node].hash);
         index.drop(slot);
         index.stats.evicted_blocks += before - index.stats.cached_blocks;
     }

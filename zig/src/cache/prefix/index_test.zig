@@ -112,9 +112,9 @@ test "the longest prefix anyone added is found, whole blocks and tokens behind t
     const fixture: *Fixture = try .init(&.{null}, .{});
     defer fixture.deinit();
     const index = &fixture.index;
-    const root = (try index.open(keyOf(null), newWriter)).node;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
     defer index.close(root);
-    const other = (try index.open(keyOf("salt"), newWriter)).node;
+    const other = (try index.open(keyOf("salt"), keyOf("salt"), newWriter)).node;
     defer index.close(other);
     const a = [_]u32{ 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 };
     try testing.expectEqual(10, try fixture.addAll(root, &a, indexes.priority_default));
@@ -133,7 +133,7 @@ test "random prompts match as in a list of them" {
         const index = &fixture.index;
         var prng: std.Random.DefaultPrng = .init(7);
         const random = prng.random();
-        const roots = [_]u32{ (try index.open(keyOf("a"), newWriter)).node, (try index.open(keyOf("b"), newWriter)).node };
+        const roots = [_]u32{ (try index.open(keyOf("a"), keyOf("a"), newWriter)).node, (try index.open(keyOf("b"), keyOf("b"), newWriter)).node };
         defer for (roots) |root| index.close(root);
         var known: [roots.len]std.ArrayList([24]u32) = @splat(.empty);
         var lengths: [roots.len]std.ArrayList(u32) = @splat(.empty);
@@ -164,7 +164,7 @@ test "memory that is wanted comes from the least important, then from the oldest
     const fixture: *Fixture = try .init(&.{null}, .{});
     defer fixture.deinit();
     const index = &fixture.index;
-    const root = (try index.open(keyOf(null), newWriter)).node;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
     defer index.close(root);
     _ = try fixture.addAll(root, &.{ 1, 1, 1, 1, 2, 2, 2, 2 }, 50);
     _ = try fixture.addAll(root, &.{ 3, 3, 3, 3, 4, 4, 4, 4, 5, 5 }, 35);
@@ -192,7 +192,7 @@ test "what a sequence has stays, and gives way where something unused stands bef
     const fixture: *Fixture = try .init(&.{null}, .{});
     defer fixture.deinit();
     const index = &fixture.index;
-    const root = (try index.open(keyOf(null), newWriter)).node;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
     defer index.close(root);
     const made = try fixture.tables(8);
     defer fixture.free(made);
@@ -220,9 +220,9 @@ test "a limit for all and one for a tenant hold, and a flood stays in its own" {
     const fixture: *Fixture = try .init(&.{null}, .{ .max_bytes = 10 * block_bytes, .max_bytes_per_salt = 6 * block_bytes });
     defer fixture.deinit();
     const index = &fixture.index;
-    const quiet = (try index.open(keyOf("quiet"), newWriter)).node;
+    const quiet = (try index.open(keyOf("quiet"), keyOf("quiet"), newWriter)).node;
     defer index.close(quiet);
-    const loud = (try index.open(keyOf("loud"), newWriter)).node;
+    const loud = (try index.open(keyOf("loud"), keyOf("loud"), newWriter)).node;
     defer index.close(loud);
     const kept = [_]u32{ 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4 };
     try testing.expectEqual(16, try fixture.addAll(quiet, &kept, 35));
@@ -244,7 +244,7 @@ test "in a layer with a window a block goes by itself, and comes back with the n
     const fixture: *Fixture = try .init(&.{ null, 4 }, .{});
     defer fixture.deinit();
     const index = &fixture.index;
-    const root = (try index.open(keyOf(null), newWriter)).node;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
     defer index.close(root);
     const tokens = [_]u32{ 1, 2, 3, 4, 5, 6, 7, 8 };
     _ = try fixture.addAll(root, &tokens, 35);
@@ -265,7 +265,7 @@ test "a root goes with its last sequence and block, and a node that went is know
     for (0..1000) |i| {
         var salt: [8]u8 = undefined;
         std.mem.writeInt(u64, &salt, i, .little);
-        const root = try index.open(keyOf(&salt), newWriter);
+        const root = try index.open(keyOf(&salt), keyOf(&salt), newWriter);
         try testing.expectEqual(root.node, index.get(root).?);
         _ = try fixture.addAll(root.node, &.{ 1, 2, 3, 4 }, 35);
         const node = index.refOf(index.nearestChild(root.node, &.{1}).?.node);
