@@ -35,6 +35,7 @@ pub const Tiers = enum(u32) {
     float = 1,
 };
 
+/// What is kept of rows, so that they are found by their tokens.
 pub const Options = struct {
     tiers: Tiers = .any,
     /// False where no block outlives the sequences that have it.
@@ -128,6 +129,7 @@ const RootOrder = struct {
     }
 };
 
+/// What prompts found, and what is kept so that they do.
 pub const Stats = struct {
     /// Prompts that were looked up, those of which a part was found, and the tokens of these parts.
     lookups: u64 = 0,
