@@ -4,7 +4,6 @@
  * @module
  */
 
-import type { ENUMS } from "../ffi/exports.ts";
 import { fieldsOf, nameOf, newRecord, valuesOf } from "../ffi/record.ts";
 import { type DType, dtypeOf } from "../options/dtype.ts";
 
@@ -19,7 +18,14 @@ import { type DType, dtypeOf } from "../options/dtype.ts";
  * - `evicted`: the rows were there, and had to go.
  * - `other_fingerprint`: they are there for another fingerprint of this salt.
  */
-export type PrefixReason = keyof typeof ENUMS.prefixReason;
+export type PrefixReason =
+  | "whole"
+  | "differs"
+  | "not_stored"
+  | "window_passed"
+  | "quantized"
+  | "evicted"
+  | "other_fingerprint";
 
 /** What a prompt would start with, and why with no more; plain data. */
 export interface PrefixExplanation {
