@@ -89,6 +89,8 @@ const Root = struct {
     writer: u32,
     /// Sequences that began here.
     users: u32 = 0,
+    /// Nodes, itself not among them.
+    node_count: u32 = 0,
     bytes: u64 = 0,
     heap: SlotHeap = .{},
     /// The place in the heap of roots.
@@ -161,8 +163,8 @@ pub const Index = struct {
     roots: std.ArrayList(Root) = .empty,
     free_roots: std.ArrayList(u32) = .empty,
     by_key: std.AutoHashMapUnmanaged(chain.Key, u32) = .empty,
-    /// The blocks that were given up last, the oldest first.
-    gone: std.AutoArrayHashMapUnmanaged(chain.BlockHash, void) = .empty,
+    /// Blocks that were given up not long ago: the second list takes the place of the first when it is full.
+    gone: [2]std.AutoHashMapUnmanaged(chain.BlockHash, void) = @splat(.empty),
     root_heap: RootHeap = .{},
     /// Nodes that a sequence left before its end, where none is to outlive its sequences.
     left: std.AutoArrayHashMapUnmanaged(Ref, void) = .empty,
@@ -197,7 +199,7 @@ pub const Index = struct {
         index.free_roots.deinit(gpa);
         index.left.deinit(gpa);
         index.by_key.deinit(gpa);
-        index.gone.deinit(gpa);
+        for (&index.gone) |*list| list.deinit(gpa);
         index.root_heap.deinit(gpa);
         index.* = undefined;
     }
@@ -433,10 +435,12 @@ pub const Index = struct {
         const gpa = index.gpa;
         const root = index.nodes.items[parent].root;
         try index.nodes.items[parent].children.ensureUnusedCapacity(gpa, 1);
-        const listed = index.roots.items[root].heap.items.items.len;
-        try index.roots.items[root].heap.ensureCapacity(gpa, listed + index.groups.len + 1);
+        // For every slot there is: those that are set aside come back.
+        const node_count = index.roots.items[root].node_count + 1;
+        try index.roots.items[root].heap.ensureCapacity(gpa, node_count * index.groups.len);
         const node = try index.takeNode();
         const before = index.nodes.items[parent];
+        index.roots.items[root].node_count = node_count;
         index.nodes.items[node] = .{
             .parent = parent,
             .root = root,
@@ -687,15 +691,19 @@ pub const Index = struct {
 
     /// Remembers for a while that a block was there.
     fn remember(index: *Index, hash: chain.BlockHash) void {
-        if (index.gone.count() >= gone_max) index.gone.orderedRemoveAt(0);
-        index.gone.put(index.gpa, hash, {}) catch {}; // only an explanation is lost
+        if (index.gone[1].count() >= gone_max) {
+            std.mem.swap(std.AutoHashMapUnmanaged(chain.BlockHash, void), &index.gone[0], &index.gone[1]);
+            index.gone[1].clearRetainingCapacity();
+        }
+        index.gone[1].put(index.gpa, hash, {}) catch {}; // only an explanation is lost
     }
 
     /// The whole block of these tokens behind a node was given up not long ago.
     pub fn wasEvicted(index: *const Index, node: u32, tokens: []const u32) bool {
         if (tokens.len < index.block_size) return false;
         const key = &index.roots.items[index.nodes.items[node].root].key;
-        return index.gone.contains(chain.next(key, index.nodes.items[node].hash, tokens[0..index.block_size]));
+        const hash = chain.next(key, index.nodes.items[node].hash, tokens[0..index.block_size]);
+        return index.gone[0].contains(hash) or index.gone[1].contains(hash);
     }
 
     /// Another model of the tenant has the first block of these tokens.
@@ -777,6 +785,7 @@ pub const Index = struct {
         const at = index.lowerBound(siblings.items, index.tokensOf(node));
         assert(siblings.orderedRemove(at) == node);
         index.giveNode(node);
+        index.roots.items[root].node_count -= 1;
         index.relist(parent);
         index.dropRootIfUnused(root);
     }
@@ -784,7 +793,7 @@ pub const Index = struct {
     fn dropRootIfUnused(index: *Index, root: u32) void {
         const unused_root = &index.roots.items[root];
         if (unused_root.users != 0 or index.nodes.items[unused_root.node].children.items.len != 0) return;
-        assert(unused_root.bytes == 0 and unused_root.place == heaps.nowhere);
+        assert(unused_root.bytes == 0 and unused_root.node_count == 0 and unused_root.place == heaps.nowhere);
         assert(index.by_key.remove(unused_root.key));
         unused_root.heap.deinit(index.gpa);
         unused_root.heap = .{};
@@ -828,6 +837,8 @@ pub const Index = struct {
         bytes += index.slots.capacity * @sizeOf(Slot) + index.free_nodes.capacity * @sizeOf(u32);
         bytes += index.roots.capacity * @sizeOf(Root) + index.free_roots.capacity * @sizeOf(u32);
         bytes += index.by_key.capacity() * (@sizeOf(chain.Key) + @sizeOf(u32) + 1) + index.root_heap.items.capacity * @sizeOf(u32);
+        for (index.gone) |list| bytes += list.capacity() * (@sizeOf(chain.BlockHash) + 1);
+        bytes += index.left.capacity() * (@sizeOf(Ref) + @sizeOf(u32));
         for (index.roots.items) |root| bytes += root.heap.items.capacity * @sizeOf(u32);
         for (index.nodes.items) |node| bytes += node.children.capacity * @sizeOf(u32);
         return bytes;

@@ -215,6 +215,23 @@ test "what a sequence has stays, and gives way where something unused stands bef
     try testing.expectEqual(0, index.stats.cached_blocks);
 }
 
+test "slots that were set aside come back, however many nodes are added meanwhile" {
+    const fixture: *Fixture = try .init(&.{ null, 4 }, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
+    defer index.close(root);
+    const made = try fixture.tables(4 * block_size);
+    defer fixture.free(made);
+    // Each is used, so each attempt sets all of them aside.
+    for (0..200) |i| {
+        const number: u32 = @intCast(i);
+        _ = index.add(root, &.{ number, 1, 2, 3 }, made, 0, 35).?;
+        try testing.expect(!index.reclaim());
+    }
+    try testing.expectEqual(400, index.stats.cached_blocks);
+}
+
 test "a limit for all and one for a tenant hold, and a flood stays in its own" {
     const block_bytes = block_size * 4 * 4 * 2;
     const fixture: *Fixture = try .init(&.{null}, .{ .max_bytes = 10 * block_bytes, .max_bytes_per_salt = 6 * block_bytes });
