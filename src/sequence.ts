@@ -37,7 +37,7 @@ import {
   checkWords,
   COMMIT_NAMES,
   pendingText,
-  priorityOf,
+  rankOf,
   type SequenceCommitOptions,
 } from "./options/commit.ts";
 import { checkCount } from "./options/counts.ts";
@@ -255,10 +255,11 @@ export class Sequence implements KvCache {
    * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
    */
   commit(n: number, options?: SequenceCommitOptions): void {
-    const { tokens, kept, priority } = givenOptions(options, COMMIT_NAMES, "commit"); // first: it may run the caller's code
+    // First, as it may run the caller's code.
+    const { tokens, kept, ...stay } = givenOptions(options, COMMIT_NAMES, "commit");
     checkCount("n", n);
     checkTokens(tokens, n);
-    const rank = priorityOf(priority, tokens);
+    const { priority, ttlMs } = rankOf({ tokens, priority: stay.priority, ttlMs: stay.ttlMs });
     const memory = this.#memory;
     const library = this.#library;
     const action = `commit ${countText(n, "token")}`;
@@ -267,14 +268,14 @@ export class Sequence implements KvCache {
     let status: number;
     if (kept === undefined) {
       status = isTold
-        ? library.kv_sequence_commit_tokens(memory.handle, tokens, n, rank)
+        ? library.kv_sequence_commit_tokens(memory.handle, tokens, n, priority, ttlMs)
         : library.kv_sequence_commit(memory.handle, memory.index, n);
     } else {
       checkWords("kept", kept);
       const count = lengthOf(kept);
       if (count !== n) throw new KvError("invalid_size", `Cannot ${action} as kept must have as many rows: ${count}`);
       status = isTold
-        ? library.kv_sequence_commit_kept_tokens(memory.handle, kept, count, tokens, n, rank)
+        ? library.kv_sequence_commit_kept_tokens(memory.handle, kept, count, tokens, n, priority, ttlMs)
         : library.kv_sequence_commit_kept(memory.handle, memory.index, kept, count);
     }
     if (status < 0) {

@@ -186,6 +186,7 @@ const GOOD: Readonly<Record<string, (handles: Handles, kind: Kind | undefined) =
   seq_len: () => 2,
   has_salt: () => 1,
   priority: () => 35,
+  ttl_ms: () => 1000,
   row_count: () => 2,
   start: () => 0,
   view_first: () => 0,

@@ -20,7 +20,7 @@ function rowsOf(tokens: Uint32Array, from: number, elements: number): Float32Arr
 }
 
 /** Computes what a sequence lacks of these tokens, and commits them. */
-function grow(sequence: Sequence, tokens: Uint32Array, options: { priority?: number } = {}): void {
+function grow(sequence: Sequence, tokens: Uint32Array, options: { priority?: number; ttlMs?: number } = {}): void {
   const start = sequence.seqLen;
   if (start === tokens.length) return;
   for (let layer = 0; layer < sequence.layerCount; layer++) {
@@ -189,6 +189,24 @@ test("memory comes from prefixes nobody uses, the least important first", () => 
   assert.equal(cache.sequence({ tokens: important }).seqLen, 7);
 });
 
+test("a priority holds for ttlMs", async () => {
+  const blockBytes = 4 * 16 * 4 * 2 * 2;
+  using cache = new PagedCache({ ...f32, maxBytes: 64 * blockBytes, prefix: {} });
+  const important = Uint32Array.of(1, 1, 1, 1, 1, 1, 1, 1), lasting = Uint32Array.of(2, 2, 2, 2, 2, 2, 2, 2);
+  for (const [tokens, ttlMs] of [[important, 20], [lasting, 600_000]] as const) {
+    const donor = cache.sequence();
+    grow(donor, tokens, { priority: 90, ttlMs });
+    donor.free();
+  }
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  for (let i = 0; i < 40; i++) {
+    using sequence = cache.sequence();
+    grow(sequence, new Uint32Array(30).fill(100 + i));
+  }
+  assert.equal(cache.sequence({ tokens: important }).seqLen, 0);
+  assert.equal(cache.sequence({ tokens: lasting }).seqLen, 7);
+});
+
 test("limits hold for all and for a salt, and a flood stays in its own", () => {
   const blockBytes = 4 * 16 * 4 * 2 * 2;
   const prefix = { maxBytes: 20 * blockBytes, maxBytesPerSalt: 10 * blockBytes };
@@ -219,6 +237,11 @@ test("what is wrong with a prompt or a limit is said", () => {
   assert.equal(codeOf(() => sequence.commit(0, { priority: 5 })), "invalid_config");
   assert.equal(codeOf(() => sequence.commit(0, { tokens: new Uint32Array(0), priority: 256 })), "invalid_config");
   assert.equal(codeOf(() => sequence.commit(0, { tokens: A })), "invalid_size");
+  const told = { tokens: new Uint32Array(0) };
+  assert.equal(codeOf(() => sequence.commit(0, { ...told, ttlMs: 5 })), "invalid_config");
+  assert.equal(codeOf(() => sequence.commit(0, { ...told, priority: 50, ttlMs: 0 })), "invalid_config");
+  assert.throws(() => sequence.commit(0, { ...told, priority: 50, ttlMs: 0.5 }), RangeError);
+  sequence.commit(0, { ...told, priority: 50, ttlMs: 2 ** 32 - 1 });
 
   const make = (prefix: unknown, more: Partial<PagedCacheOptions> = {}) => () =>
     new PagedCache({ ...f32, ...more, prefix: prefix as never }).free();

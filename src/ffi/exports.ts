@@ -227,7 +227,8 @@ export const EXPORTS = {
   kv_sequence_commit: ["sequence u32", "index u32", "token_count u32"],
   // `kept` are indices of the pending rows that stay
   kv_sequence_commit_kept: ["sequence u32", "index u32", "kept buffer", "kept_count u32"],
-  kv_sequence_commit_tokens: ["sequence u32", "tokens buffer", "token_count u32", "priority u32"],
+  // the priority lasts for milliseconds, or with 0 for ever
+  kv_sequence_commit_tokens: ["sequence u32", "tokens buffer", "token_count u32", "priority u32", "ttl_ms u32"],
   kv_sequence_commit_kept_tokens: [
     "sequence u32",
     "kept buffer",
@@ -235,6 +236,7 @@ export const EXPORTS = {
     "tokens buffer",
     "token_count u32",
     "priority u32",
+    "ttl_ms u32",
   ],
   // for the tenant of the sequence
   kv_sequence_explain: [

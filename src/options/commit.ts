@@ -32,6 +32,8 @@ export interface SequenceCommitOptions extends CommitOptions {
    * those that were used last stay longest.
    */
   readonly priority?: number;
+  /** Milliseconds for which that `priority` holds, 1 to 2^32 - 1; after them it is 35. For ever by default. */
+  readonly ttlMs?: number;
 }
 
 /** The names of {@linkcode SequenceCommitOptions}. */
@@ -39,6 +41,7 @@ export const COMMIT_NAMES: OptionNames = optionNames<SequenceCommitOptions>({
   tokens: true,
   kept: true,
   priority: true,
+  ttlMs: true,
 });
 
 /** Each of the `n` tokens needs an id, if ids are given at all. */
@@ -50,13 +53,26 @@ export function checkTokens(tokens: CommitOptions["tokens"], n: number): void {
   throw new KvError("invalid_size", `Cannot commit ${countText(n, "token")} as each needs an id: tokens has ${count}`);
 }
 
-/** The priority of tokens that are told, by default the index's own. */
-export function priorityOf(priority: number | undefined, tokens: Uint32Array | undefined): number {
-  if (priority === undefined) return VALUES.priorityDefault;
+/** The options that say how long told tokens stay, as they were read. */
+interface GivenRank {
+  readonly tokens: Uint32Array | undefined;
+  readonly priority: number | undefined;
+  readonly ttlMs: number | undefined;
+}
+
+/** How long told tokens stay: the priority, and for how many milliseconds it holds, 0 for ever. */
+export function rankOf({ tokens, priority, ttlMs }: GivenRank): { priority: number; ttlMs: number } {
+  if (priority === undefined) {
+    if (ttlMs !== undefined) throw refuse("ttlMs needs a priority: none is given");
+    return { priority: VALUES.priorityDefault, ttlMs: 0 };
+  }
   checkCount("priority", priority);
   if (tokens === undefined) throw refuse("priority needs tokens: none are given");
   if (priority > PRIORITY_MAX) throw refuse(`priority must be at most ${PRIORITY_MAX}: priority is ${priority}`);
-  return priority;
+  if (ttlMs === undefined) return { priority, ttlMs: 0 };
+  checkCount("ttlMs", ttlMs);
+  if (ttlMs === 0) throw refuse("ttlMs must be at least 1: ttlMs is 0");
+  return { priority, ttlMs };
 }
 
 const PRIORITY_MAX = 255;

@@ -67,6 +67,7 @@ pub const PagedSequence = paged.Sequence;
 pub const PagedStats = paged.Stats;
 pub const PrefixOptions = paged.PrefixOptions;
 pub const priority_default = paged.priority_default;
+pub const Rank = paged.Rank;
 pub const PrefixStats = paged.PrefixStats;
 pub const PrefixTiers = paged.Tiers;
 pub const PrefixExplanation = paged.Explanation;

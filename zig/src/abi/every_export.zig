@@ -567,12 +567,12 @@ const sequence_calls = [_]Call{
     }.make },
     .{ .name = "sequence_commit_tokens", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return sequences.commitTokens(world.second, b.in(&[_]u32{ 5, 6 }), 2, 35);
+            return sequences.commitTokens(world.second, b.in(&[_]u32{ 5, 6 }), 2, 35, 1000);
         }
     }.make },
     .{ .name = "sequence_commit_kept_tokens", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return sequences.commitKeptTokens(world.second, b.in(&[_]u32{1}), 1, b.in(&[_]u32{6}), 1, 35);
+            return sequences.commitKeptTokens(world.second, b.in(&[_]u32{1}), 1, b.in(&[_]u32{6}), 1, 35, 1000);
         }
     }.make },
     .{ .name = "sequence_explain", .make = struct {

@@ -9,6 +9,7 @@ const handle = @import("handle.zig");
 const memory = @import("memory.zig");
 const ExplanationRecord = @import("paged.zig").ExplanationRecord;
 const promptOf = @import("paged.zig").promptOf;
+const Rank = @import("../cache/paged/cache.zig").Rank;
 const record = @import("record.zig");
 const SeenBlock = @import("../cache/paged/cache.zig").Sequence.SeenBlock;
 const status = @import("status.zig");
@@ -183,17 +184,24 @@ pub fn explain(word: u32, tokens: ?[*]const u8, token_count: u32, out: ?[*]u8, o
     return status.word(record.write(ExplanationRecord, out, out_bytes, .from(explanation)));
 }
 
-/// (sequence, tokens of the pending rows, count, priority): a commit that tells them.
-pub fn commitTokens(word: u32, tokens: ?[*]const u8, token_count: u32, priority: u32) callconv(.c) i32 {
+/// (sequence, tokens of the pending rows, count, priority, milliseconds it lasts or 0): a commit that tells them.
+pub fn commitTokens(word: u32, tokens: ?[*]const u8, token_count: u32, priority: u32, ttl_ms: u32) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
-    const level = std.math.cast(u8, priority) orelse return status.fromError(error.InvalidConfig);
+    const rank = rankOf(priority, ttl_ms) catch |err| return status.fromError(err);
     const told = buffer.copyWords(u32, gpa, tokens, token_count) catch |err| return status.fromError(err);
     defer gpa.free(told);
-    return status.word(use.target.commitTokens(told, level));
+    return status.word(use.target.commitTokens(told, rank));
 }
 
-/// (sequence, indices of the pending rows that stay, count, their tokens, count, priority)
+fn rankOf(priority: u32, ttl_ms: u32) error{InvalidConfig}!Rank {
+    return .{
+        .priority = std.math.cast(u8, priority) orelse return error.InvalidConfig,
+        .ttl_ms = if (ttl_ms == 0) null else ttl_ms,
+    };
+}
+
+/// (sequence, indices of the pending rows that stay, count, their tokens, count, priority, milliseconds it lasts or 0)
 pub fn commitKeptTokens(
     word: u32,
     kept: ?[*]const u8,
@@ -201,16 +209,17 @@ pub fn commitKeptTokens(
     tokens: ?[*]const u8,
     token_count: u32,
     priority: u32,
+    ttl_ms: u32,
 ) callconv(.c) i32 {
     const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
     defer use.end();
     if (kept_count > std.math.maxInt(i32)) return status.fromError(error.InvalidSize);
-    const level = std.math.cast(u8, priority) orelse return status.fromError(error.InvalidConfig);
+    const rank = rankOf(priority, ttl_ms) catch |err| return status.fromError(err);
     const indices = buffer.copyWords(u32, gpa, kept, kept_count) catch |err| return status.fromError(err);
     defer gpa.free(indices);
     const told = buffer.copyWords(u32, gpa, tokens, token_count) catch |err| return status.fromError(err);
     defer gpa.free(told);
-    return status.word(use.target.commitKeptTokens(indices, told, level));
+    return status.word(use.target.commitKeptTokens(indices, told, rank));
 }
 
 pub fn truncate(word: u32, index: u32, seq_len: u32) callconv(.c) i32 {

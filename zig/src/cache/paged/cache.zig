@@ -57,6 +57,7 @@ const Tokens = @import("../prefix/tokens.zig").Tokens;
 
 pub const priority_default = indexes.priority_default;
 pub const PrefixOptions = indexes.Options;
+pub const Rank = indexes.Rank;
 pub const PrefixStats = indexes.Stats;
 pub const Tiers = indexes.Tiers;
 pub const Explanation = adoption.Explanation;
@@ -619,19 +620,15 @@ pub const Sequence = struct {
     }
 
     /// The same, and tells their tokens: others find their rows by them from now on, where the cache has a prefix index.
-    pub fn commitTokens(self: *Sequence, tokens: []align(1) const u32, priority: ?u8) PagedCache.CommitError!void {
+    pub fn commitTokens(self: *Sequence, tokens: []align(1) const u32, rank: Rank) PagedCache.CommitError!void {
         if (tokens.len > self.cache.state.max_seq_len) return error.CommitMismatch;
-        return commits.commit(&self.state, @intCast(tokens.len), toldOf(tokens, priority));
+        return commits.commit(&self.state, @intCast(tokens.len), .{ .tokens = tokens, .rank = rank });
     }
 
     /// The same as `PagedCache.explain` for the tenant of this sequence, who is told nothing that depends on others.
     pub fn explain(self: *Sequence, tokens: []align(1) const u32) PagedCache.PromptError!Explanation {
         const told = self.state.tokens orelse return error.InvalidConfig;
         return self.cache.explainAt(told.root, tokens, false);
-    }
-
-    fn toldOf(tokens: []align(1) const u32, priority: ?u8) commits.Told {
-        return .{ .tokens = tokens, .priority = priority orelse indexes.priority_default };
     }
 
     /// Commits only the pending rows whose index is in `kept`, ascending: the accepted path of a tree of drafted tokens.
@@ -645,9 +642,9 @@ pub const Sequence = struct {
         self: *Sequence,
         kept: []align(1) const u32,
         tokens: []align(1) const u32,
-        priority: ?u8,
+        rank: Rank,
     ) PagedCache.CommitError!void {
-        return commits.commitKept(&self.state, kept, toldOf(tokens, priority));
+        return commits.commitKept(&self.state, kept, .{ .tokens = tokens, .rank = rank });
     }
 
     /// Rewinds to `seq_len` rows and drops the pending ones: every layer shows what it shows of a sequence that was never

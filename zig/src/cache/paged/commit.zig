@@ -21,7 +21,7 @@ pub const Told = struct {
     /// One for each of these rows; null where they are not told.
     tokens: ?[]align(1) const u32 = null,
     /// How long the index keeps their blocks, against others.
-    priority: u8 = indexes.priority_default,
+    rank: indexes.Rank = .{},
 };
 
 /// Makes `token_count` pending rows of a sequence count. Every layer must have exactly that many.
@@ -55,7 +55,7 @@ pub fn commitKept(sequence: *SequenceState, kept: []align(1) const u32, told: To
 
 /// Tells the index of rows that count now, then lets what is old go out of sight and out of the tail.
 fn settle(sequence: *SequenceState, told: Told) void {
-    if (sequence.tokens) |*tokens| tokens.committed(told.tokens, sequence.seq_len, sequence.tables, told.priority);
+    if (sequence.tokens) |*tokens| tokens.committed(told.tokens, sequence.seq_len, sequence.tables, told.rank);
     evict(sequence);
     migrate(sequence);
 }

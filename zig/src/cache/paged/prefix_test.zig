@@ -47,7 +47,7 @@ fn grow(cache: *PagedCache, sequence: *Sequence, tokens: []const u32, told: bool
     for (0..cache.layerCount()) |layer| {
         try cache.append(@intCast(layer), &.{sequence}, &.{@intCast(count)}, .fromF32(rows), .fromF32(rows));
     }
-    if (told) try sequence.commitTokens(tokens[start..], null) else try sequence.commit(@intCast(count));
+    if (told) try sequence.commitTokens(tokens[start..], .{}) else try sequence.commit(@intCast(count));
 }
 
 fn outputOf(rows: []f32) Output {

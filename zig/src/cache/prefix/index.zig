@@ -19,13 +19,22 @@ const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
 const BlockTable = @import("../blocks/table.zig").BlockTable;
 const chain = @import("chain.zig");
+const cpu = @import("../../device/cpu.zig");
 const Group = @import("../paged/layer_group.zig").Group;
 const heaps = @import("heap.zig");
 
 const none = std.math.maxInt(u32);
+const never = std.math.maxInt(u64);
 
 /// The priority of tokens that nobody gave another one.
 pub const priority_default = 35;
+
+/// How long blocks stay, against others.
+pub const Rank = struct {
+    priority: u8 = priority_default,
+    /// After so many milliseconds the priority is the default one; null for never.
+    ttl_ms: ?u32 = null,
+};
 
 /// Which blocks a sequence may start from. The numbers cross the ABI and are never changed.
 pub const Tiers = enum(u32) {
@@ -74,6 +83,8 @@ const Node = struct {
     /// Counts the nodes that were here.
     generation: u32,
     priority: u8,
+    /// When that becomes the default one, in milliseconds of the index's clock; none for never.
+    expires_ms: u64 = never,
     hash: chain.BlockHash,
     /// Sorted by their tokens.
     children: std.ArrayList(u32) = .empty,
@@ -166,6 +177,10 @@ pub const Index = struct {
     /// Blocks that were given up not long ago: the second list takes the place of the first when it is full.
     gone: [2]std.AutoHashMapUnmanaged(chain.BlockHash, void) = @splat(.empty),
     root_heap: RootHeap = .{},
+    /// Nodes whose priority is for a time, and when the first of these times ends.
+    expiring: std.AutoArrayHashMapUnmanaged(Ref, void) = .empty,
+    expires_next_ms: u64 = never,
+    clock: *const fn () u64 = milliseconds,
     /// Nodes that a sequence left before its end, where none is to outlive its sequences.
     left: std.AutoArrayHashMapUnmanaged(Ref, void) = .empty,
     /// A node none of whose blocks may go for now.
@@ -198,6 +213,7 @@ pub const Index = struct {
         index.roots.deinit(gpa);
         index.free_roots.deinit(gpa);
         index.left.deinit(gpa);
+        index.expiring.deinit(gpa);
         index.by_key.deinit(gpa);
         for (&index.gone) |*list| list.deinit(gpa);
         index.root_heap.deinit(gpa);
@@ -400,7 +416,7 @@ pub const Index = struct {
 
     /// Adds the block of `tokens` behind a node: the blocks of an entry of these tables, which the index holds from now on
     /// too. Where the node is there already, it keeps its blocks and takes those it lacks. Null where there is no room.
-    pub fn add(index: *Index, parent: u32, tokens: []const u32, tables: []const BlockTable, entry: u32, priority: u8) ?u32 {
+    pub fn add(index: *Index, parent: u32, tokens: []const u32, tables: []const BlockTable, entry: u32, rank: Rank) ?u32 {
         assert(tokens.len > 0 and tokens.len <= index.block_size);
         assert(index.nodes.items[parent].depth == entry);
         assert(index.nodes.items[parent].token_count == (if (entry == 0) 0 else index.block_size));
@@ -410,7 +426,7 @@ pub const Index = struct {
         if (at < siblings.len and std.mem.eql(u32, index.tokensOf(siblings[at]), tokens)) {
             const node = siblings[at];
             index.fill(node, tables, entry);
-            index.raise(node, priority);
+            index.raise(node, rank);
             return node;
         }
         const bytes = index.bytesOf(tables, entry) orelse return null;
@@ -421,7 +437,7 @@ pub const Index = struct {
         index.pinned = none;
         index.relist(parent);
         if (!has_room) return null;
-        return index.create(parent, tokens, tables, entry, priority) catch null;
+        return index.create(parent, tokens, tables, entry, rank) catch null;
     }
 
     fn create(
@@ -430,7 +446,7 @@ pub const Index = struct {
         tokens: []const u32,
         tables: []const BlockTable,
         entry: u32,
-        priority: u8,
+        rank: Rank,
     ) error{OutOfMemory}!u32 {
         const gpa = index.gpa;
         const root = index.nodes.items[parent].root;
@@ -447,13 +463,14 @@ pub const Index = struct {
             .depth = before.depth + 1,
             .token_count = @intCast(tokens.len),
             .generation = index.nodes.items[node].generation,
-            .priority = priority,
+            .priority = rank.priority,
             .hash = chain.next(&index.roots.items[root].key, before.hash, tokens),
         };
         @memcpy(index.tokens.items[@as(usize, node) * index.block_size ..][0..tokens.len], tokens);
         const at = index.lowerBound(index.nodes.items[parent].children.items, tokens);
         index.nodes.items[parent].children.insertAssumeCapacity(at, node);
         index.fill(node, tables, entry);
+        index.setExpiry(node, rank.ttl_ms);
         index.relist(parent);
         if (at > 0) index.dropCovered(index.nodes.items[parent].children.items[at - 1], tokens);
         return node;
@@ -523,13 +540,51 @@ pub const Index = struct {
         index.hold(slot, group, new, format);
     }
 
-    /// Gives a node at least that priority.
-    fn raise(index: *Index, node: u32, priority: u8) void {
-        if (priority <= index.nodes.items[node].priority) return;
-        index.setPriority(node, priority);
+    /// Gives a node at least that priority, for at least that time.
+    fn raise(index: *Index, node: u32, rank: Rank) void {
+        const known = index.nodes.items[node].priority;
+        if (rank.priority < known) return;
+        if (rank.priority > known) index.nodes.items[node].expires_ms = 0;
+        index.setPriority(node, rank.priority);
+        index.setExpiry(node, rank.ttl_ms);
     }
 
-    pub fn setPriority(index: *Index, node: u32, priority: u8) void {
+    /// Lets the priority of a node last that long, if it does not last longer.
+    fn setExpiry(index: *Index, node: u32, ttl_ms: ?u32) void {
+        const own = &index.nodes.items[node];
+        const expires_ms = if (ttl_ms) |ms| index.clock() + ms else never;
+        if (own.expires_ms != never and expires_ms <= own.expires_ms) return;
+        own.expires_ms = never;
+        if (expires_ms == never) return;
+        // Without memory for it the priority stays.
+        index.expiring.put(index.gpa, index.refOf(node), {}) catch return;
+        own.expires_ms = expires_ms;
+        index.expires_next_ms = @min(index.expires_next_ms, expires_ms);
+    }
+
+    /// Gives the default priority to those whose time has ended.
+    fn expire(index: *Index) void {
+        if (index.expires_next_ms == never) return;
+        const now = index.clock();
+        if (now < index.expires_next_ms) return;
+        index.expires_next_ms = never;
+        var i = index.expiring.count();
+        while (i > 0) {
+            i -= 1;
+            const node = index.get(index.expiring.keys()[i]);
+            const expires_ms = if (node) |one| index.nodes.items[one].expires_ms else never;
+            if (node != null and expires_ms > now and expires_ms != never) {
+                index.expires_next_ms = @min(index.expires_next_ms, expires_ms);
+                continue;
+            }
+            index.expiring.swapRemoveAt(i); // what takes its place was looked at before
+            if (node == null or expires_ms == never) continue;
+            index.nodes.items[node.?].expires_ms = never;
+            index.setPriority(node.?, priority_default);
+        }
+    }
+
+    fn setPriority(index: *Index, node: u32, priority: u8) void {
         index.nodes.items[node].priority = priority;
         const root = index.nodes.items[node].root;
         for (0..index.groups.len) |group| {
@@ -647,6 +702,7 @@ pub const Index = struct {
 
     /// The slot of a root that goes first of those that no sequence uses. The used ones before it leave the heap.
     fn unusedOf(index: *Index, root: u32) ?u32 {
+        index.expire();
         for ([_]bool{ false, true }) |again| {
             if (again) index.relistAll();
             while (index.roots.items[root].heap.first()) |slot| {
@@ -659,6 +715,7 @@ pub const Index = struct {
 
     /// The same of all roots.
     fn unused(index: *Index) ?u32 {
+        index.expire();
         for ([_]bool{ false, true }) |again| {
             if (again) index.relistAll();
             while (index.root_heap.first()) |root| {
@@ -838,12 +895,18 @@ pub const Index = struct {
         bytes += index.roots.capacity * @sizeOf(Root) + index.free_roots.capacity * @sizeOf(u32);
         bytes += index.by_key.capacity() * (@sizeOf(chain.Key) + @sizeOf(u32) + 1) + index.root_heap.items.capacity * @sizeOf(u32);
         for (index.gone) |list| bytes += list.capacity() * (@sizeOf(chain.BlockHash) + 1);
+        bytes += index.expiring.capacity() * (@sizeOf(Ref) + @sizeOf(u32));
         bytes += index.left.capacity() * (@sizeOf(Ref) + @sizeOf(u32));
         for (index.roots.items) |root| bytes += root.heap.items.capacity * @sizeOf(u32);
         for (index.nodes.items) |node| bytes += node.children.capacity * @sizeOf(u32);
         return bytes;
     }
 };
+
+/// The clock of the machine while it is awake.
+fn milliseconds() u64 {
+    return @intCast(@divFloor(std.Io.Clock.awake.now(cpu.io()).nanoseconds, std.time.ns_per_ms));
+}
 
 /// How many tokens two lists have in common from the first on.
 pub fn commonCount(a: []const u32, b: []const u32) u32 {

@@ -83,7 +83,7 @@ const Fixture = struct {
         var start: u32 = 0;
         while (start < tokens.len) : (start += block_size) {
             const block = tokens[start..@min(start + block_size, tokens.len)];
-            node = self.index.add(node, block, made, start / block_size, priority) orelse return start;
+            node = self.index.add(node, block, made, start / block_size, .{ .priority = priority }) orelse return start;
         }
         return @intCast(tokens.len);
     }
@@ -188,6 +188,42 @@ test "memory that is wanted comes from the least important, then from the oldest
     try testing.expectEqual(7, index.stats.evicted_blocks);
 }
 
+var now_ms: u64 = 0;
+
+fn testClock() u64 {
+    return now_ms;
+}
+
+test "a priority for a time ends with it" {
+    const fixture: *Fixture = try .init(&.{null}, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    index.clock = testClock;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
+    defer index.close(root);
+    for ([_]bool{ false, true }) |has_ended| {
+        now_ms = 1000;
+        const made = try fixture.tables(block_size);
+        defer fixture.free(made);
+        const tokens = [_]u32{ 1, 1, 1, 1 };
+        _ = index.add(root, &tokens, made, 0, .{ .priority = 90, .ttl_ms = 500 }).?;
+        now_ms = 1300;
+        _ = index.add(root, &tokens, made, 0, .{ .priority = 90, .ttl_ms = 400 }).?; // until 1700 now
+        _ = try fixture.addAll(root, &.{ 2, 2, 2, 2 }, 50);
+        const pool = fixture.groups[0].tailPool();
+        const block = made[0].block(0);
+        pool.retain(&.{block});
+        made[0].shrink(&.{index.groups[0].formats.items[0]}, 0);
+        pool.release(&.{block});
+        now_ms = if (has_ended) 1700 else 1699;
+        try testing.expect(index.reclaim());
+        const left: []const u32 = if (has_ended) &.{ 2, 2, 2, 2 } else &.{ 1, 1, 1, 1 };
+        try testing.expectEqual(4, try fixture.matched(root, left));
+        try testing.expect(index.reclaim());
+        try testing.expectEqual(0, index.stats.cached_blocks);
+    }
+}
+
 test "what a sequence has stays, and gives way where something unused stands before it" {
     const fixture: *Fixture = try .init(&.{null}, .{});
     defer fixture.deinit();
@@ -196,8 +232,8 @@ test "what a sequence has stays, and gives way where something unused stands bef
     defer index.close(root);
     const made = try fixture.tables(8);
     defer fixture.free(made);
-    const first = index.add(root, &.{ 1, 2, 3, 4 }, made, 0, 35).?;
-    _ = index.add(first, &.{ 5, 6, 7, 8 }, made, 1, 35).?;
+    const first = index.add(root, &.{ 1, 2, 3, 4 }, made, 0, .{}).?;
+    _ = index.add(first, &.{ 5, 6, 7, 8 }, made, 1, .{}).?;
     _ = try fixture.addAll(root, &.{ 9, 9, 9, 9 }, 90);
     try testing.expect(index.reclaim());
     try testing.expectEqual(0, try fixture.matched(root, &.{ 9, 9, 9, 9 }));
@@ -226,7 +262,7 @@ test "slots that were set aside come back, however many nodes are added meanwhil
     // Each is used, so each attempt sets all of them aside.
     for (0..200) |i| {
         const number: u32 = @intCast(i);
-        _ = index.add(root, &.{ number, 1, 2, 3 }, made, 0, 35).?;
+        _ = index.add(root, &.{ number, 1, 2, 3 }, made, 0, .{}).?;
         try testing.expect(!index.reclaim());
     }
     try testing.expectEqual(400, index.stats.cached_blocks);

@@ -24,8 +24,8 @@ pub const Tokens = struct {
     last: Ref,
     /// The tokens behind it; has room for a block.
     newest: std.ArrayList(u32) = .empty,
-    /// The priority of the newest of these.
-    priority: u8 = indexes.priority_default,
+    /// How long the newest of these stay.
+    rank: indexes.Rank = .{},
     /// False once some row's token is not known, or not in the index.
     is_whole: bool = true,
     /// The number of the sequence among those of the cache that tell tokens.
@@ -46,7 +46,7 @@ pub const Tokens = struct {
         const node = tokens.lastNode() orelse return;
         if (!index.options.outlives or tokens.newest.items.len == 0) return;
         if (index.covers(node, tokens.newest.items)) return;
-        _ = index.add(node, tokens.newest.items, tables, index.depthOf(node), tokens.priority);
+        _ = index.add(node, tokens.newest.items, tables, index.depthOf(node), tokens.rank);
     }
 
     /// The sequence has ended, and gave its blocks back.
@@ -81,7 +81,7 @@ pub const Tokens = struct {
         tokens.last = other.last;
         tokens.newest.clearRetainingCapacity();
         tokens.newest.appendSliceAssumeCapacity(other.newest.items);
-        tokens.priority = other.priority;
+        tokens.rank = other.rank;
         tokens.is_whole = other.is_whole;
     }
 
@@ -91,16 +91,16 @@ pub const Tokens = struct {
     }
 
     /// Rows were committed, up to `seq_len`: their tokens, or none where they were not told.
-    pub fn committed(tokens: *Tokens, told: ?[]align(1) const u32, seq_len: u32, tables: []const BlockTable, priority: u8) void {
+    pub fn committed(tokens: *Tokens, told: ?[]align(1) const u32, seq_len: u32, tables: []const BlockTable, rank: indexes.Rank) void {
         const index = tokens.index;
         var node = tokens.lastNode() orelse return tokens.end();
         const more = told orelse return tokens.end();
         assert(index.depthOf(node) * index.block_size + tokens.newest.items.len + more.len == seq_len);
-        tokens.priority = priority;
+        tokens.rank = rank;
         for (more) |token| {
             tokens.newest.appendAssumeCapacity(token);
             if (tokens.newest.items.len < index.block_size) continue;
-            node = index.add(node, tokens.newest.items, tables, index.depthOf(node), priority) orelse return tokens.end();
+            node = index.add(node, tokens.newest.items, tables, index.depthOf(node), rank) orelse return tokens.end();
             tokens.last = index.refOf(node);
             tokens.newest.clearRetainingCapacity();
         }
