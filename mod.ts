@@ -86,6 +86,7 @@ export type { PrefixExplanation, PrefixReason } from "./src/memory/explanation.t
 export type { HeadFidelity, SideFidelity } from "./src/memory/fidelity.ts";
 export type { PagedStats, PrefixStats } from "./src/memory/paged_stats.ts";
 export type { BlockPoolStats } from "./src/memory/pool.ts";
+export type { PrefixEvent } from "./src/memory/prefix_events.ts";
 export type { AppendOptions, StoreOptions } from "./src/options/append.ts";
 export type { AttendOptions } from "./src/options/attend.ts";
 export type { CommitOptions, SequenceCommitOptions } from "./src/options/commit.ts";

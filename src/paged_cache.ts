@@ -22,6 +22,7 @@ import { showAs } from "./memory/inspect.ts";
 import { attachPaged, createPaged, EXPLAIN, PagedMemory } from "./memory/paged.ts";
 import { type PagedStats, pagedStatsOf } from "./memory/paged_stats.ts";
 import { type BlockPoolStats, poolStatsOf } from "./memory/pool.ts";
+import { eventsOf, type PrefixEvent } from "./memory/prefix_events.ts";
 import { isPaged, newSequence, newSequenceFor, type SequenceMemory } from "./memory/sequence.ts";
 import { APPEND_NAMES, type AppendOptions } from "./options/append.ts";
 import { ATTEND_NAMES, type AttendOptions, readAttend } from "./options/attend.ts";
@@ -302,6 +303,32 @@ export class PagedCache {
   explain(tokens: Uint32Array, options?: TenantOptions): PrefixExplanation {
     const given = givenOptions(options, TENANT_NAMES, EXPLAIN);
     return explanationOf(this.#memory.explain(promptOf({ ...given, tokens })));
+  }
+
+  /**
+   * What became known by its tokens and what is no more, since the last call: for a router that sends prompts where their
+   * prefix is. Needs `prefix: { events: true }`.
+   *
+   * Events are numbered without gaps. When too many wait, what waits is replaced by `cleared` and every block there is.
+   *
+   * @example
+   * ```ts
+   * import assert from "node:assert/strict";
+   * import { PagedCache } from "@kvern/kvern";
+   *
+   * const prefix = { events: true };
+   * using cache = new PagedCache({ layerCount: 1, kvHeadCount: 1, headDim: 2, maxSeqLen: 64, blockSize: 2, prefix });
+   * const sequence = cache.sequence();
+   * sequence.append(0, new Float32Array(8), new Float32Array(8));
+   * sequence.commit(4, { tokens: Uint32Array.of(5, 6, 7, 8) });
+   * cache.reset();
+   * assert.deepEqual(cache.events().map(({ kind }) => kind), ["stored", "stored", "cleared"]);
+   * ```
+   *
+   * @throws {KvError} `unsupported` in a cache that keeps none; `out_of_memory`, `stale_handle`
+   */
+  events(): PrefixEvent[] {
+    return eventsOf(this.#memory.takeEvents());
   }
 
   /**

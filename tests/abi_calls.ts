@@ -145,6 +145,7 @@ export const PAGED: Values<"paged"> = {
   prefixTiers: ENUMS.prefixTiers.any,
   prefixMaxBytes: 0,
   prefixMaxBytesPerSalt: 0,
+  prefixHasEvents: 1,
 };
 
 /** A pool for quantized blocks. */
@@ -221,6 +222,7 @@ const GOOD: Readonly<Record<string, (handles: Handles, kind: Kind | undefined) =
   views: later,
   appended: later,
   explanation: later,
+  events: () => new Uint32Array(64),
   options: later,
   "kv_memory_bytes options": () => recordOf("contiguous", GEOMETRY),
   "kv_contiguous_create options": () => recordOf("contiguous", GEOMETRY),

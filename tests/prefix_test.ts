@@ -312,6 +312,48 @@ test("explain() tells what was evicted, what is quantized and what a window has 
   }
 });
 
+test("events() tell what a router must know, numbered without gaps", () => {
+  using cache = new PagedCache({ ...f32, maxBytes: 64 * 4 * 16 * 4 * 2 * 2, prefix: { events: true } });
+  const known = new Map<string, string>();
+  let number = 0;
+  const follow = () => {
+    for (const event of cache.events()) {
+      assert.equal(event.number, number++);
+      if (event.kind === "cleared") known.clear();
+      else if (event.kind === "removed") assert.ok(known.delete(event.block));
+      else {
+        assert.equal(event.tokens.length, 4);
+        const before = event.parent === undefined ? "" : known.get(event.parent);
+        assert.ok(before !== undefined, "a block comes behind the one before it");
+        assert.ok(!known.has(event.block));
+        known.set(event.block, `${before} ${event.tokens.join(" ")}`);
+      }
+    }
+  };
+  assert.deepEqual(cache.events(), []);
+  for (let i = 0; i < 60; i++) {
+    using sequence = cache.sequence({ salt: `${i % 3}` });
+    grow(sequence, Uint32Array.from({ length: 30 }, (_, j) => j < 8 ? j : i % 20));
+    follow();
+    if (i === 40) {
+      cache.reset();
+      sequence.truncate(0);
+    }
+  }
+  follow();
+  assert.ok(cache.stats().prefix.evictedBlocks > 50);
+  assert.ok(known.size > 20 && known.size <= 64, `${known.size}`);
+  for (const [block, tokens] of known) {
+    assert.match(block, /^[0-9a-f]{32}$/);
+    const ids = Uint32Array.from([...tokens.trim().split(" ").map(Number), 1]);
+    const found = [0, 1, 2].map((salt) => cache.explain(ids, { salt: `${salt}` }).knownTokens);
+    assert.ok(found.includes(ids.length - 1) || found.includes(ids.length), `${tokens}: ${found}`);
+  }
+  using silent = new PagedCache({ ...f32, prefix: {} });
+  assert.equal(codeOf(() => silent.events()), "unsupported");
+  assert.throws(() => new PagedCache({ ...f32, prefix: { events: 1 as never } }), TypeError);
+});
+
 test("beams of two tenants are not reordered into each other", () => {
   using cache = new PagedCache({ ...f32, prefix: {} });
   const beams = [cache.sequence({ salt: "a" }), cache.sequence({ salt: "b" })];

@@ -178,6 +178,8 @@ export const EXPORTS = {
     "fingerprint buffer",
     "fingerprint_bytes u32",
   ],
+  // -> words of the events there are; they are written, and taken, where they fit
+  kv_paged_events: ["cache u32", "events buffer", "event_words u32"],
   kv_paged_explain: [
     "cache u32",
     "tokens buffer",
@@ -435,6 +437,7 @@ export const RECORDS = {
     prefixTiers: "u32",
     prefixMaxBytes: "u64",
     prefixMaxBytesPerSalt: "u64",
+    prefixHasEvents: "u32",
   },
   layer: {
     kvHeadCount: "u32",
@@ -545,6 +548,7 @@ export const ENUMS = {
   policyKind: { tailOnly: 0, tiered: 1 },
   prefixMode: { none: 0, living: 1, kept: 2 },
   prefixTiers: { any: 0, float: 1 },
+  prefixEvent: { stored: 1, removed: 2, cleared: 3 },
   prefixReason: {
     whole: 0,
     differs: 1,

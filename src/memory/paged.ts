@@ -150,6 +150,21 @@ export class PagedMemory implements CacheMemory {
     return record;
   }
 
+  /** What changed since the last call, as words. */
+  takeEvents(): Uint32Array {
+    for (let words = new Uint32Array(1024);;) {
+      const count = this.library.kv_paged_events(this.#handle, words, words.length);
+      if (count < 0) {
+        throw refusal(count, "take events", {
+          ...this.freedRule,
+          unsupported: () => "the cache keeps none: they take prefix: { events: true }",
+        });
+      }
+      if (count <= words.length) return words.subarray(0, count);
+      words = new Uint32Array(count);
+    }
+  }
+
   /** The rules about a prompt. */
   promptRules(tokens: Uint32Array): Record<"cache_full" | "invalid_config" | "stale_handle", () => string> {
     return {

@@ -24,18 +24,21 @@ export interface PrefixOptions {
    * first quantized block, and rows in floats are kept for that.
    */
   readonly tiers?: "any" | "float";
+  /** Keeps a list of what changed, for {@linkcode PagedCache.events}; false by default. */
+  readonly events?: boolean;
 }
 
 const PREFIX_NAMES: OptionNames = optionNames<PrefixOptions>({
   maxBytes: true,
   maxBytesPerSalt: true,
   tiers: true,
+  events: true,
 });
 
 /** What a PagedRecord says of the index. */
 export type PrefixWords = Pick<
   Values<"paged">,
-  "prefixMode" | "prefixTiers" | "prefixMaxBytes" | "prefixMaxBytesPerSalt"
+  "prefixMode" | "prefixTiers" | "prefixMaxBytes" | "prefixMaxBytesPerSalt" | "prefixHasEvents"
 >;
 
 /**
@@ -45,10 +48,17 @@ export type PrefixWords = Pick<
 export function prefixWords(prefix: PrefixOptions | undefined, hasPool: boolean, action: string): PrefixWords {
   if (prefix === undefined) {
     const prefixMode = hasPool ? ENUMS.prefixMode.none : ENUMS.prefixMode.living;
-    return { prefixMode, prefixTiers: ENUMS.prefixTiers.any, prefixMaxBytes: 0, prefixMaxBytesPerSalt: 0 };
+    return {
+      prefixMode,
+      prefixTiers: ENUMS.prefixTiers.any,
+      prefixMaxBytes: 0,
+      prefixMaxBytesPerSalt: 0,
+      prefixHasEvents: 0,
+    };
   }
   checkOptions(prefix, PREFIX_NAMES, action, "prefix");
-  const { maxBytes, maxBytesPerSalt, tiers = "any" } = prefix;
+  const { maxBytes, maxBytesPerSalt, tiers = "any", events = false } = prefix;
+  if (typeof events !== "boolean") throw new TypeError(`prefix.events must be a boolean: ${typeof events}`);
   if (hasPool) {
     throw new KvError("invalid_config", `Cannot ${action} as pool and prefix exclude each other: both are given`);
   }
@@ -59,6 +69,7 @@ export function prefixWords(prefix: PrefixOptions | undefined, hasPool: boolean,
     prefixMode: ENUMS.prefixMode.kept,
     prefixTiers: ENUMS.prefixTiers[tiers],
     prefixMaxBytes: maxBytes === undefined ? 0 : checkBytes("prefix.maxBytes", maxBytes, action),
+    prefixHasEvents: Number(events),
     prefixMaxBytesPerSalt: maxBytesPerSalt === undefined
       ? 0
       : checkBytes("prefix.maxBytesPerSalt", maxBytesPerSalt, action),

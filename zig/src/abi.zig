@@ -76,6 +76,7 @@ const exports = struct {
     pub const kv_paged_stats = paged_bodies.stats;
     pub const kv_paged_prefix_stats = paged_bodies.prefixStats;
     pub const kv_paged_pending_prefix = paged_bodies.pendingPrefix;
+    pub const kv_paged_events = paged_bodies.events;
     pub const kv_paged_explain = paged_bodies.explain;
     pub const kv_paged_pool_stats = paged_bodies.poolStats;
 
@@ -159,6 +160,7 @@ const enums = struct {
     pub const policy_kind = kvern.Policy.Kind;
     pub const prefix_mode = paged_bodies.PrefixMode;
     pub const prefix_tiers = kvern.PrefixTiers;
+    pub const prefix_event = kvern.PrefixEvent;
     pub const prefix_reason = kvern.PrefixReason;
     pub const device = kvern.Device;
     pub const level = kvern.Level;

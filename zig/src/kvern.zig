@@ -70,6 +70,7 @@ pub const priority_default = paged.priority_default;
 pub const Rank = paged.Rank;
 pub const PrefixStats = paged.PrefixStats;
 pub const PrefixTiers = paged.Tiers;
+pub const PrefixEvent = @import("cache/prefix/events.zig").Kind;
 pub const PrefixExplanation = paged.Explanation;
 pub const PrefixReason = paged.PrefixReason;
 pub const Prompt = paged.Prompt;

@@ -94,6 +94,7 @@ const tiered_options = tiered: {
     options.policy = .{ .kind = 1, .store_k = i4_word + 1, .store_v = q8_0_word + 1 };
     options.measures_fidelity = 1;
     options.prefix_mode = 2;
+    options.prefix_has_events = 1;
     break :tiered options;
 };
 const tiered_layer = records.layerOf(2, dim);
@@ -477,6 +478,11 @@ const paged_calls = [_]Call{
     .{ .name = "paged_pending_prefix", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             return paged.pendingPrefix(world.tiered, b.in(&prompt), prompt.len, 1, b.in("salt"), 4, b.in("model"), 5);
+        }
+    }.make },
+    .{ .name = "paged_events", .make = struct {
+        fn make(world: World, b: *Buffers) i32 {
+            return paged.events(world.tiered, b.in(&prompt), prompt.len);
         }
     }.make },
     .{ .name = "paged_explain", .make = struct {

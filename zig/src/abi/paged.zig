@@ -43,6 +43,7 @@ pub const PagedRecord = extern struct {
     /// 0 for no limit but the cache's.
     prefix_max_bytes: record.Wide = .{},
     prefix_max_bytes_per_salt: record.Wide = .{},
+    prefix_has_events: u32 = 0,
 
     fn prefix(options: PagedRecord) error{InvalidConfig}!?paged.PrefixOptions {
         const mode = std.enums.fromInt(PrefixMode, options.prefix_mode) orelse return error.InvalidConfig;
@@ -52,6 +53,7 @@ pub const PagedRecord = extern struct {
         return .{
             .tiers = std.enums.fromInt(paged.Tiers, options.prefix_tiers) orelse return error.InvalidConfig,
             .outlives = mode == .kept,
+            .has_events = options.prefix_has_events != 0,
             .max_bytes = if (max_bytes == 0) null else max_bytes,
             .max_bytes_per_salt = if (max_bytes_per_salt == 0) null else max_bytes_per_salt,
         };
@@ -260,6 +262,7 @@ fn writeConfig(cache: *const PagedCache, out: ?[*]u8, out_bytes: u32, layers: ?[
         .rewind_tokens = cache.state.rewind_tokens,
         .prefix_mode = @intFromEnum(prefixMode(cache)),
         .prefix_tiers = if (cache.state.prefix) |index| @intFromEnum(index.options.tiers) else 0,
+        .prefix_has_events = if (cache.state.prefix) |index| @intFromBool(index.options.has_events) else 0,
     });
     if (layers_bytes == 0) return;
     for (cache.state.layers) |layer| {
@@ -324,6 +327,20 @@ pub fn promptOf(
         .salt = if (has_salt == 0) null else salt_text,
         .fingerprint = try buffer.bytesIn(fingerprint, fingerprint_bytes),
     };
+}
+
+/// (cache, words, count) -> words of the events there are: written and taken where they fit, see `prefix/events.zig`
+pub fn events(word: u32, out: ?[*]u8, count: u32) callconv(.c) i32 {
+    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
+    defer use.end();
+    const found = (use.target.events() catch |err| return status.fromError(err)) orelse
+        return status.fromError(error.Unsupported);
+    const word_count: u32 = @intCast(found.len);
+    if (word_count > count) return status.count(word_count);
+    const to = buffer.out(out, count) catch |err| return status.fromError(err);
+    @memcpy(to[0 .. found.len * 4], std.mem.sliceAsBytes(found));
+    use.target.takeEvents();
+    return status.count(word_count);
 }
 
 /// What a prompt would find, and why no more.

@@ -48,6 +48,7 @@ const names = [_]Name{
     .{ .symbol = "kv_paged_stats", .zig = "PagedCache.stats" },
     .{ .symbol = "kv_paged_prefix_stats", .zig = "PagedCache.prefixStats PagedCache.prefixMetadataBytes" },
     .{ .symbol = "kv_paged_pending_prefix", .zig = "PagedCache.pendingPrefix" },
+    .{ .symbol = "kv_paged_events", .zig = "PagedCache.events PagedCache.takeEvents" },
     .{ .symbol = "kv_paged_explain", .zig = "PagedCache.explain" },
     .{ .symbol = "kv_paged_pool_stats", .zig = "PagedCache.poolStats" },
     .{ .symbol = "kv_sequence_create", .zig = "PagedCache.createSequence ContiguousCache.sequence" },

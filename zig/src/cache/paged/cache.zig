@@ -355,6 +355,16 @@ pub const PagedCache = struct {
         return adoption.explain(&self.state, root, tokens, shows_all);
     }
 
+    /// Words of what changed in the prefix index since `takeEvents`, see `prefix/events.zig`; null where none are kept.
+    pub fn events(self: *PagedCache) error{OutOfMemory}!?[]const u32 {
+        return if (self.state.prefix) |index| try index.events() else null;
+    }
+
+    /// The events were taken.
+    pub fn takeEvents(self: *PagedCache) void {
+        self.state.prefix.?.takeEvents();
+    }
+
     /// How many more of a prompt's tokens will be found once the sequences of its tenant that were made with them have
     /// committed theirs.
     pub fn pendingPrefix(self: *PagedCache, prompt: Prompt) PromptError!u32 {

@@ -20,6 +20,7 @@ const Allocator = std.mem.Allocator;
 const BlockTable = @import("../blocks/table.zig").BlockTable;
 const chain = @import("chain.zig");
 const cpu = @import("../../device/cpu.zig");
+const Events = @import("events.zig").Events;
 const Group = @import("../paged/layer_group.zig").Group;
 const heaps = @import("heap.zig");
 
@@ -53,6 +54,8 @@ pub const Options = struct {
     max_bytes: ?u64 = null,
     /// Most of them for one tenant.
     max_bytes_per_salt: ?u64 = null,
+    /// Keeps a list of what changed, for `events`.
+    has_events: bool = false,
 };
 
 /// A node that may have gone since it was looked up.
@@ -177,6 +180,8 @@ pub const Index = struct {
     /// Blocks that were given up not long ago: the second list takes the place of the first when it is full.
     gone: [2]std.AutoHashMapUnmanaged(chain.BlockHash, void) = @splat(.empty),
     root_heap: RootHeap = .{},
+    /// What changed; null where nobody asks.
+    log: ?Events,
     /// Nodes whose priority is for a time, and when the first of these times ends.
     expiring: std.AutoArrayHashMapUnmanaged(Ref, void) = .empty,
     expires_next_ms: u64 = never,
@@ -196,13 +201,22 @@ pub const Index = struct {
             sees.* = !has_retention and group.window_tokens == null;
             if (sees.* and lead == null) lead = @intCast(i);
         }
-        return .{ .gpa = gpa, .groups = groups, .block_size = block_size, .sees_all = sees_all, .lead = lead, .options = options };
+        return .{
+            .gpa = gpa,
+            .groups = groups,
+            .block_size = block_size,
+            .sees_all = sees_all,
+            .lead = lead,
+            .options = options,
+            .log = if (options.has_events) .{} else null,
+        };
     }
 
     /// Gives all references back.
     pub fn deinit(index: *Index) void {
         index.clear();
         const gpa = index.gpa;
+        if (index.log) |*log| log.deinit(gpa);
         for (index.roots.items) |*root| root.heap.deinit(gpa);
         for (index.nodes.items) |*node| node.children.deinit(gpa);
         gpa.free(index.sees_all);
@@ -222,8 +236,44 @@ pub const Index = struct {
 
     /// Forgets every block. Sequences keep theirs, and their roots.
     pub fn clear(index: *Index) void {
+        var log = index.log;
+        index.log = null; // one event says it all
         index.relistAll();
         while (index.root_heap.first()) |root| index.drop(index.roots.items[root].heap.first().?);
+        if (log) |*one| one.add(index.gpa, .cleared, chain.no_parent, chain.no_parent, &.{});
+        index.log = log;
+    }
+
+    /// Words of the events since the last `takeEvents`; null where none are kept.
+    pub fn events(index: *Index) error{OutOfMemory}!?[]const u32 {
+        const log = if (index.log) |*one| one else return null;
+        if (log.is_incomplete) {
+            log.restart();
+            errdefer log.restart();
+            try log.append(index.gpa, .cleared, chain.no_parent, chain.no_parent, &.{});
+            var next: std.ArrayList(u32) = .empty;
+            defer next.deinit(index.gpa);
+            var known = index.by_key.valueIterator();
+            while (known.next()) |root| try next.append(index.gpa, index.roots.items[root.*].node);
+            while (next.pop()) |node| {
+                try index.tell(log, node);
+                try next.appendSlice(index.gpa, index.nodes.items[node].children.items);
+            }
+            log.is_incomplete = false;
+        }
+        return log.words.items;
+    }
+
+    /// The events were taken.
+    pub fn takeEvents(index: *Index) void {
+        index.log.?.words.clearRetainingCapacity();
+    }
+
+    /// Tells of a node that has a whole block.
+    fn tell(index: *const Index, log: *Events, node: u32) error{OutOfMemory}!void {
+        const own = index.nodes.items[node];
+        if (own.token_count < index.block_size) return;
+        try log.append(index.gpa, .stored, own.hash, index.nodes.items[own.parent].hash, index.tokensOf(node));
     }
 
     /// The root of a tenant for a sequence, which closes it.
@@ -472,6 +522,9 @@ pub const Index = struct {
         index.fill(node, tables, entry);
         index.setExpiry(node, rank.ttl_ms);
         index.relist(parent);
+        if (tokens.len == index.block_size) if (index.log) |*log| {
+            log.add(gpa, .stored, index.nodes.items[node].hash, before.hash, tokens);
+        };
         if (at > 0) index.dropCovered(index.nodes.items[parent].children.items[at - 1], tokens);
         return node;
     }
@@ -838,6 +891,9 @@ pub const Index = struct {
             const before = &index.slots.items[index.slotOf(parent, @intCast(group))];
             before.used = @max(before.used, index.slots.items[index.slotOf(node, @intCast(group))].used);
         }
+        if (index.nodes.items[node].token_count == index.block_size) if (index.log) |*log| {
+            log.add(index.gpa, .removed, index.nodes.items[node].hash, index.nodes.items[parent].hash, &.{});
+        };
         const siblings = &index.nodes.items[parent].children;
         const at = index.lowerBound(siblings.items, index.tokensOf(node));
         assert(siblings.orderedRemove(at) == node);
@@ -917,5 +973,6 @@ pub fn commonCount(a: []const u32, b: []const u32) u32 {
 test {
     _ = @import("index_test.zig");
     _ = heaps;
+    _ = @import("events.zig");
     _ = chain;
 }

@@ -224,6 +224,32 @@ test "a priority for a time ends with it" {
     }
 }
 
+test "events that were lost are replaced by all there is, a block behind the one before it" {
+    const fixture: *Fixture = try .init(&.{null}, .{ .has_events = true });
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
+    defer index.close(root);
+    _ = try fixture.addAll(root, &.{ 1, 1, 1, 1, 2, 2, 2, 2, 3 }, 35);
+    _ = try fixture.addAll(root, &.{ 1, 1, 1, 1, 4, 4, 4, 4, 5, 5, 5, 5 }, 35);
+    try testing.expectEqual(4 * (12 + 4), (try index.events()).?.len);
+    index.takeEvents();
+    index.log.?.is_incomplete = true;
+    const words = (try index.events()).?;
+    try testing.expectEqual(12 + 4 * (12 + 4), words.len);
+    try testing.expectEqual(@intFromEnum(@import("events.zig").Kind.cleared), words[0]);
+    var known: std.AutoHashMapUnmanaged([4]u32, void) = .empty;
+    defer known.deinit(gpa);
+    try known.put(gpa, @splat(0), {});
+    var at: usize = 12;
+    for (5..9) |number| {
+        try testing.expectEqual(number, words[at + 1]);
+        try testing.expect(known.contains(words[at + 7 ..][0..4].*));
+        try known.put(gpa, words[at + 3 ..][0..4].*, {});
+        at += 12 + 4;
+    }
+}
+
 test "what a sequence has stays, and gives way where something unused stands before it" {
     const fixture: *Fixture = try .init(&.{null}, .{});
     defer fixture.deinit();
