@@ -215,7 +215,8 @@ const Presence = struct {
             const held = heldBlock(cache, found, entry, @intCast(g));
             const before = if (entry == 0) 0 else since[(i - 1) * group_count + g];
             since[i * group_count + g] = if (held == null) entry + 1 else before;
-            const is_float = held == null or block_table.isTail(held.?.format);
+            // Rows that were codes once were rounded, whatever they are now.
+            const is_float = held == null or held.?.format == block_table.tail_format;
             if (tiers == .float and !is_float) presence.floats = @min(presence.floats, entry * cache.block_size);
         };
         return presence;
