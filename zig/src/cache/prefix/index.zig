@@ -69,8 +69,10 @@ const Slot = struct {
     /// -1 where the group has none.
     block: i32 = -1,
     format: u8 = 0,
-    /// The place in the heap of its root.
+    /// The place in the heap of its root, or among those set aside.
     place: u32 = heaps.nowhere,
+    /// A sequence had the block when it was to go.
+    is_aside: bool = false,
     /// When it was used last, in uses of the index.
     used: u64 = 0,
 };
@@ -107,6 +109,8 @@ const Root = struct {
     node_count: u32 = 0,
     bytes: u64 = 0,
     heap: SlotHeap = .{},
+    /// Slots that would be in the heap, but that their blocks are used.
+    aside: std.ArrayList(u32) = .empty,
     /// The place in the heap of roots.
     place: u32 = heaps.nowhere,
 };
@@ -176,7 +180,8 @@ pub const Index = struct {
     free_nodes: std.ArrayList(u32) = .empty,
     roots: std.ArrayList(Root) = .empty,
     free_roots: std.ArrayList(u32) = .empty,
-    by_key: std.AutoHashMapUnmanaged(chain.Key, u32) = .empty,
+    /// Tenants come and go, and this map stays as fast for it.
+    by_key: std.AutoArrayHashMapUnmanaged(chain.Key, u32) = .empty,
     /// Blocks that were given up not long ago: the second list takes the place of the first when it is full.
     gone: [2]std.AutoHashMapUnmanaged(chain.BlockHash, void) = @splat(.empty),
     root_heap: RootHeap = .{},
@@ -217,7 +222,10 @@ pub const Index = struct {
         index.clear();
         const gpa = index.gpa;
         if (index.log) |*log| log.deinit(gpa);
-        for (index.roots.items) |*root| root.heap.deinit(gpa);
+        for (index.roots.items) |*root| {
+            root.heap.deinit(gpa);
+            root.aside.deinit(gpa);
+        }
         for (index.nodes.items) |*node| node.children.deinit(gpa);
         gpa.free(index.sees_all);
         index.nodes.deinit(gpa);
@@ -253,8 +261,7 @@ pub const Index = struct {
             try log.append(index.gpa, .cleared, chain.no_parent, chain.no_parent, &.{});
             var next: std.ArrayList(u32) = .empty;
             defer next.deinit(index.gpa);
-            var known = index.by_key.valueIterator();
-            while (known.next()) |root| try next.append(index.gpa, index.roots.items[root.*].node);
+            for (index.by_key.values()) |root| try next.append(index.gpa, index.roots.items[root].node);
             while (next.pop()) |node| {
                 try index.tell(log, node);
                 try next.appendSlice(index.gpa, index.nodes.items[node].children.items);
@@ -441,10 +448,15 @@ pub const Index = struct {
 
     fn touchSlot(index: *Index, slot: u32) void {
         index.slots.items[slot].used = index.uses;
-        if (index.slots.items[slot].place == heaps.nowhere) return;
+        if (!index.isListed(slot)) return;
         const root = index.nodeOf(slot).root;
         index.roots.items[root].heap.settle(.{ .index = index }, slot);
         index.settleRoot(root);
+    }
+
+    /// The slot is in the heap of its root.
+    fn isListed(index: *const Index, slot: u32) bool {
+        return index.slots.items[slot].place != heaps.nowhere and !index.slots.items[slot].is_aside;
     }
 
     fn settleRoot(index: *Index, root: u32) void {
@@ -475,19 +487,42 @@ pub const Index = struct {
         const siblings = index.nodes.items[parent].children.items;
         if (at < siblings.len and std.mem.eql(u32, index.tokensOf(siblings[at]), tokens)) {
             const node = siblings[at];
-            index.fill(node, tables, entry);
+            const ref = index.refOf(node);
+            if (index.makeRoomBehind(node, index.lackingBytes(node, tables, entry))) index.fill(node, tables, entry);
+            if (index.get(ref) == null) return null; // it had no block, and could get none
             index.raise(node, rank);
             return node;
         }
         const bytes = index.bytesOf(tables, entry) orelse return null;
-        // The nodes before the new one stay: all but its parent have children.
-        index.pinned = parent;
-        index.relist(parent);
-        const has_room = index.makeRoom(index.nodes.items[parent].root, bytes);
+        if (!index.makeRoomBehind(parent, bytes)) return null;
+        return index.create(parent, tokens, tables, entry, rank) catch {
+            index.dropEmpty(parent);
+            return null;
+        };
+    }
+
+    /// Makes room for blocks that a node, or a child it gets, is to have: it stays, and so do those before it, which have
+    /// children. Without room it goes as any other.
+    fn makeRoomBehind(index: *Index, node: u32, bytes: u64) bool {
+        if (bytes == 0) return true;
+        index.pinned = node;
+        index.relist(node);
+        const has_room = index.makeRoom(index.nodes.items[node].root, bytes);
         index.pinned = none;
-        index.relist(parent);
-        if (!has_room) return null;
-        return index.create(parent, tokens, tables, entry, rank) catch null;
+        index.relist(node);
+        if (!has_room) index.dropEmpty(node);
+        return has_room;
+    }
+
+    /// Bytes of the blocks of an entry that a node has not.
+    fn lackingBytes(index: *const Index, node: u32, tables: []const BlockTable, entry: u32) u64 {
+        var bytes: u64 = 0;
+        for (tables, index.groups, 0..) |*table, group, i| {
+            const entries = table.entries();
+            if (entries.isEvicted(entry) or index.slots.items[index.slotOf(node, @intCast(i))].block >= 0) continue;
+            bytes += group.formats.items[entries.format(entry)].pool.block_bytes;
+        }
+        return bytes;
     }
 
     fn create(
@@ -501,9 +536,10 @@ pub const Index = struct {
         const gpa = index.gpa;
         const root = index.nodes.items[parent].root;
         try index.nodes.items[parent].children.ensureUnusedCapacity(gpa, 1);
-        // For every slot there is: those that are set aside come back.
+        // Every slot there is may come into the heap, or be set aside.
         const node_count = index.roots.items[root].node_count + 1;
         try index.roots.items[root].heap.ensureCapacity(gpa, node_count * index.groups.len);
+        try index.roots.items[root].aside.ensureTotalCapacity(gpa, node_count * index.groups.len);
         const node = try index.takeNode();
         const before = index.nodes.items[parent];
         index.roots.items[root].node_count = node_count;
@@ -551,6 +587,7 @@ pub const Index = struct {
 
     /// Gives a node the blocks it lacks.
     fn fill(index: *Index, node: u32, tables: []const BlockTable, entry: u32) void {
+        index.unlist(node); // several slots change: each must be put where it belongs beside the new ones
         for (tables, 0..) |*table, i| {
             const group: u32 = @intCast(i);
             const slot = index.slotOf(node, group);
@@ -638,13 +675,9 @@ pub const Index = struct {
     }
 
     fn setPriority(index: *Index, node: u32, priority: u8) void {
+        index.unlist(node);
         index.nodes.items[node].priority = priority;
-        const root = index.nodes.items[node].root;
-        for (0..index.groups.len) |group| {
-            const slot = index.slotOf(node, @intCast(group));
-            if (index.slots.items[slot].place != heaps.nowhere) index.roots.items[root].heap.settle(.{ .index = index }, slot);
-        }
-        index.settleRoot(root);
+        index.relist(node);
     }
 
     /// Puts the slots of a node into the heap of its root where they may go by themselves, or takes them out.
@@ -656,7 +689,8 @@ pub const Index = struct {
             const slot = index.slotOf(node, group);
             const may_go = node != index.pinned and index.slots.items[slot].block >= 0 and
                 (if (index.sees_all[group]) is_leaf and index.lead == group else true);
-            const is_listed = index.slots.items[slot].place != heaps.nowhere;
+            index.takeBack(slot);
+            const is_listed = index.isListed(slot);
             const heap = &index.roots.items[root].heap;
             if (may_go and !is_listed) heap.addAssumeCapacity(.{ .index = index }, slot);
             if (!may_go and is_listed) heap.remove(.{ .index = index }, slot);
@@ -670,7 +704,8 @@ pub const Index = struct {
         const root = index.nodes.items[node].root;
         for (0..index.groups.len) |group| {
             const slot = index.slotOf(node, @intCast(group));
-            if (index.slots.items[slot].place == heaps.nowhere) continue;
+            index.takeBack(slot);
+            if (!index.isListed(slot)) continue;
             index.roots.items[root].heap.remove(.{ .index = index }, slot);
         }
         index.settleRoot(root);
@@ -695,7 +730,8 @@ pub const Index = struct {
     fn forgetUnused(index: *Index, last: Ref) ?Ref {
         var node = index.get(last) orelse return null;
         while (index.parentOf(node)) |parent| : (node = parent) {
-            if (index.hasChildren(node) or index.isNodeUsed(node)) return index.refOf(node);
+            if (index.hasChildren(node)) return null; // whoever takes the last child away comes back to it
+            if (index.isNodeUsed(node)) return index.refOf(node);
             const before = index.refOf(parent);
             for (0..index.groups.len) |group| index.letGo(index.slotOf(node, @intCast(group)));
             index.remove(node);
@@ -753,11 +789,11 @@ pub const Index = struct {
         return index.groups[group].formats.items[held.format].pool.refCount(@intCast(held.block)) > 1;
     }
 
-    /// The slot of a root that goes first of those that no sequence uses. The used ones before it leave the heap.
+    /// The slot of a root that goes first of those that no sequence uses. The used ones before it are set aside.
     fn unusedOf(index: *Index, root: u32) ?u32 {
         index.expire();
         for ([_]bool{ false, true }) |again| {
-            if (again) index.relistAll();
+            if (again) index.relistRoot(root);
             while (index.roots.items[root].heap.first()) |slot| {
                 if (!index.isUsed(slot)) return slot;
                 index.setAside(root, slot);
@@ -782,17 +818,44 @@ pub const Index = struct {
 
     /// Takes a used slot out of the heap, until its sequence says that it has ended or nothing else is left.
     fn setAside(index: *Index, root: u32, slot: u32) void {
-        index.roots.items[root].heap.remove(.{ .index = index }, slot);
+        const of = &index.roots.items[root];
+        of.heap.remove(.{ .index = index }, slot);
+        index.slots.items[slot].place = @intCast(of.aside.items.len);
+        index.slots.items[slot].is_aside = true;
+        of.aside.appendAssumeCapacity(slot);
+        index.settleRoot(root);
+    }
+
+    /// A slot is set aside no longer.
+    fn takeBack(index: *Index, slot: u32) void {
+        const held = &index.slots.items[slot];
+        if (!held.is_aside) return;
+        const aside = &index.roots.items[index.nodeOf(slot).root].aside;
+        const last = aside.items[aside.items.len - 1];
+        index.slots.items[last].place = held.place;
+        assert(aside.swapRemove(held.place) == slot);
+        held.place = heaps.nowhere;
+        held.is_aside = false;
+    }
+
+    /// Puts what was set aside back into the heap of a root. Other tenants' blocks have no part in it, and no time.
+    fn relistRoot(index: *Index, root: u32) void {
+        const of = &index.roots.items[root];
+        while (of.aside.items.len != 0) {
+            const slot = of.aside.items[of.aside.items.len - 1];
+            index.takeBack(slot);
+            of.heap.addAssumeCapacity(.{ .index = index }, slot);
+        }
         index.settleRoot(root);
     }
 
     fn relistAll(index: *Index) void {
-        for (index.nodes.items, 0..) |node, i| if (node.depth != 0) index.relist(@intCast(i));
+        for (index.by_key.values()) |root| index.relistRoot(root);
     }
 
     /// The slot that goes first, used or not.
     fn any(index: *Index, root: ?u32) ?u32 {
-        index.relistAll();
+        if (root) |of| index.relistRoot(of) else index.relistAll();
         const of = root orelse index.root_heap.first() orelse return null;
         return index.roots.items[of].heap.first();
     }
@@ -820,10 +883,9 @@ pub const Index = struct {
     pub fn hasOtherModel(index: *const Index, root_node: u32, tokens: []const u32) bool {
         if (tokens.len == 0) return false;
         const own = index.nodes.items[root_node].root;
-        var others = index.by_key.valueIterator();
-        while (others.next()) |other| {
-            const root = index.roots.items[other.*];
-            if (other.* == own or !std.mem.eql(u8, &root.tenant, &index.roots.items[own].tenant)) continue;
+        for (index.by_key.values()) |other| {
+            const root = index.roots.items[other];
+            if (other == own or !std.mem.eql(u8, &root.tenant, &index.roots.items[own].tenant)) continue;
             const block = tokens[0..@min(tokens.len, index.block_size)];
             const nearest = index.nearestChild(root.node, block) orelse continue;
             if (nearest.common == block.len) return true;
@@ -862,7 +924,7 @@ pub const Index = struct {
     fn dropEmpty(index: *Index, first: u32) void {
         var node = first;
         while (index.parentOf(node)) |parent| : (node = parent) {
-            if (index.nodes.items[node].children.items.len != 0 or index.hasBlocks(node)) return;
+            if (node == index.pinned or index.hasChildren(node) or index.hasBlocks(node)) return;
             index.remove(node);
         }
     }
@@ -887,6 +949,7 @@ pub const Index = struct {
         const parent = index.nodes.items[node].parent;
         const root = index.nodes.items[node].root;
         index.unlist(node);
+        index.unlist(parent);
         for (0..index.groups.len) |group| {
             const before = &index.slots.items[index.slotOf(parent, @intCast(group))];
             before.used = @max(before.used, index.slots.items[index.slotOf(node, @intCast(group))].used);
@@ -907,9 +970,11 @@ pub const Index = struct {
         const unused_root = &index.roots.items[root];
         if (unused_root.users != 0 or index.nodes.items[unused_root.node].children.items.len != 0) return;
         assert(unused_root.bytes == 0 and unused_root.node_count == 0 and unused_root.place == heaps.nowhere);
-        assert(index.by_key.remove(unused_root.key));
+        assert(index.by_key.swapRemove(unused_root.key));
         unused_root.heap.deinit(index.gpa);
         unused_root.heap = .{};
+        unused_root.aside.deinit(index.gpa);
+        unused_root.aside = .empty;
         index.giveNode(unused_root.node);
         index.free_roots.appendAssumeCapacity(root);
     }
@@ -949,11 +1014,11 @@ pub const Index = struct {
         bytes += index.nodes.capacity * @sizeOf(Node) + index.tokens.capacity * @sizeOf(u32);
         bytes += index.slots.capacity * @sizeOf(Slot) + index.free_nodes.capacity * @sizeOf(u32);
         bytes += index.roots.capacity * @sizeOf(Root) + index.free_roots.capacity * @sizeOf(u32);
-        bytes += index.by_key.capacity() * (@sizeOf(chain.Key) + @sizeOf(u32) + 1) + index.root_heap.items.capacity * @sizeOf(u32);
+        bytes += index.by_key.capacity() * (@sizeOf(chain.Key) + 3 * @sizeOf(u32)) + index.root_heap.items.capacity * @sizeOf(u32);
         for (index.gone) |list| bytes += list.capacity() * (@sizeOf(chain.BlockHash) + 1);
         bytes += index.expiring.capacity() * (@sizeOf(Ref) + @sizeOf(u32));
         bytes += index.left.capacity() * (@sizeOf(Ref) + @sizeOf(u32));
-        for (index.roots.items) |root| bytes += root.heap.items.capacity * @sizeOf(u32);
+        for (index.roots.items) |root| bytes += (root.heap.items.capacity + root.aside.capacity) * @sizeOf(u32);
         for (index.nodes.items) |node| bytes += node.children.capacity * @sizeOf(u32);
         return bytes;
     }

@@ -357,3 +357,81 @@ test "a root goes with its last sequence and block, and a node that went is know
     try testing.expect(index.nodes.items.len <= 2 and index.roots.items.len <= 1);
     try testing.expectEqual(0, index.by_key.count());
 }
+
+test "blocks that are set aside while they are used come back, however many follow" {
+    const fixture: *Fixture = try .init(&.{ null, 4 }, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
+    defer index.close(root);
+    var sequences: [160][]BlockTable = undefined;
+    for (&sequences, 0..) |*made, i| {
+        made.* = try fixture.tables(4);
+        _ = index.add(root, &.{ @intCast(i), 0, 0, 0 }, made.*, 0, .{}).?;
+        if (i % 20 == 19) try testing.expect(!index.reclaim());
+    }
+    try testing.expectEqual(320, index.stats.cached_blocks);
+    for (sequences) |made| fixture.free(made);
+    while (index.reclaim()) {}
+    try testing.expectEqual(0, index.stats.cached_blocks);
+}
+
+test "blocks that a node lacked count against the limit" {
+    const block_bytes = block_size * 4 * 4 * 2;
+    const fixture: *Fixture = try .init(&.{ 4, 4 }, .{ .max_bytes = 4 * block_bytes });
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
+    defer index.close(root);
+    for ([_]u32{ 1, 2 }) |token| _ = try fixture.addAll(root, &.{ token, 0, 0, 0 }, 35);
+    index.forget(index.nearestChild(root, &.{1}).?.node, 1);
+    _ = try fixture.addAll(root, &.{ 3, 0, 0, 0 }, 35);
+    _ = try fixture.addAll(root, &.{ 2, 0, 0, 0 }, 35);
+    for ([_]u32{ 1, 2, 3 }) |token| {
+        _ = try fixture.addAll(root, &.{ token, 0, 0, 0 }, 35);
+        try testing.expect(index.stats.cached_bytes <= 4 * block_bytes);
+        try testing.expectEqual(4, try fixture.matched(root, &.{ token, 0, 0, 0 }));
+    }
+}
+
+test "a node without blocks stays while room is made for the block behind it" {
+    const block_bytes = block_size * 4 * 4 * 2;
+    const fixture: *Fixture = try .init(&.{4}, .{ .max_bytes = 2 * block_bytes });
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
+    defer index.close(root);
+    const made = try fixture.tables(8);
+    defer fixture.free(made);
+    const first = index.add(root, &.{ 1, 1, 1, 1 }, made, 0, .{}).?;
+    _ = index.add(first, &.{ 2, 2, 2, 2 }, made, 1, .{}).?;
+    index.forget(first, 0);
+    _ = index.add(root, &.{ 9, 9, 9, 9 }, made, 0, .{ .priority = 90 }).?;
+    // The only child goes for the new one.
+    try testing.expect(index.add(first, &.{ 3, 3, 3, 3 }, made, 1, .{}) != null);
+    try testing.expectEqual(8, try fixture.matched(root, &.{ 1, 1, 1, 1, 3, 3, 3, 3 }));
+    try testing.expectEqual(4, try fixture.matched(root, &.{ 1, 1, 1, 1, 2, 2, 2, 2 }));
+}
+
+test "with several groups blocks go in the order of their priorities, whatever is raised and used" {
+    const fixture: *Fixture = try .init(&.{ 4, 4, 4 }, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
+    defer index.close(root);
+    var prng: std.Random.DefaultPrng = .init(3);
+    const random = prng.random();
+    for (0..400) |_| {
+        _ = try fixture.addAll(root, &.{ random.uintLessThan(u32, 40), 0, 0, 0 }, random.int(u8));
+    }
+    while (index.stats.cached_blocks != 0) {
+        var counts: [256]u32 = @splat(0);
+        for (index.slots.items, 0..) |slot, i| counts[index.nodes.items[i / 3].priority] += @intFromBool(slot.block >= 0);
+        const least = std.mem.indexOfNone(u32, &counts, &.{0}).?;
+        const count = counts[least];
+        try testing.expect(index.reclaim());
+        counts = @splat(0);
+        for (index.slots.items, 0..) |slot, i| counts[index.nodes.items[i / 3].priority] += @intFromBool(slot.block >= 0);
+        try testing.expectEqual(count - 1, counts[least]);
+    }
+}
