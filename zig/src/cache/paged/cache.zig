@@ -572,6 +572,7 @@ pub const PagedCache = struct {
             beam.state.seq_len = seq_len;
             beam.state.ageAllViews();
         }
+        if (self.state.prefix) |index| index.forgetLeft();
     }
 
     pub fn stats(self: *const PagedCache) error{OutOfMemory}!Stats {

@@ -182,6 +182,46 @@ test "without a keeper nothing outlives its sequences" {
     try testing.expectEqual(0, (try cache.createSequenceFor(.{ .tokens = &a })).seqLen());
 }
 
+test "without a keeper a sequence and beams that go on for ever keep what they have, and no more" {
+    var options = optionsOf(&.{line}, 4);
+    options.prefix = .{ .outlives = false };
+    var cache: PagedCache = try .init(gpa, options);
+    defer cache.deinit();
+    const beams = [_]*Sequence{ try cache.createSequence(), try cache.createSequence() };
+    for (0..50) |i| {
+        const round: u32 = @intCast(i);
+        for (beams, 0..) |beam, b| {
+            try beam.truncate(0);
+            try grow(&cache, beam, &.{ round, @intCast(b), 0, 0, 1, 1, 1, 1, 2 }, true);
+        }
+        try testing.expectEqual(6, usedBlocks(&cache));
+        try cache.reorder(&beams, &.{ 0, 0 });
+        try testing.expectEqual(3, usedBlocks(&cache));
+    }
+    try beams[0].truncate(5);
+    try beams[1].truncate(5);
+    try testing.expectEqual(2, usedBlocks(&cache));
+    try testing.expect(cache.state.prefix.?.left.count() <= 2);
+}
+
+test "rows that were codes are no floats, whatever they are now" {
+    var options = optionsOf(&.{line}, 64);
+    options.policy = .{ .kind = .tiered, .store = .{ .dtype_k = .i8, .dtype_v = .i8 }, .tail_tokens = 64 };
+    options.prefix = .{ .tiers = .float };
+    var cache: PagedCache = try .init(gpa, options);
+    defer cache.deinit();
+    var tokens: [300]u32 = undefined;
+    for (&tokens, 0..) |*token, i| token.* = @intCast(i % 7);
+    const donor = try cache.createSequence();
+    try grow(&cache, donor, &tokens, true);
+    try donor.truncate(100);
+    @memset(tokens[100..200], 99);
+    try grow(&cache, donor, tokens[0..200], true);
+    const again = try cache.createSequenceFor(.{ .tokens = tokens[0..200] });
+    try testing.expectEqual(64, again.seqLen());
+    try testing.expectEqual(.quantized, (try cache.explain(.{ .tokens = tokens[0..200] })).reason);
+}
+
 test "an append takes the memory of prefixes that nobody uses, and no other" {
     var options = optionsOf(&.{line}, 4);
     options.max_bytes = 64 * 4 * head_dim * 4 * 2; // 64 blocks

@@ -109,6 +109,7 @@ pub const Tokens = struct {
     /// The sequence was rewound to `seq_len` rows.
     pub fn rewound(tokens: *Tokens, seq_len: u32) void {
         const index = tokens.index;
+        defer if (!index.options.outlives) index.forgetLeft();
         if (!index.options.outlives) index.leave(tokens.last);
         if (seq_len == 0) {
             tokens.last = index.refOf(tokens.root);
