@@ -35,6 +35,8 @@ export interface HeldPagedCache extends HeldCache {
   readonly sequences: readonly Sequence[];
   /** Forks the first sequence until there are `count`. */
   fork(count: number): void;
+  /** Ends all sequences; the new first one has what the cache still knows of these tokens. */
+  startWith(tokens: Uint8Array): void;
 }
 
 /** Bytes of a cache; null for what a contiguous cache does not have. */
@@ -53,26 +55,35 @@ export function newCache(options: CacheOptions, config: ZigletConfig, maxSeqLen:
     : newContiguousCache(options, config, maxSeqLen);
 }
 
-/** Makes a paged cache with one sequence. */
+/**
+ * Makes a paged cache with one sequence. With `keepsPrefixes` it keeps blocks that no sequence uses any more, until their
+ * memory is wanted.
+ */
 export function newPagedCache(
-  { kv, blockSize, tail, sinks }: CacheOptions,
+  { kv, blockSize, tail, sinks }: Omit<CacheOptions, "cache">,
   { layerCount, kvHeadCount, headDim }: ZigletConfig,
   maxSeqLen: number,
+  { keepsPrefixes = false }: { keepsPrefixes?: boolean } = {},
 ): HeldPagedCache {
   const shape = { layerCount, kvHeadCount, headDim, maxSeqLen };
   const dtype = floatsOf(kv);
   const tiers = isFloat(kv.k) && isFloat(kv.v)
     ? { dtype }
     : { tail: { dtype: TAIL_DTYPE, tokens: tail, sinkTokens: sinks }, store: kv };
-  const paged = new PagedCache({ ...shape, ...tiers, blockSize });
-  const cache = paged.sequence();
-  const sequences = [cache];
+  const paged = new PagedCache({ ...shape, ...tiers, blockSize, ...(keepsPrefixes ? { prefix: {} } : {}) });
+  const sequences = [paged.sequence()];
   return {
     paged,
-    cache,
+    get cache() {
+      return sequences[0]!;
+    },
     sequences,
     fork: (count) => {
-      while (sequences.length < count) sequences.push(cache.fork());
+      while (sequences.length < count) sequences.push(sequences[0]!.fork());
+    },
+    startWith: (tokens) => {
+      for (const sequence of sequences.splice(0)) sequence.free();
+      sequences.push(paged.sequence({ tokens: Uint32Array.from(tokens) }));
     },
     cost: () => {
       const { reservedBytes, metadataBytes } = paged.stats();

@@ -1,7 +1,8 @@
 /** The two other things to do with a model and a cache: score a file, and time a token with the cache and without it. */
+import { UsageError } from "./arguments.ts";
 import { type CacheCost, cacheFacts, newCache } from "./caches.ts";
 import { compare, computeTotalSeconds, formatComparison, SHORTEST } from "./comparison.ts";
-import { type Options, readGivenFile, UsageError } from "./options.ts";
+import { type Options, readGivenFile } from "./options.ts";
 import type { Measured } from "./report.ts";
 import { scoreText } from "./scoring.ts";
 import type { Terminal } from "./terminal.ts";

@@ -1,8 +1,8 @@
 /** The command line: one table of options, read by the parser, by the checks and by the help text. */
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { parseArgs } from "node:util";
 import type { DType, FloatDType } from "../mod.ts";
+import { type ArgumentRow, choice, helpLines, integer, readArguments, temperature, UsageError } from "./arguments.ts";
 import { countText } from "./wording.ts";
 import { STEP_TOKENS } from "./ziglet.ts";
 
@@ -26,11 +26,6 @@ export type Mode = "generate" | "score" | "compare";
 const TEXTS_MAX = STEP_TOKENS;
 
 const STDIN = 0;
-
-/** A wrong command line; the message is one line. */
-export class UsageError extends Error {
-  override name = "UsageError";
-}
 
 /** The command line, read and checked. */
 export interface Options {
@@ -58,6 +53,8 @@ export interface Options {
   beams: number | null;
   /** Print all texts of a beam search, not the best one alone; a terminal gets them unasked. */
   allBeams: boolean;
+  /** Write the text a second time in the same cache. */
+  repeat: boolean;
   /** Draw the blocks of the cache; a terminal gets the picture unasked where there are several texts. */
   showBlocks: boolean;
   // score
@@ -69,14 +66,11 @@ export interface Options {
   bytes: number | null;
 }
 
-interface OptionRow {
-  /** What stands for the value in the help text; an option without it is a switch. */
-  value?: string;
+interface OptionRow extends ArgumentRow {
   /** The only mode it makes sense in; null: all of them. */
   mode: Mode | null;
   /** Whether it makes sense with a paged cache only. */
   paged?: boolean;
-  help: string;
 }
 
 const DEFAULTS = {
@@ -91,7 +85,7 @@ const DEFAULTS = {
 } as const;
 
 const OPTIONS = {
-  prompt: { value: "TEXT", mode: "generate", help: "text to go on from (a line of Zig)" },
+  prompt: { value: "TEXT", mayBeEmpty: true, mode: "generate", help: "text to go on from (a line of Zig)" },
   "prompt-file": { value: "FILE", mode: "generate", help: "the same, read from a file; - for standard input" },
   tokens: { value: "N", mode: "generate", help: `bytes to write, fewer where the context ends (${DEFAULTS.tokens})` },
   temperature: {
@@ -113,6 +107,11 @@ const OPTIONS = {
     help: `beam search: the likeliest text, of N kept at each byte (1 to ${TEXTS_MAX})`,
   },
   "all-beams": { mode: "generate", help: "print the other texts of the search as well (unasked on a terminal)" },
+  repeat: {
+    mode: "generate",
+    paged: true,
+    help: "write the text a second time, from where the cache has the prompt by its tokens",
+  },
   "show-blocks": {
     mode: "generate",
     paged: true,
@@ -150,17 +149,21 @@ type OptionName = keyof typeof OPTIONS;
 const EXCLUSIONS: readonly [OptionName, OptionName][] = [
   ["prompt", "prompt-file"],
   ["samples", "beams"],
+  ["repeat", "samples"],
+  ["repeat", "beams"],
   // A beam search draws nothing.
   ["temperature", "beams"],
   ["seed", "beams"],
   ["show-blocks", "json"],
+  // The picture has the blocks of sequences, not those that are kept behind them.
+  ["repeat", "show-blocks"],
   ["all-beams", "json"],
 ];
 
 /** Reads the arguments; a wrong one is a UsageError. */
 export function parseOptions(args: string[]): Options | "help" {
-  const given = readArguments(args);
-  if (given.has("help")) return "help";
+  const given = readArguments(args, OPTIONS);
+  if (given === "help") return "help";
 
   const mode: Mode = given.has("score") ? "score" : given.has("compare") ? "compare" : "generate";
   for (const name of given.keys()) {
@@ -182,6 +185,10 @@ export function parseOptions(args: string[]): Options | "help" {
   for (const name of ["tail", "sinks"] as const) {
     if (given.has(name) && isFloat(kv.k) && isFloat(kv.v)) throw new UsageError(`--${name} needs --kv with codes`);
   }
+  if (given.has("repeat") && codes !== undefined) {
+    // Rows that were floats in the first run would be codes in the second: another text.
+    throw new UsageError(`--repeat needs --kv with ${FLOAT_DTYPES.join(", ")}: --${codes} has codes`);
+  }
   const needsPaged = codes ?? [...given.keys()].find((name) => (OPTIONS[name] as OptionRow).paged);
   const cache = choice("cache", text("cache") ?? (needsPaged ? "paged" : DEFAULTS.cache), CACHE_KINDS);
   if (cache !== "paged" && needsPaged !== undefined) throw new UsageError(`--${needsPaged} needs --cache paged`);
@@ -196,11 +203,12 @@ export function parseOptions(args: string[]): Options | "help" {
     json: given.has("json"),
     prompt: text("prompt") ?? readPrompt(text("prompt-file")) ?? DEFAULTS.prompt,
     tokens: integer("tokens", text("tokens"), 1) ?? DEFAULTS.tokens,
-    temperature: temperature(text("temperature")) ?? DEFAULTS.temperature,
+    temperature: temperature("temperature", text("temperature")) ?? DEFAULTS.temperature,
     seed: integer("seed", text("seed"), 0) ?? DEFAULTS.seed,
     samples: integer("samples", text("samples"), 1, TEXTS_MAX) ?? 1,
     beams: integer("beams", text("beams"), 1, TEXTS_MAX),
     allBeams: given.has("all-beams"),
+    repeat: given.has("repeat"),
     showBlocks: given.has("show-blocks"),
     score: text("score") ?? "",
     window: integer("window", text("window"), 1),
@@ -210,86 +218,14 @@ export function parseOptions(args: string[]): Options | "help" {
 
 /** The text of --help. */
 export function helpText(): string {
-  const lines = Object.entries(OPTIONS).map(([name, row]: [string, OptionRow]) =>
-    `  --${`${name} ${row.value ?? ""}`.padEnd(16)} ${row.help}`
-  );
   return `A small language model (5.3 M parameters, one token is one byte) writes Zig; kvern is its KV cache.
 
   deno run -A examples/generate.ts [options]
   bun examples/generate.ts [options]
   node examples/generate.ts [options]
 
-${lines.join("\n")}
+${helpLines(OPTIONS)}
 `;
-}
-
-/** The given options with their values, "" for a switch; each at most once. */
-function readArguments(args: string[]): Map<OptionName, string> {
-  const rows: [string, OptionRow][] = Object.entries(OPTIONS);
-  const { tokens } = parseArgs({
-    args,
-    options: Object.fromEntries(rows.map(([name, { value }]) => [name, { type: value ? "string" : "boolean" }])),
-    // Not strict, so that the messages are the same ones in every runtime.
-    strict: false,
-    allowPositionals: true,
-    tokens: true,
-  });
-
-  const given = new Map<OptionName, string>();
-  for (const token of tokens) {
-    if (token.kind === "option-terminator") continue;
-    if (token.kind === "positional") throw new UsageError(`unexpected argument ${JSON.stringify(token.value)}`);
-    const { name, rawName, value, inlineValue } = token;
-    if (rawName === "-h") return new Map([["help", ""]]);
-    if (!isOptionName(name) || !rawName.startsWith("--")) throw new UsageError(unknownText(rawName));
-    if (given.has(name)) throw new UsageError(`--${name} is given twice`);
-    const row: OptionRow = OPTIONS[name];
-    if (row.value === undefined && value !== undefined) throw new UsageError(`--${name} takes no value`);
-    const missing = value === undefined || (value === "" && name !== "prompt");
-    if (row.value !== undefined && (missing || (!inlineValue && value.startsWith("--")))) {
-      throw new UsageError(`--${name} needs a value: --${name}=${row.value}`);
-    }
-    given.set(name, value ?? "");
-  }
-  return given;
-}
-
-/** An option nobody knows, with those whose names begin like it, or else with the one whose name comes nearest. */
-function unknownText(rawName: string): string {
-  const name = rawName.replace(/^-+(no-)?/, "").toLowerCase(), start = name.slice(0, 3);
-  const known = Object.keys(OPTIONS);
-  let alike = known.filter((option) => start !== "" && option.startsWith(start));
-  if (alike.length === 0) {
-    const lettersApart = Math.floor(name.length / 3); // a third of a name may be wrong
-    alike = known.filter((option) => distanceOf(name, option) <= lettersApart).slice(0, 1);
-  }
-  const names = alike.map((option) => `--${option}`).join(", ");
-  return `unknown option ${rawName}: ${names === "" ? "--help lists them all" : `there is ${names}`}`;
-}
-
-/** Letters to add, drop or replace to make one word of another (Levenshtein's distance). */
-function distanceOf(from: string, to: string): number {
-  let row = Array.from({ length: to.length + 1 }, (_, j) => j);
-  for (const [i, letter] of [...from].entries()) {
-    const next = [i + 1];
-    for (let j = 0; j < to.length; j++) {
-      next.push(Math.min(row[j]! + (letter === to[j] ? 0 : 1), row[j + 1]! + 1, next[j]! + 1));
-    }
-    row = next;
-  }
-  return row.at(-1)!;
-}
-
-function isOptionName(name: string): name is OptionName {
-  return Object.hasOwn(OPTIONS, name);
-}
-
-function choice<Choice extends string>(name: OptionName, text: string, choices: readonly Choice[]): Choice {
-  const chosen = choices.find((candidate) => candidate === text);
-  if (chosen === undefined) {
-    throw new UsageError(`--${name} must be one of ${choices.join(", ")}, not ${JSON.stringify(text)}`);
-  }
-  return chosen;
 }
 
 /** The bytes of a file that was named, `-` for standard input. */
@@ -313,27 +249,9 @@ function readPrompt(path: string | undefined): string | null {
   }
 }
 
-/** An integer from min to max; null where the option is not given. */
-function integer(name: OptionName, text: string | undefined, min: number, max: number = 2 ** 32 - 1): number | null {
-  if (text === undefined) return null;
-  const value = Number(text);
-  if (!/^[0-9]+$/.test(text) || value < min || value > max) {
-    throw new UsageError(`--${name} must be an integer from ${min} to ${max}, not ${JSON.stringify(text)}`);
-  }
-  return value;
-}
-
-function blockSize(text: string | undefined): number | null {
+/** A size of blocks; null where the option is not given. */
+export function blockSize(text: string | undefined): number | null {
   if (text === undefined) return null;
   const sizes = Array.from({ length: 9 }, (_, exponent) => `${2 ** exponent}`);
   return Number(choice("block-size", text, sizes));
-}
-
-function temperature(text: string | undefined): number | null {
-  if (text === undefined) return null;
-  const value = Number(text);
-  if (!/^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$/.test(text) || !Number.isFinite(value)) {
-    throw new UsageError(`--temperature must be a number from 0 up, not ${JSON.stringify(text)}`);
-  }
-  return value;
 }

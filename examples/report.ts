@@ -6,9 +6,9 @@ import type { CacheKind, Options } from "./options.ts";
 
 /** What a run measured. */
 export interface Measured {
-  /** Tokens generated, of all samples or of the best beam; or scored. */
+  /** Tokens generated, of all samples, both runs or the best beam; or scored. */
   tokens: number | null;
-  /** Of the steps behind the prompt when generating, of everything when scoring. */
+  /** Of the steps behind the prompt when generating, those of the second of two runs, of everything when scoring. */
   tokensPerSecond: number | null;
   bitsPerByte: number | null;
   /** Seconds spent in attend. */
@@ -21,6 +21,8 @@ export interface Measured {
   comparison?: { rows: ComparisonRow[]; computedTotals: { withCacheSeconds: number; withoutCacheSeconds: number } };
   /** Only with --score: of the rows that were attended, how many were in the tail and how many in the store, of 1. */
   attendedShare?: { tail: number; store: number };
+  /** Only with --repeat: where each run started in the prompt, and what it took. */
+  runs?: { startsAt: number; computedTokens: number; promptSeconds: number; decodeSeconds: number }[];
   /** Only with --beams: the texts behind the prompt, best first. */
   beams?: { score: number; text: string }[];
 }

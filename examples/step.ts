@@ -21,8 +21,15 @@ export interface Step {
   commit(): void;
 }
 
-/** The next `tokenCount` tokens of one sequence. */
-export function sequenceStep(cache: KvCache, tokenCount: number): Step {
+/** What a cache is told of the tokens of a step. */
+export interface StepOptions {
+  /** Whether it is told which they are, so that other sequences can start with their rows. */
+  tellsTokens?: boolean;
+}
+
+/** The next tokens of one sequence. */
+export function sequenceStep(cache: KvCache, tokens: Uint8Array, { tellsTokens = false }: StepOptions = {}): Step {
+  const tokenCount = tokens.length;
   const { seqLen, layerCount, kvHeadCount, headDim } = cache;
   return {
     positions: Uint32Array.from({ length: tokenCount }, (_, token) => seqLen + token),
@@ -31,7 +38,7 @@ export function sequenceStep(cache: KvCache, tokenCount: number): Step {
     headDim,
     append: (layer, k, v) => cache.append(layer, k, v),
     attend: (layer, q, into) => cache.attend(layer, q, { queryCount: tokenCount, into }),
-    commit: () => cache.commit(tokenCount),
+    commit: () => cache.commit(tokenCount, tellsTokens ? { tokens: Uint32Array.from(tokens) } : {}),
   };
 }
 

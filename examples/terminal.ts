@@ -123,9 +123,9 @@ export class Terminal {
   };
 }
 
-/** Writes one line to stderr. */
-export function printError(message: string): void {
-  writeAll(STDERR, `generate.ts: ${printable(message.trim().replace(/\s*\n\s*/g, " "))}\n`);
+/** Writes one line to stderr, the name of the program first. */
+export function printError(program: string, message: string): void {
+  writeAll(STDERR, `${program}: ${printable(message.trim().replace(/\s*\n\s*/g, " "))}\n`);
 }
 
 /** Control characters would move the cursor, or worse; all but tab and line feed become U+FFFD. */

@@ -10,6 +10,11 @@ export function formatBytes(bytes: number): string {
   return bytes < 2 ** 20 ? `${(bytes / 2 ** 10).toFixed(0)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 }
 
+/** For example "4 ms" or "1.3 s". */
+export function formatSeconds(seconds: number): string {
+  return seconds < 1 ? `${(seconds * 1000).toFixed(0)} ms` : `${seconds.toFixed(1)} s`;
+}
+
 /** What a status line says. */
 export interface Facts {
   /** Always said, first. */

@@ -1,12 +1,13 @@
 /** Writing text behind a prompt: one text as it comes, or several at once. */
+import { UsageError } from "./arguments.ts";
 import { type Beam, searchBeams } from "./beams.ts";
-import { type CacheCost, cacheFacts, newCache, newPagedCache } from "./caches.ts";
-import { type Options, UsageError } from "./options.ts";
-import { drawBlocks } from "./picture.ts";
+import { cacheFacts, newPagedCache } from "./caches.ts";
+import type { Options } from "./options.ts";
+import { fullText, rateFacts, type Run, showBlocks, writeOne, writeTwice } from "./one_text.ts";
 import type { Measured } from "./report.ts";
 import { type Sample, writeSamples } from "./samples.ts";
-import { Random, sample } from "./sampling.ts";
 import type { Terminal } from "./terminal.ts";
+import { textOf, TextWriter } from "./text_writer.ts";
 import { countText, type Facts } from "./wording.ts";
 import type { Ziglet } from "./ziglet.ts";
 
@@ -22,69 +23,8 @@ export async function generate(ziglet: Ziglet, options: Options, terminal: Termi
   }
   const run = { ziglet, options, terminal, promptTokens: Uint8Array.of(bosToken, ...prompt) };
   if (options.beams !== null) return await writeBeams(run, options.beams);
+  if (options.repeat) return await writeTwice(run);
   return options.samples === 1 ? await writeOne(run) : await writeSeveral(run);
-}
-
-/** All that the ways to write need. */
-interface Run {
-  ziglet: Ziglet;
-  options: Options;
-  terminal: Terminal;
-  /** The start byte and the prompt. */
-  promptTokens: Uint8Array;
-}
-
-/** One text, each byte written as it is drawn. */
-async function writeOne({ ziglet, options, terminal, promptTokens }: Run): Promise<Measured> {
-  const { maxSeqLen, bosToken } = ziglet.config;
-  using held = newCache(options, ziglet.config, maxSeqLen);
-  const { cache } = held;
-  const random = new Random(options.seed);
-  // A byte is a token, a character may be several: the decoder waits for the rest.
-  const decoder = newDecoder();
-
-  const status = (ending: string[] = []): Facts => {
-    const [cacheFact, ...more] = cacheFacts(options, held.cost());
-    const positions = `${cache.seqLen} of ${maxSeqLen} positions`;
-    const details = [...rateFacts(tokensPerSecond), cacheFact!, positions, ...more];
-    return { counts: [countText(tokens, "token")], details, ending };
-  };
-  let tokens = 0;
-  let tokensPerSecond: number | null = null;
-
-  // 1. The prompt fills the cache, the start byte before it.
-  const start = performance.now();
-  terminal.text(options.prompt);
-  let logits = ziglet.prefill(promptTokens, cache); // [vocab]
-
-  // 2. Each byte is drawn, written, and run through the model to get the logits of the one behind it.
-  const decodeStart = performance.now();
-  let stopped: string[] = []; // before the tokens that were asked for
-  while (true) {
-    const token = sample(logits, options.temperature, random);
-    if (token === bosToken) {
-      stopped = ["stopped: the model ended the text"];
-      break;
-    }
-    terminal.text(decoder.decode(Uint8Array.of(token), { stream: true }));
-    tokens++;
-    if (tokens === options.tokens) break;
-    if (cache.seqLen === maxSeqLen) {
-      stopped = [`stopped: ${fullText(maxSeqLen)}`];
-      break;
-    }
-    logits = ziglet.forward(Uint8Array.of(token), cache);
-    tokensPerSecond = tokens / (performance.now() - decodeStart) * 1000;
-    await terminal.status(status);
-  }
-
-  // 3. The end: half a character, the blocks if they are asked for, the status.
-  terminal.text(decoder.decode());
-  const totalSeconds = (performance.now() - start) / 1000;
-  const cost = held.cost();
-  if (options.showBlocks) showBlocks(terminal, cost, "text");
-  terminal.finish(status(stopped), { always: stopped.length > 0 });
-  return { tokens, tokensPerSecond, bitsPerByte: null, attendSeconds: ziglet.attendSeconds, totalSeconds, cost };
 }
 
 /** Several texts behind the same prompt, written one after the other: each as it comes, once it is its turn. */
@@ -184,50 +124,11 @@ async function writeBeams({ ziglet, options, terminal, promptTokens }: Run, widt
   };
 }
 
-/** Writes one of several texts at a time, under a line that says which, as far as it is known. */
-class TextWriter {
-  readonly #terminal: Terminal;
-  readonly #prompt: string;
-  /** Of the present text; null between two. A byte is a token, a character may be several: it waits for the rest. */
-  #decoder: TextDecoder | null = null;
-  #written = 0;
-
-  constructor(terminal: Terminal, prompt: string) {
-    this.#terminal = terminal;
-    this.#prompt = prompt;
-  }
-
-  /** Writes what is new of a text: all bytes that are known of it are given. */
-  grow(title: string, bytes: number[]): void {
-    if (this.#decoder === null) {
-      this.#decoder = newDecoder();
-      this.#terminal.endLine();
-      this.#terminal.text(`--- ${title} ---\n${this.#prompt}`);
-    }
-    this.#terminal.text(this.#decoder.decode(Uint8Array.from(bytes.slice(this.#written)), { stream: true }));
-    this.#written = bytes.length;
-  }
-
-  /** Ends the present text. */
-  end(): void {
-    if (this.#decoder !== null) this.#terminal.text(this.#decoder.decode());
-    this.#terminal.endLine();
-    this.#decoder = null;
-    this.#written = 0;
-  }
-}
-
 /** The bytes that all texts begin with. */
 function commonStart(beams: readonly Beam[]): number[] {
   const [first, ...others] = beams.map(({ bytes }) => bytes);
   const length = first!.findIndex((byte, i) => others.some((bytes) => bytes[i] !== byte));
   return length < 0 ? first! : first!.slice(0, length);
-}
-
-function showBlocks(terminal: Terminal, { survey, contiguousBytes }: CacheCost, rowName: string): void {
-  if (survey === null || contiguousBytes === null) return;
-  const { columns, colors } = terminal;
-  terminal.line(`\n${drawBlocks(survey, { rowName, columns, colors, contiguousBytes })}`);
 }
 
 /** Why texts are shorter than they were to be, if any is. */
@@ -239,21 +140,4 @@ function stoppedFacts(texts: { bytes: number[]; ended: boolean }[], tokens: numb
     ...(isFull ? [fullText(maxSeqLen)] : []),
   ];
   return reasons.length === 0 ? [] : [`stopped: ${reasons.join(", ")}`];
-}
-
-function fullText(maxSeqLen: number): string {
-  return `the context of ${maxSeqLen} positions is full`;
-}
-
-function rateFacts(tokensPerSecond: number | null): string[] {
-  return tokensPerSecond === null ? [] : [`${tokensPerSecond.toFixed(0)} tokens/s`];
-}
-
-function textOf(bytes: number[]): string {
-  return newDecoder().decode(Uint8Array.from(bytes));
-}
-
-/** No byte order mark is dropped. */
-function newDecoder(): TextDecoder {
-  return new TextDecoder("utf-8", { ignoreBOM: true });
 }

@@ -13,7 +13,7 @@
  */
 import { join } from "node:path";
 import type { KvCache } from "../mod.ts";
-import { sequenceStep, type Step } from "./step.ts";
+import { sequenceStep, type Step, type StepOptions } from "./step.ts";
 import { readConfig, readWeights, type Weights, type ZigletConfig } from "./weights.ts";
 
 /** The most tokens that go through the layers together; more would take more room and not be faster. */
@@ -65,8 +65,13 @@ export class Ziglet {
    * Gives the logits of the token behind the last one, `[vocab]`, or behind every one, `[token][vocab]`. They stay
    * valid until the next call.
    */
-  forward(tokens: Uint8Array, cache: KvCache, logitsOf: "last" | "all" = "last"): Float32Array {
-    return this.run(tokens, sequenceStep(cache, tokens.length), logitsOf);
+  forward(
+    tokens: Uint8Array,
+    cache: KvCache,
+    logitsOf: "last" | "all" = "last",
+    options: StepOptions = {},
+  ): Float32Array {
+    return this.run(tokens, sequenceStep(cache, tokens, options), logitsOf);
   }
 
   /** The same for a step of any kind, which has a position for each token. */
@@ -128,10 +133,10 @@ export class Ziglet {
   }
 
   /** Runs any number of tokens in steps of at most STEP_TOKENS; gives the logits behind the last one, `[vocab]`. */
-  prefill(tokens: Uint8Array, cache: KvCache): Float32Array {
+  prefill(tokens: Uint8Array, cache: KvCache, options: StepOptions = {}): Float32Array {
     let logits = this.#logits.subarray(0, 0);
     for (let start = 0; start < tokens.length; start += STEP_TOKENS) {
-      logits = this.forward(tokens.subarray(start, start + STEP_TOKENS), cache);
+      logits = this.forward(tokens.subarray(start, start + STEP_TOKENS), cache, "last", options);
     }
     return logits;
   }

@@ -1,11 +1,9 @@
-/** Runs examples/generate.ts as a program, in the runtime the tests run in. */
+/** Runs a program of examples/, generate.ts unless another one is named, in the runtime the tests run in. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { programArgs } from "./child.ts";
-
-const PROGRAM = fileURLToPath(new URL("../examples/generate.ts", import.meta.url));
 
 /** How a run ended. */
 export interface Result {
@@ -14,13 +12,21 @@ export interface Result {
   stderr: string;
 }
 
+/** What a run is given beside its arguments. */
+interface RunOptions {
+  env?: Record<string, string>;
+  linesWanted?: number;
+  program?: string;
+}
+
 /** Runs the program with this runtime; with `linesWanted` stdout is closed after that many lines. */
 export function generate(
   args: string[],
-  { env = {}, linesWanted = Infinity }: { env?: Record<string, string>; linesWanted?: number } = {},
+  { env = {}, linesWanted = Infinity, program = "generate.ts" }: RunOptions = {},
 ): Promise<Result> {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [...programArgs(PROGRAM), ...args], {
+    const path = fileURLToPath(new URL(`../examples/${program}`, import.meta.url));
+    const child = spawn(process.execPath, [...programArgs(path), ...args], {
       env: { ...process.env, ...env },
       stdio: ["ignore", "pipe", "pipe"],
     });
@@ -46,9 +52,15 @@ export async function output(...args: string[]): Promise<string> {
 }
 
 /** The program has to refuse: exit code 2, nothing on stdout, one line on stderr that matches. */
-export async function refused(args: string[], problem: RegExp, env: Record<string, string> = {}): Promise<void> {
-  const { code, stdout, stderr } = await generate(args, { env });
-  assert.match(stderr, /^generate\.ts: [^\n]+\n$/, args.join(" "));
+export async function refused(
+  args: string[],
+  problem: RegExp,
+  env: Record<string, string> = {},
+  program: string = "generate.ts",
+): Promise<void> {
+  const { code, stdout, stderr } = await generate(args, { env, program });
+  assert.match(stderr, /^[^\n]+\n$/, args.join(" "));
+  assert.equal(stderr.slice(0, program.length + 2), `${program}: `);
   assert.match(stderr, problem);
   assert.equal(stdout, "");
   assert.equal(code, 2);

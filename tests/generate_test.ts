@@ -119,7 +119,18 @@ test("generate.ts --help and -h list the options", TIMEOUT, async () => {
   for (const name of ["window N", "bytes N", "compare", "json", "model DIR", "help", "samples N", "beams N"]) {
     assert.ok(text.includes(`--${name} `), name);
   }
-  for (const name of ["block-size N", "all-beams", "show-blocks", "kv-k DTYPE", "kv-v DTYPE", "tail N", "sinks N"]) {
+  for (
+    const name of [
+      "block-size N",
+      "all-beams",
+      "repeat",
+      "show-blocks",
+      "kv-k DTYPE",
+      "kv-v DTYPE",
+      "tail N",
+      "sinks N",
+    ]
+  ) {
     assert.ok(text.includes(`--${name} `), name);
   }
 });
@@ -239,6 +250,13 @@ const WRONG_ARGUMENTS: [string[], RegExp][] = [
   [["--cache", "contiguous", "--samples", "2"], /--samples needs --cache paged/],
   [["--beams", "2", "--cache", "contiguous"], /--beams needs --cache paged/],
   [["--cache=contiguous", "--show-blocks"], /--show-blocks needs --cache paged/],
+  [["--repeat", "--cache", "contiguous"], /--repeat needs --cache paged/],
+  [["--repeat", "--samples", "2"], /--repeat and --samples exclude each other/],
+  [["--repeat", "--beams", "2"], /--repeat and --beams exclude each other/],
+  [["--repeat", "--show-blocks"], /--repeat and --show-blocks exclude each other/],
+  [["--repeat", "--compare"], /--repeat and --compare exclude each other/],
+  [["--repeat", "--kv", "i4"], /--repeat needs --kv with f32, f16, bf16: --kv has codes/],
+  [["--repeat", "--kv-v", "q8_0"], /--repeat needs --kv with f32, f16, bf16: --kv-v has codes/],
   [["--block-size", "24"], /--block-size must be one of 1, 2, 4, 8, 16, 32, 64, 128, 256, not "24"/],
   [["--block-size", "512"], /--block-size must be one of/],
   [["--block-size", "0"], /--block-size must be one of/],

@@ -66,6 +66,7 @@ test("status lines fit a terminal of 80 columns, whatever is asked for", async (
       ["--beams", "8", "--tokens", "20", "--kv", "i4"],
       ["--kv", "i4", "--tail", "64", "--tokens", "130"],
       ["--tokens", "5", "--cache", "paged"],
+      ["--tokens", "5", "--repeat"],
     ]
   ) {
     const { lines } = await written(...args);
