@@ -186,6 +186,30 @@ test("bench tiers prints the rows its options choose", TIMEOUT, () => {
   );
 });
 
+test("bench prefix prints a row for each call and size", TIMEOUT, () => {
+  const rows = rowsOf("prefix", "call count us vsRival computed indexBytes");
+  assert.deepEqual(rows.map(({ call, count }) => [call, count]), [
+    ...[100, 1000].flatMap((tokens) => [["match", tokens], ["adopt", tokens], ["stranger", tokens]]),
+    ["evict", 50],
+    ["chat", 3],
+  ]);
+  // 160 tokens of 100, 130 and 160.
+  assert.deepEqual(rows.map(({ computed }) => computed).filter((share) => share !== null), [160 / 390]);
+  assert.equal(rows.filter(({ indexBytes }) => indexBytes !== null).length, 1);
+});
+
+test("bench prefix prints the rows its options choose", TIMEOUT, () => {
+  const chosen = ["--match", "65", "--blocks", "33", "--turns", "2"];
+  const rows = rowsOf("prefix", "call count us vsRival computed indexBytes", ...chosen);
+  assert.deepEqual(rows.map(({ call, count }) => [call, count]), [
+    ["match", 65],
+    ["adopt", 65],
+    ["stranger", 65],
+    ["evict", 33],
+    ["chat", 2],
+  ]);
+});
+
 test("the chart shows every format, context and rival of the rows", TIMEOUT, () => {
   const row = { bench: "attend", runtime: "bun", level: "v3", gqa: 4, headDim: 128, queries: 1, ms: 1, gbps: 9 };
   const rows = [4096, 32768].flatMap((tokens) => [
@@ -226,6 +250,7 @@ test("benches print a table with their rival in it where no JSON is wanted", TIM
     paged: "fork",
     quantize: "f32 copy",
     tiers: "none",
+    prefix: "match",
   };
   for (const [bench, rival] of Object.entries(rivals)) {
     const { code, stdout, stderr } = run(bench, ["--smoke"]);
@@ -250,6 +275,7 @@ test("benches refuse what they do not know", TIMEOUT, () => {
     ["quantize", ["--kv", "f16"], /--kv takes q8_0,i8,i4,q4_0,i2, not f16\n$/],
     ["quantize", ["--step", "8193"], /--step is 8192 at most, not 8193\n$/],
     ["tiers", ["--store", "f16"], /--store takes none,q8_0,i8,i4,q4_0,i2, not f16\n$/],
+    ["prefix", ["--turns", "0"], /--turns takes whole numbers from 1 up, not "0"\n$/],
     ["chart", [], /takes the file of rows/],
   ];
   for (const [bench, args, problem] of refused) {
@@ -286,7 +312,7 @@ test("the loop that attend is compared with is right for any shape", () => {
 
 test("deno task bench runs every bench, and each has a task of its own", () => {
   const { tasks, imports } = JSON.parse(readFileSync(new URL("../deno.json", import.meta.url), "utf8"));
-  const benches = ["boundary", "append", "attend", "paged", "quantize", "tiers"];
+  const benches = ["boundary", "append", "attend", "paged", "quantize", "tiers", "prefix"];
   const commands = benches.map((bench) => tasks[`bench:${bench}`].command);
   assert.equal(tasks.bench.command, commands.join(" && "));
   // What stands in imports is downloaded by everybody who builds kvern; the rivals have a task of their own.
