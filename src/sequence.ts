@@ -445,8 +445,8 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * How many sequences have each of the blocks of `blockTable`, to see or to be rewound to; 0 where none of its rows is
-   * seen.
+   * How many sequences have each of the blocks of `blockTable`, to see or to be rewound to, and one more where a whole block
+   * is known by its tokens; 0 where none of its rows is seen.
    *
    * @throws {KvError} `layer_out_of_range`, `stale_handle`; `unsupported` in a contiguous cache
    */

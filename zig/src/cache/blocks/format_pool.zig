@@ -10,7 +10,8 @@
 //!   4. With the last reference it is free again. A slab whose blocks are all free goes back to the system, except what
 //!      `prewarm` asked for and one slab against trembling at its border.
 //!
-//! A reference count is the number of block table entries that name the block, and nothing else: used + free = total.
+//! A reference count is the number of block table entries that name the block, and one more where a prefix index does:
+//! used + free = total.
 //! A block that last belonged to another writer is zeroed before it is handed out.
 //!
 //! Safe for several caches at once: every call takes the pool's lock. What is in a block is its owner's business.

@@ -9,8 +9,9 @@
 //! table; most models have one. Rows are written in floats; blocks that leave the tail are quantized (`tiers/policy.zig`), and the
 //! one in which the next row lands, should it be such a block, is turned back into floats first and stays so.
 //!
-//! A reference count in the pool is the number of table entries that name the block, so a fork is a copy of a table, and only
-//! the block in which the next row lands is ever copied: when it is shared, at that append.
+//! A reference count in the pool is the number of table entries that name the block, and one more where the prefix index
+//! does. So a fork is a copy of a table, and only the block in which the next row lands is ever copied: when it is shared, at
+//! that append. A sequence that is made for its tokens starts as a fork of the longest prefix there is (`adopt.zig`).
 //!
 //! Writing has two phases, as in `contiguous.zig`: rows appended to a layer are pending, a commit makes them count.
 //! Several sequences take part in one `append`, all of them or none. Pending rows belong to their sequence alone.
