@@ -2,7 +2,16 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { BlockPool, ContiguousCache, KvError, PagedCache, type PagedCacheOptions, type Sequence } from "../mod.ts";
+import {
+  BlockPool,
+  ContiguousCache,
+  KvError,
+  PagedCache,
+  type PagedCacheOptions,
+  type Sequence,
+  setThreadCount,
+  systemInfo,
+} from "../mod.ts";
 
 const SHAPE = { layerCount: 2, kvHeadCount: 2, headDim: 8, maxSeqLen: 4096, blockSize: 4 } as const;
 
@@ -128,7 +137,7 @@ test("pendingPrefix() tells what sequences of a salt are about to commit", () =>
   assert.equal(cache.pendingPrefix(tokens.subarray(0, 5), { salt: "a" }), 0);
 });
 
-test("hot and cold give the same bits: paged, forked and contiguous", () => {
+test("hot and cold give the same bits: paged, forked and contiguous, by one thread and by two", () => {
   const queries = Float32Array.from({ length: 16 }, (_, i) => Math.cos(i));
   const tokens = Uint32Array.from({ length: 77 }, (_, i) => i * i % 31);
   using cache = new PagedCache({ ...f32, prefix: {} });
@@ -143,10 +152,18 @@ test("hot and cold give the same bits: paged, forked and contiguous", () => {
   const rows = rowsOf(tokens, 0, 16);
   for (const layer of [0, 1]) flat.append(layer, 0, rows, rows);
   flat.sequence(0).commit(77, { tokens });
-  for (const layer of [0, 1]) {
-    assert.deepEqual(hot.attend(layer, queries), outputs[layer]);
-    assert.deepEqual(hot.fork().attend(layer, queries), outputs[layer]);
-    assert.deepEqual(flat.sequence(0).attend(layer, queries), outputs[layer]);
+  const { threadCount } = systemInfo();
+  try {
+    for (const threads of [1, 2]) {
+      setThreadCount(threads);
+      for (const layer of [0, 1]) {
+        assert.deepEqual(hot.attend(layer, queries), outputs[layer]);
+        assert.deepEqual(hot.fork().attend(layer, queries), outputs[layer]);
+        assert.deepEqual(flat.sequence(0).attend(layer, queries), outputs[layer]);
+      }
+    }
+  } finally {
+    setThreadCount(threadCount);
   }
 });
 
