@@ -82,7 +82,7 @@ pub fn build(b: *std.Build) void {
     if (b.args) |arguments| run_bench.addArgs(arguments);
     b.step("bench", "Measure the kernels against the speed of memory").dependOn(&run_bench.step);
 
-    addMemcheck(&kernels, target);
+    addMemcheck(&kernels, target, filters);
     addArm64Tests(&kernels);
 }
 
@@ -180,7 +180,7 @@ fn addArm64Tests(kernels: *Kernels) void {
 }
 
 /// The tests under valgrind, on the levels it can emulate, and a program with a planted error that must be reported.
-fn addMemcheck(kernels: *Kernels, target: std.Build.ResolvedTarget) void {
+fn addMemcheck(kernels: *Kernels, target: std.Build.ResolvedTarget, filters: []const []const u8) void {
     const b = kernels.b;
     const step = b.step("memcheck", "Run the tests under valgrind");
     const found = 9;
@@ -198,7 +198,7 @@ fn addMemcheck(kernels: *Kernels, target: std.Build.ResolvedTarget) void {
         kernels.addTo(module, target.result, levels(target.result), .Debug);
         addOptions(b, module, levels(target.result), .{ .memcheck = true });
         const program = if (row.exit_code == 0)
-            b.addTest(.{ .name = "memcheck_tests", .root_module = module, .use_llvm = true })
+            b.addTest(.{ .name = "memcheck_tests", .root_module = module, .filters = filters, .use_llvm = true })
         else
             b.addExecutable(.{ .name = "memcheck_planted", .root_module = module, .use_llvm = true });
         // Valgrind finds no pointer to the start of what the C library keeps for each thread, and is not sure.

@@ -230,14 +230,14 @@ test "an append takes the memory of prefixes that nobody uses, and no other" {
     const kept = [_]u32{ 7, 7, 7, 7, 8, 8, 8, 8 };
     const living = try cache.createSequence();
     try grow(&cache, living, &kept, true);
-    for (0..100) |i| {
+    for (0..if (memcheck) 12 else 100) |i| {
         var tokens: [30]u32 = @splat(@intCast(100 + i));
         const sequence = try cache.createSequenceFor(.{ .tokens = &tokens });
         try grow(&cache, sequence, &tokens, true);
         try expectRows(&cache, sequence, &tokens);
         cache.freeSequence(sequence);
     }
-    try testing.expect(cache.state.prefix.?.stats.evicted_blocks > 600);
+    if (!memcheck) try testing.expect(cache.state.prefix.?.stats.evicted_blocks > 600);
     try expectRows(&cache, living, &kept);
     try testing.expectEqual(7, (try cache.createSequenceFor(.{ .tokens = &kept })).seqLen());
     // A sequence of all the pool has gets all of it.
@@ -250,13 +250,14 @@ test "an append takes the memory of prefixes that nobody uses, and no other" {
 }
 
 test "tenants read neither each other's rows nor what is left of them" {
-    var options = optionsOf(&.{line}, 4);
-    options.max_bytes = 16 * 4 * head_dim * 4 * 2;
-    var cache: PagedCache = try .init(gpa, options);
+    var cache: PagedCache = try .init(gpa, optionsOf(&.{line}, 4));
     defer cache.deinit();
-    const a = [_]u32{ 1, 2, 3, 4, 5 };
+    const a = [_]u32{ 1, 2, 3, 4 };
+    const keeper = try cache.createSequence(); // the slab stays
+    try grow(&cache, keeper, &a, false);
     const first = try cache.createSequenceFor(.{ .tokens = &a, .salt = "a" });
     try grow(&cache, first, &a, true);
+    const left = (try first.blockTable(0)).at(0);
     cache.freeSequence(first);
     cache.state.prefix.?.clear();
     const second = try cache.createSequenceFor(.{ .tokens = &a, .salt = "b" });
@@ -264,6 +265,7 @@ test "tenants read neither each other's rows nor what is left of them" {
     var row: [head_dim]f32 = @splat(1);
     try cache.append(0, &.{second}, &.{1}, .fromF32(&row), .fromF32(&row));
     const block = (try second.blockTable(0)).at(0);
+    try testing.expectEqual(left, block);
     const bytes = cache.state.groups[0].tailPool().bytes(@intCast(block));
     // [keys, values][token][head_dim]: one row of each, and zeros.
     const elements: []const f32 = @alignCast(std.mem.bytesAsSlice(f32, bytes));
@@ -371,7 +373,7 @@ test "random sequences of two tenants: every row belongs to its tokens, and noth
         .{ .block_size = 64, .policy = tiered, .tiers = .float, .blocks = 30 },
         .{ .block_size = 64, .policy = tiered, .blocks = 30, .layers = &.{ line, windowed } },
     };
-    const step_count: u32 = if (memcheck) 60 else 1500;
+    const step_count: u32 = if (memcheck) 30 else 1500;
     for (cases, 0..) |case, seed| {
         var options = optionsOf(case.layers, case.block_size);
         options.retention = case.retention;
@@ -478,7 +480,7 @@ test "random sequences of two tenants: every row belongs to its tokens, and noth
             }
         }
         const index = cache.state.prefix.?;
-        if (case.outlives and case.blocks == null) try testing.expect(index.stats.hits > 20);
+        if (case.outlives and case.blocks == null and !memcheck) try testing.expect(index.stats.hits > 20);
         while (told.pop()) |one| {
             cache.freeSequence(one.sequence);
             var tokens = one.tokens;

@@ -1,6 +1,7 @@
 //! The prefix index against a list of what was added, with blocks of a real pool.
 
 const std = @import("std");
+const memcheck = @import("build_options").memcheck;
 const testing = std.testing;
 const gpa = testing.allocator;
 const BlockPool = @import("../blocks/pool.zig").BlockPool;
@@ -141,7 +142,7 @@ test "random prompts match as in a list of them" {
             list.deinit(gpa);
             counts.deinit(gpa);
         };
-        for (0..600) |_| {
+        for (0..if (memcheck) 60 else 600) |_| {
             var prompt: [24]u32 = undefined;
             for (&prompt) |*token| token.* = random.uintLessThan(u32, 2);
             const tokens = prompt[0 .. 1 + random.uintLessThan(usize, 24)];
@@ -341,7 +342,7 @@ test "a root goes with its last sequence and block, and a node that went is know
     const fixture: *Fixture = try .init(&.{null}, .{});
     defer fixture.deinit();
     const index = &fixture.index;
-    for (0..1000) |i| {
+    for (0..if (memcheck) 20 else 1000) |i| {
         var salt: [8]u8 = undefined;
         std.mem.writeInt(u64, &salt, i, .little);
         const root = try index.open(keyOf(&salt), keyOf(&salt), newWriter);
