@@ -25,6 +25,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { after, test } from "node:test";
 import { releasedPlace } from "../zig/package.ts";
+import { packTarball } from "../zig/tarball.ts";
 import { findTool, ToolchainError, type ToolName } from "../zig/toolchain.ts";
 import { inDeno } from "./child.ts";
 import { layNpmPackage, missingForNpmLayer } from "./npm_layer.ts";
@@ -167,8 +168,14 @@ projectTest(
 );
 
 projectTest("the packed tarball holds a package that works in Deno", (project) => {
-  const folder = join(project, "unpacked");
-  cpSync(join(installed, "staged"), folder, { recursive: true });
+  const staged = join(installed, "staged"), folder = join(project, "unpacked");
+  const paths = readdirSync(staged, { recursive: true, encoding: "utf8" }).filter((path) =>
+    statSync(join(staged, path)).isFile()
+  );
+  const files = paths.map((path) => [path.replaceAll("\\", "/"), readFileSync(join(staged, path))] as const);
+  writeFileSync(join(project, "package.tgz"), packTarball(new Map(files)));
+  mkdirSync(folder);
+  output(project, "tar", ["-xzf", "package.tgz", "-C", "unpacked"]);
   const main = write(project, "main.ts", PROGRAM.replace("@kvern/kvern", "./unpacked/mod.ts"));
   const library = join(folder, releasedPlace(TARGET));
   const flags = ["run", "--no-prompt", "--no-lock", "--no-config", `--allow-ffi=${library}`];
