@@ -25,35 +25,42 @@ interface RemoteLibrary {
   readonly path: string;
 }
 
+/** The same, once it was looked at. */
+interface LocatedLibrary extends RemoteLibrary {
+  /** Why the kept copy cannot be opened; undefined where it can. */
+  readonly missing: string | undefined;
+}
+
+/** Said of a copy that nobody may look at; what Deno denies is said instead. */
+const NOT_LOOKED_AT = "it may not be read";
+
 /** How to do without the network. */
 const BY_HAND = "or take lib/<target> from the release and name its library in KVERN_LIB or with setLibraryPath()";
 
 /** The path of a verified copy of the library that belongs to the package at `root`; the caller waits for a download. */
 export function remoteLibrary(root: URL, target: Target | undefined): string {
   const remote = locate(root, target);
-  const missing = whyNotKept(remote);
-  if (missing === undefined) return remote.path;
+  if (remote.missing === undefined) return remote.path;
   try {
     return keep(remote, download(remote.url, remote.released.bytes).blocking());
   } catch (error) {
-    throw unavailable(remote, missing, error);
+    throw unavailable(remote, error);
   }
 }
 
 /** The same, while the caller's other work goes on. */
 export async function downloadLibrary(root: URL, target: Target | undefined): Promise<string> {
   const remote = locate(root, target);
-  const missing = whyNotKept(remote);
-  if (missing === undefined) return remote.path;
+  if (remote.missing === undefined) return remote.path;
   try {
     return keep(remote, await download(remote.url, remote.released.bytes).promise());
   } catch (error) {
-    throw unavailable(remote, missing, error);
+    throw unavailable(remote, error);
   }
 }
 
 /** Where it comes from and where it goes, once everything that takes is allowed. */
-function locate(root: URL, target: Target | undefined): RemoteLibrary {
+function locate(root: URL, target: Target | undefined): LocatedLibrary {
   const released = target && LIBRARIES[target];
   if (released === undefined) {
     const found = Object.keys(LIBRARIES).join(", ") || "none";
@@ -77,11 +84,12 @@ function locate(root: URL, target: Target | undefined): RemoteLibrary {
   ];
   const remote = { url, released, folder, path };
   // What is kept already takes neither the network nor a place to write to.
-  if (denied.length > 0 || whyNotKept(remote) !== undefined) {
+  const missing = denied.length > 0 ? NOT_LOOKED_AT : whyNotKept(remote);
+  if (missing !== undefined) {
     const more = [{ name: "net", host: url.host }, { name: "write", path: folder }] as const;
     denied.push(...more.filter((one) => !adapter.ask(one)));
   }
-  if (denied.length === 0) return remote;
+  if (denied.length === 0) return { ...remote, missing };
   throw new KvError(
     "needs_permission",
     `Cannot open the native library as Deno needs permissions to fetch it from ${url.href} once and to keep it: ` +
@@ -124,7 +132,7 @@ function unreadFolder(): string {
  * @throws {KvError} `library_unavailable` where others could change it between the look and the opening
  */
 function whyNotKept({ folder, path, released }: RemoteLibrary): string | undefined {
-  if (!adapter.grants({ name: "read", path })) return "it may not be read";
+  if (!adapter.grants({ name: "read", path })) return NOT_LOOKED_AT;
   checkOwner(folder, dirname(path));
   try {
     return lstatSync(path).isFile() ? mismatchOf(readFileSync(path), released) : "it is no file";
@@ -193,7 +201,7 @@ function checkOwner(folder: string, path: string): void {
 }
 
 /** What is said when there is no copy and none can be had. */
-function unavailable({ url, path }: RemoteLibrary, missing: string, error: unknown): KvError {
+function unavailable({ url, path, missing }: LocatedLibrary, error: unknown): KvError {
   if (error instanceof KvError) return error;
   return new KvError(
     "library_unavailable",
