@@ -23,7 +23,7 @@ import {
   type PlanOptions,
 } from "../options/paged.ts";
 import { type Policy, policyOf } from "../options/policy.ts";
-import type { Prompt } from "../options/prompt.ts";
+import { type Prompt, promptWords } from "../options/prompt.ts";
 import type { Sight } from "../options/retention.ts";
 import type { AskedRows, CacheMemory, IndexRules, Resident, SequenceToken } from "./cache.ts";
 import { newExplanation } from "./explanation.ts";
@@ -116,37 +116,17 @@ export class PagedMemory implements CacheMemory {
   }
 
   /** Tokens of a prompt that sequences were made with and have not committed yet. */
-  pendingPrefix({ tokens, hasSalt, salt, fingerprint }: Prompt): number {
-    const count = this.library.kv_paged_pending_prefix(
-      this.#handle,
-      tokens,
-      tokens.length,
-      hasSalt,
-      salt,
-      salt.length,
-      fingerprint,
-      fingerprint.length,
-    );
-    if (count < 0) throw refusal(count, "look a prompt up", this.promptRules(tokens));
+  pendingPrefix(prompt: Prompt): number {
+    const count = this.library.kv_paged_pending_prefix(this.#handle, ...promptWords(prompt));
+    if (count < 0) throw refusal(count, "look a prompt up", this.promptRules(prompt.tokens));
     return count;
   }
 
   /** Why a prompt would start where it would: an ExplanationRecord. */
-  explain({ tokens, hasSalt, salt, fingerprint }: Prompt): Uint32Array {
+  explain(prompt: Prompt): Uint32Array {
     const record = newExplanation();
-    const status = this.library.kv_paged_explain(
-      this.#handle,
-      tokens,
-      tokens.length,
-      hasSalt,
-      salt,
-      salt.length,
-      fingerprint,
-      fingerprint.length,
-      record,
-      record.byteLength,
-    );
-    if (status < 0) throw refusal(status, EXPLAIN, this.promptRules(tokens));
+    const status = this.library.kv_paged_explain(this.#handle, ...promptWords(prompt), record, record.byteLength);
+    if (status < 0) throw refusal(status, EXPLAIN, this.promptRules(prompt.tokens));
     return record;
   }
 

@@ -24,7 +24,7 @@ import { newRecord, newRecords, recordAt, uint64At, uint64Words } from "../ffi/r
 import { adapter } from "../ffi/runtime.ts";
 import { refusal, unknownHandle } from "../ffi/status.ts";
 import { type FloatDType, floatDtypeOf } from "../options/dtype.ts";
-import type { Prompt } from "../options/prompt.ts";
+import { type Prompt, promptWords } from "../options/prompt.ts";
 import type { Seen } from "../options/retention.ts";
 import { elementBytes, rowsOver } from "../options/rows.ts";
 import { byteLengthOf, detach, isDetached } from "../options/typed_array.ts";
@@ -310,18 +310,9 @@ export function newSequence(cache: PagedMemory): SequenceMemory {
 }
 
 /** A native sequence of `cache` that starts with what is there of a prompt. */
-export function newSequenceFor(cache: PagedMemory, { tokens, hasSalt, salt, fingerprint }: Prompt): SequenceMemory {
-  const handle = cache.library.kv_sequence_create_for(
-    cache.handle,
-    tokens,
-    tokens.length,
-    hasSalt,
-    salt,
-    salt.length,
-    fingerprint,
-    fingerprint.length,
-  );
-  if (handle < 0) throw refusal(handle, "create a sequence", { ...HANDLE_RULES, ...cache.promptRules(tokens) });
+export function newSequenceFor(cache: PagedMemory, prompt: Prompt): SequenceMemory {
+  const handle = cache.library.kv_sequence_create_for(cache.handle, ...promptWords(prompt));
+  if (handle < 0) throw refusal(handle, "create a sequence", { ...HANDLE_RULES, ...cache.promptRules(prompt.tokens) });
   return enter(cache, handle);
 }
 

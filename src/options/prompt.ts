@@ -47,6 +47,13 @@ export interface Prompt {
   readonly fingerprint: Uint8Array;
 }
 
+/** A prompt as the library takes it: each buffer with its length. */
+export function promptWords(
+  { tokens, hasSalt, salt, fingerprint }: Prompt,
+): [Uint32Array, number, number, Uint8Array, number, Uint8Array, number] {
+  return [tokens, tokens.length, hasSalt, salt, salt.length, fingerprint, fingerprint.length];
+}
+
 /** The checked prompt. */
 export function promptOf({ tokens, salt, fingerprint }: PromptOptions): Prompt {
   if (tokens !== undefined) checkWords("tokens", tokens);
