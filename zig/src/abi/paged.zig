@@ -63,9 +63,9 @@ pub const PagedRecord = extern struct {
 /// How long rows are found by their tokens. The numbers cross the ABI and are never changed.
 pub const PrefixMode = enum(u32) {
     none = 0,
-    /// As long as a sequence has them.
+    /// Rows are found as long as a sequence has them.
     living = 1,
-    /// Until their memory is wanted.
+    /// Rows are found until their memory is wanted.
     kept = 2,
 };
 
@@ -353,7 +353,7 @@ pub const ExplanationRecord = extern struct {
     has_other_token: u32,
     other_token: u32,
     format_count: u32,
-    /// Of the keys and of the values of each format.
+    /// The dtypes of keys and of values, a pair for each format.
     dtype_k: [paged.Explanation.formats_max]u32,
     dtype_v: [paged.Explanation.formats_max]u32,
 

@@ -264,7 +264,7 @@ pub fn adopt(sequence: *SequenceState, found: *const Found) error{OutOfMemory}!v
     for (sequence.tables, cache.groups, 0..) |*table, *group, g| {
         const kept = cache.retention.kept(group.window_tokens, token_count);
         const sink_entries = group.shape.blockCount(kept.sink_end);
-        // As far back as a rewind may want, and the blocks are there.
+        // Blocks before those that are seen are taken along as far back as a rewind may want them.
         const wanted = cache.retention.oldest(group.window_tokens, token_count, cache.rewind_tokens) / cache.block_size;
         var from = kept.first / cache.block_size;
         while (from > @max(wanted, sink_entries) and heldBlock(cache, found, from - 1, @intCast(g)) != null) from -= 1;

@@ -41,7 +41,7 @@ pub const Rank = struct {
 pub const Tiers = enum(u32) {
     /// Any: rows may have been rounded that a sequence that computes them itself would have in floats.
     any = 0,
-    /// Those of the tail alone.
+    /// Blocks of the tail alone.
     float = 1,
 };
 
@@ -83,7 +83,7 @@ const Node = struct {
     root: u32,
     /// Blocks from the first to this one; 0 for a root.
     depth: u32,
-    /// As many as a block has, or fewer; 0 for a root.
+    /// Its tokens, as many as a block has or fewer; 0 for a root.
     token_count: u32,
     /// Counts the nodes that were here.
     generation: u32,
@@ -342,10 +342,6 @@ pub const Index = struct {
         return if (parent == none) null else parent;
     }
 
-    pub fn rootOf(index: *const Index, node: u32) u32 {
-        return index.roots.items[index.nodes.items[node].root].node;
-    }
-
     /// The name of a root's tenant at the pools.
     pub fn writerOf(index: *const Index, node: u32) u32 {
         return index.roots.items[index.nodes.items[node].root].writer;
@@ -353,10 +349,6 @@ pub const Index = struct {
 
     pub fn depthOf(index: *const Index, node: u32) u32 {
         return index.nodes.items[node].depth;
-    }
-
-    pub fn hashOf(index: *const Index, node: u32) chain.BlockHash {
-        return index.nodes.items[node].hash;
     }
 
     /// The tokens of a node.
