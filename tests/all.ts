@@ -197,7 +197,7 @@ const HEARTBEAT_MS = 60_000;
 
 async function main(): Promise<Outcome[]> {
   const started = performance.now();
-  say(`${STEPS.length} steps, about twenty-five minutes in all on two cores`);
+  say(`${STEPS.length} steps, about thirty-five minutes in all on two cores`);
   // The tools are looked for once; the tasks below take them from these variables. Output is plain, as it is read.
   const env: Record<string, string | undefined> = {
     ...zigEnvironment(),
