@@ -38,12 +38,12 @@ pub fn create(options: ?[*]const u8, options_bytes: u32) callconv(.c) i32 {
 
 /// Buffers in use stay, and the pool with them; what it keeps goes at once.
 pub fn free(word: u32) callconv(.c) i32 {
-    {
-        const use = handle.begin(.buffer_pool, word) catch |err| return status.fromError(err);
-        defer use.end();
-        use.target.close();
-    }
-    return status.word(handle.free(.buffer_pool, word));
+    const use = handle.begin(.buffer_pool, word) catch |err| return status.fromError(err);
+    defer use.end();
+    // The handle goes first: no call may find a pool that is closed already, and be refused for what it keeps.
+    handle.free(.buffer_pool, word) catch |err| return status.fromError(err);
+    use.target.close();
+    return 0;
 }
 
 pub fn prewarm(word: u32, class_bytes: u32, buffer_count: u32) callconv(.c) i32 {

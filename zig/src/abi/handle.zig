@@ -150,6 +150,13 @@ pub fn createSequence(object: *Object, sequence: *PagedSequence) CreateError!i32
 pub fn begin(comptime kind: Kind, word: u32) error{StaleHandle}!Use(kind) {
     const object = try retain(kind, word);
     object.lock.lockUncancelable(cpu.io());
+    // A buffer pool is closed when it is freed: a call that waited for the lock meanwhile comes too late. Only its own lock
+    // guards `freed` there, as `buffer_pool.free` holds it.
+    if (kind == .buffer_pool and object.freed) {
+        object.lock.unlock(cpu.io());
+        release(object);
+        return error.StaleHandle;
+    }
     if (kind != .sequence) {
         return .{ .object = object, .target = switch (kind) {
             .contiguous => &object.body.contiguous,

@@ -13,6 +13,7 @@ const records = @import("test_records.zig");
 const bytes = records.bytes;
 const size = records.size;
 const sequences = @import("sequence.zig");
+const status = @import("status.zig");
 
 /// A call in a thread of its own.
 const Call = struct {
@@ -77,6 +78,33 @@ fn bufferAcquire(word: u32) i32 {
 fn bufferExtend(word: u32) i32 {
     const values: [3]f32 = @splat(1);
     return buffers.extend(word, bytes(&values), 3);
+}
+
+/// Keeps a buffer of one class ready.
+fn bufferPrewarm(word: u32) i32 {
+    return buffer_pool.prewarm(word, 1 << 10, 1);
+}
+
+fn bufferPoolFree(word: u32) i32 {
+    return buffer_pool.free(word);
+}
+
+test "a call that waits for a buffer pool while it is freed finds it open or gone" {
+    if (memcheck) return error.SkipZigTest; // one thread at a time runs there
+    const stale = @intFromEnum(status.Status.stale_handle);
+    for (0..200) |_| {
+        const word: u32 = @intCast(buffer_pool.create(bytes(&[_]u32{ 16, 2, 1 << 20, 0 }), 16));
+        var calls = [_]Call{ .{ .body = bufferPrewarm, .word = word }, .{ .body = bufferPoolFree, .word = word } };
+        var threads: [2]std.Thread = undefined;
+        // Both wait for this lock, and which one gets it first is a matter of luck.
+        const use = try handle.begin(.buffer_pool, word);
+        for (&threads, &calls) |*thread, *call| thread.* = try std.Thread.spawn(.{}, Call.run, .{call});
+        while (use.object.lock.state.load(.seq_cst) != .contended) std.Thread.yield() catch {};
+        use.end();
+        for (threads) |thread| thread.join();
+        try testing.expect(calls[0].answer == 0 or calls[0].answer == stale);
+        try testing.expectEqual(0, calls[1].answer);
+    }
 }
 
 test "a call on an object waits until the one before it is over" {
