@@ -6,7 +6,11 @@ import { test } from "node:test";
 import { MOD, runCode } from "./child.ts";
 
 const ROOT = new URL("../", import.meta.url);
-const ENTRIES: Record<string, string> = { "": MOD, "/embed": new URL("src/embed.ts", ROOT).href };
+const ENTRIES: Record<string, string> = {
+  "": MOD,
+  "/embed": new URL("src/embed.ts", ROOT).href,
+  "/onnx": new URL("src/onnx.ts", ROOT).href,
+};
 const PAGES = [
   "README.md",
   ...readdirSync(new URL("docs/", ROOT)).filter((name) => name.endsWith(".md")).sort()
