@@ -1,0 +1,46 @@
+/**
+ * Makes decoders as ONNX: one shape and one set of weights, in every form that exporters give.
+ *
+ *     input_ids -> embedding -> layers x { x += attention(norm(x)) ; x += mlp(norm(x)) } -> norm -> logits
+ */
+import { Builder, type Form } from "./builder.ts";
+import { groupQueryAttention } from "./gqa.ts";
+import type { ModelFiles } from "./graph.ts";
+import type { DecoderShape, DecoderWeights } from "./shapes.ts";
+
+export function makeDecoder(shape: DecoderShape, weights: DecoderWeights, form: Form): ModelFiles {
+  const builder = new Builder(shape, form);
+  const { graph } = builder;
+  graph.input("input_ids", builder.ids, ["batch_size", "sequence_length"]);
+  graph.input("attention_mask", "int64", ["batch_size", "total_sequence_length"]);
+  if (form.positionIds || form.rotary === "nodes") {
+    graph.input("position_ids", builder.ids, ["batch_size", "sequence_length"]);
+  }
+  graph.output("logits", builder.float, ["batch_size", "sequence_length", shape.vocabSize]);
+
+  const embedding = builder.floats("model.embed_tokens.weight", [shape.vocabSize, shape.hiddenSize], weights.embedding);
+  let x = builder.node("Gather", "/model/embed_tokens/Gather", [embedding, "input_ids"]);
+  if (shape.embeddingScale !== undefined) {
+    x = builder.node("Mul", "/model/embed_tokens/Mul", [x, builder.scalar(shape.embeddingScale)]);
+  }
+  let normed = builder.norm("/model/layers.0/input_layernorm", x, weights.layers[0]!.inputNorm);
+  weights.layers.forEach((layer, index) => {
+    const name = `/model/layers.${index}`;
+    const attended = groupQueryAttention(builder, index, normed, layer);
+    let added = builder.linear(`${name}/attn/o_proj`, attended, layer.oProj, shape.hiddenSize, layer.oBias);
+    if (layer.attentionOutNorm) {
+      added = builder.norm(`${name}/post_attention_out_layernorm`, added, layer.attentionOutNorm);
+    }
+    const middle = builder.addNorm(`${name}/post_attention_layernorm`, x, added, layer.mlpNorm);
+    let fed = builder.mlp(`${name}/mlp`, middle.normed, layer);
+    if (layer.mlpOutNorm) fed = builder.norm(`${name}/post_feedforward_layernorm`, fed, layer.mlpOutNorm);
+    const next = weights.layers[index + 1];
+    const end = next ? `/model/layers.${index + 1}/input_layernorm` : "/model/norm";
+    ({ normed, sum: x } = builder.addNorm(end, middle.sum, fed, next?.inputNorm ?? weights.finalNorm));
+  });
+  const { logitSoftcap } = shape;
+  const logits = builder.linear("/lm_head", normed, weights.embedding, shape.vocabSize);
+  const limited = logitSoftcap === undefined ? logits : builder.softcapped("/lm_head/softcap", logits, logitSoftcap);
+  graph.node("Identity", [limited], "logits", { name: "/lm_head/Identity" });
+  return graph.files(form.dataFile === undefined ? {} : { dataFile: form.dataFile });
+}

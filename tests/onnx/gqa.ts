@@ -1,0 +1,130 @@
+/** Attention as one node, `GroupQueryAttention`: the form of onnxruntime-genai's builder and of onnx-community's models. */
+import type { Builder } from "./builder.ts";
+import { MICROSOFT } from "./graph.ts";
+import { type LayerWeights, windowOf } from "./shapes.ts";
+
+/** Attention of a layer over its normed input; gives `[..., q_head * headDim]`. */
+export function groupQueryAttention(builder: Builder, layer: number, x: string, weights: LayerWeights): string {
+  const { shape, form, graph } = builder;
+  const name = `/model/layers.${layer}/attn`;
+  const rotaryInside = form.rotary !== "nodes";
+  const heads = form.packed ? packedProjection(builder, name, x, weights) : projections(builder, name, x, weights);
+  const past = ["key", "value"].map((side) => pastInput(builder, layer, side));
+  const present = ["key", "value"].map((side) => presentOutput(builder, layer, side));
+  const { lengths, total } = maskLengths(builder);
+  const inputs = [...heads, ...past, lengths, total];
+  if (rotaryInside) inputs.push(...builder.rotaryTables());
+  const optional = [
+    form.positionIds && rotaryInside ? builder.positions() : "",
+    form.causalBias ? causalBias(builder) : "",
+    weights.sinkLogits
+      ? builder.floats(`model.layers.${layer}.attn.sinks`, [shape.qHeadCount], weights.sinkLogits)
+      : "",
+  ];
+  if (optional.some((input) => input !== "")) {
+    while (inputs.length < 9) inputs.push("");
+    inputs.push(...optional);
+    while (inputs.at(-1) === "") inputs.pop();
+  }
+  const attention = `${name}/GroupQueryAttention`;
+  graph.nodes("GroupQueryAttention", inputs, [`${attention}/output_0`, ...present], {
+    name: attention,
+    domain: MICROSOFT,
+    attributes: {
+      num_heads: shape.qHeadCount,
+      kv_num_heads: shape.kvHeadCount,
+      scale: { float: shape.softmaxScale ?? 1 / Math.sqrt(shape.headDim) },
+      local_window_size: windowOf(shape, layer) || -1,
+      softcap: { float: shape.softcap ?? 0 },
+      do_rotary: rotaryInside ? 1 : 0,
+      rotary_interleaved: 0,
+    },
+  });
+  return `${attention}/output_0`;
+}
+
+/** Queries, keys and values by a matrix each, normed by head and rotated where nodes do that. */
+export function projections(builder: Builder, name: string, x: string, weights: LayerWeights): string[] {
+  const { qHeadCount, kvHeadCount, headDim } = builder.shape;
+  const qSize = qHeadCount * headDim, kvSize = kvHeadCount * headDim;
+  let q = builder.linear(`${name}/q_proj`, x, weights.qProj, qSize, weights.qBias);
+  let k = builder.linear(`${name}/k_proj`, x, weights.kProj, kvSize, weights.kBias);
+  const v = builder.linear(`${name}/v_proj`, x, weights.vProj, kvSize, weights.vBias);
+  if (weights.qNorm) q = builder.headNorm(`${name}/q_norm`, q, weights.qNorm);
+  if (weights.kNorm) k = builder.headNorm(`${name}/k_norm`, k, weights.kNorm);
+  if (builder.form.rotary !== "nodes") return [q, k, v];
+  return [builder.rotated(`${name}/q_rotary`, q), builder.rotated(`${name}/k_rotary`, k), v];
+}
+
+/** One matrix for queries, keys and values; keys and values are no inputs of their own then. */
+export function packedProjection(builder: Builder, name: string, x: string, weights: LayerWeights): string[] {
+  const { qHeadCount, kvHeadCount, headDim } = builder.shape;
+  const matrix = joined(weights.qProj, weights.kProj, weights.vProj);
+  const biases = [weights.qBias, weights.kBias, weights.vBias].filter((bias) => bias !== undefined);
+  const bias = biases.length === 3 ? joined(...biases) : undefined;
+  return [builder.linear(`${name}/qkv_proj`, x, matrix, (qHeadCount + 2 * kvHeadCount) * headDim, bias), "", ""];
+}
+
+function joined(...parts: readonly Float32Array[]): Float32Array {
+  const whole = new Float32Array(parts.reduce((size, part) => size + part.length, 0));
+  let end = 0;
+  for (const part of parts) {
+    whole.set(part, end);
+    end += part.length;
+  }
+  return whole;
+}
+
+/** The input with a layer's past keys or values, `[batch, kv_head, past, headDim]`. */
+export function pastInput({ graph, shape, float }: Builder, layer: number, side: string): string {
+  const dims = ["batch_size", shape.kvHeadCount, "past_sequence_length", shape.headDim];
+  return graph.input(`past_key_values.${layer}.${side}`, float, dims);
+}
+
+/** The output with the past and the new ones behind it. */
+export function presentOutput({ graph, shape, float }: Builder, layer: number, side: string): string {
+  const dims = ["batch_size", shape.kvHeadCount, "total_sequence_length", shape.headDim];
+  return graph.output(`present.${layer}.${side}`, float, dims);
+}
+
+const madeLengths = new WeakMap<Builder, { lengths: string; total: string }>();
+
+/** Index of the last token of each sequence, and the length of the mask, out of `attention_mask`; made once a graph. */
+function maskLengths(builder: Builder): { lengths: string; total: string } {
+  const made = madeLengths.get(builder);
+  if (made) return made;
+  const name = "/model/attn_mask_reformat/attn_mask_subgraph";
+  const ones = builder.node("ReduceSum", `${name}/ReduceSum`, ["attention_mask", builder.integers([1])], {
+    keepdims: 0,
+  });
+  const last = builder.node("Sub", `${name}/Sub`, [ones, builder.integers([1])]);
+  const lengths = builder.cast(`${name}/Sub/Cast`, last, "int32");
+  const dims = builder.node("Shape", `${name}/Shape`, ["attention_mask"]);
+  const length = builder.node("Gather", `${name}/Gather`, [dims, builder.integers(1)], { axis: 0 });
+  const result = { lengths, total: builder.cast(`${name}/Gather/Cast`, length, "int32") };
+  madeLengths.set(builder, result);
+  return result;
+}
+
+const madeBiases = new WeakMap<Builder, string>();
+
+/** The causal mask as something to add to scores, `[1, 1, tokens, total]`; made once a graph. */
+function causalBias(builder: Builder): string {
+  const made = madeBiases.get(builder);
+  if (made) return made;
+  const name = "/model/attn_mask_reformat/causal";
+  const total = builder.node(
+    "Gather",
+    `${name}/Gather`,
+    [builder.node("Shape", `${name}/Shape`, ["attention_mask"]), builder.integers(1)],
+    { axis: 0 },
+  );
+  const range = builder.node("Range", `${name}/Range`, [builder.integers(0), total, builder.integers(1)]);
+  const columns = builder.node("Unsqueeze", `${name}/Unsqueeze`, [range, builder.integers([0, 1, 2])]);
+  const rows = builder.node("Unsqueeze", `${name}/Unsqueeze_1`, [builder.positions(), builder.integers([1, 3])]);
+  const later = builder.node("Greater", `${name}/Greater`, [columns, rows]);
+  const masked = builder.scalar(builder.float === "float16" ? -65504 : -3.4028234663852886e38);
+  const bias = builder.node("Where", `${name}/Where`, [later, masked, builder.scalar(0)]);
+  madeBiases.set(builder, bias);
+  return bias;
+}

@@ -1,0 +1,65 @@
+/**
+ * What a decoder is, however its graph is written: a shape, and weights. Matrices are `[out][in]`.
+ */
+
+/** The shape of a decoder, and what distinguishes its family. */
+export interface DecoderShape {
+  readonly hiddenSize: number;
+  readonly layerCount: number;
+  readonly qHeadCount: number;
+  readonly kvHeadCount: number;
+  readonly headDim: number;
+  readonly intermediateSize: number;
+  readonly vocabSize: number;
+  /** Rows of the tables of cosines and sines. */
+  readonly maxSeqLen: number;
+  readonly ropeTheta: number;
+  readonly rmsNormEps: number;
+  /** 1 / sqrt(headDim) unless given. */
+  readonly softmaxScale?: number;
+  /** Soft limit of attention scores. */
+  readonly softcap?: number;
+  /** Soft limit of logits. */
+  readonly logitSoftcap?: number;
+  /** Newest tokens that a layer sees, by turns; 0 sees all. */
+  readonly windows?: readonly number[];
+  /** Factor of the embedded tokens. */
+  readonly embeddingScale?: number;
+  readonly activation?: "silu" | "gelu";
+}
+
+/** Weights of a layer; those that are left out are not in the graph. */
+export interface LayerWeights {
+  readonly inputNorm: Float32Array; // [hidden]
+  readonly qProj: Float32Array; // [q_head * head_dim][hidden]
+  readonly kProj: Float32Array; // [kv_head * head_dim][hidden]
+  readonly vProj: Float32Array; // [kv_head * head_dim][hidden]
+  readonly oProj: Float32Array; // [hidden][q_head * head_dim]
+  readonly mlpNorm: Float32Array; // [hidden]
+  readonly gateProj: Float32Array; // [intermediate][hidden]
+  readonly upProj: Float32Array; // [intermediate][hidden]
+  readonly downProj: Float32Array; // [hidden][intermediate]
+  readonly qBias?: Float32Array; // [q_head * head_dim]
+  readonly kBias?: Float32Array; // [kv_head * head_dim]
+  readonly vBias?: Float32Array; // [kv_head * head_dim]
+  readonly oBias?: Float32Array; // [hidden]
+  /** Of each head's queries and keys, before they are rotated. */
+  readonly qNorm?: Float32Array; // [head_dim]
+  readonly kNorm?: Float32Array; // [head_dim]
+  readonly sinkLogits?: Float32Array; // [q_head]
+  /** Of what attention and the MLP give, before it joins the residual stream. */
+  readonly attentionOutNorm?: Float32Array; // [hidden]
+  readonly mlpOutNorm?: Float32Array; // [hidden]
+}
+
+/** Weights of a decoder. */
+export interface DecoderWeights {
+  readonly embedding: Float32Array; // [vocab][hidden], also the output matrix
+  readonly layers: readonly LayerWeights[];
+  readonly finalNorm: Float32Array; // [hidden]
+}
+
+/** Newest tokens that a layer sees; 0 sees all. */
+export function windowOf({ windows = [0] }: DecoderShape, layer: number): number {
+  return windows[layer % windows.length]!;
+}
