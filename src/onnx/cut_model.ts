@@ -57,6 +57,9 @@ export interface CutModel {
   readonly logits: string;
   /** Where files of weights are; undefined where all weights are in the pieces. */
   readonly folder?: string;
-  /** 64 hexadecimal digits that differ wherever weights or graph do: what prefixes and snapshots are known by. */
+  /**
+   * 64 hexadecimal digits that differ wherever weights or graph do: what prefixes and snapshots are known by. Its first use
+   * reads every file of the model once, which takes seconds where they have gigabytes.
+   */
   readonly fingerprint: string;
 }
