@@ -16,16 +16,18 @@ export interface Form {
   readonly ids?: "int64" | "int32";
   /** One matrix gives queries, keys and values, and the node takes them as one. */
   readonly packed?: boolean;
-  /** Who rotates: the attention's node, or nodes of `RotaryEmbedding` before it. */
-  readonly rotary?: "inside" | "nodes";
+  /** Who rotates: the attention's node, nodes of `RotaryEmbedding` before it, or slices and products. */
+  readonly rotary?: "inside" | "nodes" | "plain";
   /** `position_ids` is an input that the attention's node takes, too. */
   readonly positionIds?: boolean;
   /** The causal mask as `attention_bias`. */
   readonly causalBias?: boolean;
   /** Matrices are `MatMulNBits` of 4 bits. */
   readonly int4?: boolean;
-  /** Residual sums are made in `SkipSimplifiedLayerNormalization`. */
-  readonly skipNorms?: boolean;
+  /** Residual sums are made in `SkipSimplifiedLayerNormalization`, or norms are powers, means and roots. */
+  readonly norms?: "skip" | "plain";
+  /** Queries and keys are scaled before their product, as PyTorch exports `scaled_dot_product_attention`. */
+  readonly scaledApart?: boolean;
   /** Constants of a kilobyte or more lie in this file. */
   readonly dataFile?: string;
 }
@@ -84,7 +86,7 @@ export class Builder {
     const inSize = weight.length / out;
     const weightName = `${name.slice(1).replaceAll("/", ".")}.MatMul.weight`;
     let product: string;
-    if (this.form.int4 && inSize % 32 === 0) {
+    if (this.form.int4 && name !== "/lm_head") {
       const { codes, scales, blockSize } = int4Matrix(weight, out);
       const blocks = inSize / blockSize;
       const quantized = this.graph.constant(`${weightName}_Q4`, "uint8", [out, blocks, blockSize / 2], codes);
@@ -102,14 +104,27 @@ export class Builder {
   /** x over its root mean square, times a weight. */
   norm(name: string, x: string, weight: Float32Array): string {
     const weightName = this.floats(`${name.slice(1).replaceAll("/", ".")}.weight`, [weight.length], weight);
+    if (this.form.norms === "plain") return this.#plainNorm(name, x, weightName);
     const attributes = { axis: -1, epsilon: { float: this.shape.rmsNormEps }, stash_type: 1 };
     return this.node("SimplifiedLayerNormalization", `${name}/LayerNorm`, [x, weightName], attributes);
   }
 
+  /** The same as powers, means and roots: what PyTorch exports. */
+  #plainNorm(name: string, x: string, weight: string): string {
+    const squares = this.node("Pow", `${name}/Pow`, [x, this.scalar(2)]);
+    const mean = this.node("ReduceMean", `${name}/ReduceMean`, [squares], { axes: [-1], keepdims: 1 });
+    const root = this.node("Sqrt", `${name}/Sqrt`, [
+      this.node("Add", `${name}/Add`, [mean, this.scalar(this.shape.rmsNormEps)]),
+    ]);
+    const inverse = this.node("Div", `${name}/Div`, [this.scalar(1), root]);
+    const scaled = this.node("Mul", `${name}/Mul`, [x, inverse]);
+    return this.node("Mul", `${name}/Mul_1`, [weight, scaled]);
+  }
+
   /** The sum of a value and what is added to it, and the norm of the sum. */
   addNorm(name: string, x: string, added: string, weight: Float32Array): { normed: string; sum: string } {
-    if (!this.form.skipNorms) {
-      const sum = this.node("Add", `${name}/Add`, [x, added]);
+    if (this.form.norms !== "skip") {
+      const sum = this.node("Add", `${name}/residual/Add`, [x, added]);
       return { normed: this.norm(name, sum, weight), sum };
     }
     const weightName = this.floats(`${name.slice(1).replaceAll("/", ".")}.weight`, [weight.length], weight);

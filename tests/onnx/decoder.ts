@@ -6,17 +6,25 @@
 import { Builder, type Form } from "./builder.ts";
 import { groupQueryAttention } from "./gqa.ts";
 import type { ModelFiles } from "./graph.ts";
+import { multiHeadAttention } from "./mha.ts";
+import { pagedAttention, pagedInputs } from "./paged.ts";
+import { plainAttention } from "./plain.ts";
 import type { DecoderShape, DecoderWeights } from "./shapes.ts";
+
+const ATTENTIONS = { gqa: groupQueryAttention, mha: multiHeadAttention, plain: plainAttention, paged: pagedAttention };
 
 export function makeDecoder(shape: DecoderShape, weights: DecoderWeights, form: Form): ModelFiles {
   const builder = new Builder(shape, form);
   const { graph } = builder;
-  graph.input("input_ids", builder.ids, ["batch_size", "sequence_length"]);
-  graph.input("attention_mask", "int64", ["batch_size", "total_sequence_length"]);
-  if (form.positionIds || form.rotary === "nodes") {
-    graph.input("position_ids", builder.ids, ["batch_size", "sequence_length"]);
+  const paged = form.attention === "paged";
+  const tokens = paged ? ["num_tokens"] : ["batch_size", "sequence_length"];
+  graph.input("input_ids", builder.ids, tokens);
+  if (paged) pagedInputs(builder);
+  else graph.input("attention_mask", "int64", ["batch_size", "total_sequence_length"]);
+  if (form.positionIds || (form.rotary !== undefined && form.rotary !== "inside")) {
+    graph.input("position_ids", builder.ids, tokens);
   }
-  graph.output("logits", builder.float, ["batch_size", "sequence_length", shape.vocabSize]);
+  graph.output("logits", builder.float, [...tokens, shape.vocabSize]);
 
   const embedding = builder.floats("model.embed_tokens.weight", [shape.vocabSize, shape.hiddenSize], weights.embedding);
   let x = builder.node("Gather", "/model/embed_tokens/Gather", [embedding, "input_ids"]);
@@ -26,7 +34,7 @@ export function makeDecoder(shape: DecoderShape, weights: DecoderWeights, form: 
   let normed = builder.norm("/model/layers.0/input_layernorm", x, weights.layers[0]!.inputNorm);
   weights.layers.forEach((layer, index) => {
     const name = `/model/layers.${index}`;
-    const attended = groupQueryAttention(builder, index, normed, layer);
+    const attended = ATTENTIONS[form.attention](builder, index, normed, layer);
     let added = builder.linear(`${name}/attn/o_proj`, attended, layer.oProj, shape.hiddenSize, layer.oBias);
     if (layer.attentionOutNorm) {
       added = builder.norm(`${name}/post_attention_out_layernorm`, added, layer.attentionOutNorm);

@@ -1,6 +1,7 @@
 /** Attention as one node, `GroupQueryAttention`: the form of onnxruntime-genai's builder and of onnx-community's models. */
 import type { Builder } from "./builder.ts";
 import { MICROSOFT } from "./graph.ts";
+import { biasOfPositions, maskLengths } from "./mask.ts";
 import { type LayerWeights, windowOf } from "./shapes.ts";
 
 /** Attention of a layer over its normed input; gives `[..., q_head * headDim]`. */
@@ -16,7 +17,7 @@ export function groupQueryAttention(builder: Builder, layer: number, x: string, 
   if (rotaryInside) inputs.push(...builder.rotaryTables());
   const optional = [
     form.positionIds && rotaryInside ? builder.positions() : "",
-    form.causalBias ? causalBias(builder) : "",
+    form.causalBias ? biasOfPositions(builder) : "",
     weights.sinkLogits
       ? builder.floats(`model.layers.${layer}.attn.sinks`, [shape.qHeadCount], weights.sinkLogits)
       : "",
@@ -85,46 +86,4 @@ export function pastInput({ graph, shape, float }: Builder, layer: number, side:
 export function presentOutput({ graph, shape, float }: Builder, layer: number, side: string): string {
   const dims = ["batch_size", shape.kvHeadCount, "total_sequence_length", shape.headDim];
   return graph.output(`present.${layer}.${side}`, float, dims);
-}
-
-const madeLengths = new WeakMap<Builder, { lengths: string; total: string }>();
-
-/** Index of the last token of each sequence, and the length of the mask, out of `attention_mask`; made once a graph. */
-function maskLengths(builder: Builder): { lengths: string; total: string } {
-  const made = madeLengths.get(builder);
-  if (made) return made;
-  const name = "/model/attn_mask_reformat/attn_mask_subgraph";
-  const ones = builder.node("ReduceSum", `${name}/ReduceSum`, ["attention_mask", builder.integers([1])], {
-    keepdims: 0,
-  });
-  const last = builder.node("Sub", `${name}/Sub`, [ones, builder.integers([1])]);
-  const lengths = builder.cast(`${name}/Sub/Cast`, last, "int32");
-  const dims = builder.node("Shape", `${name}/Shape`, ["attention_mask"]);
-  const length = builder.node("Gather", `${name}/Gather`, [dims, builder.integers(1)], { axis: 0 });
-  const result = { lengths, total: builder.cast(`${name}/Gather/Cast`, length, "int32") };
-  madeLengths.set(builder, result);
-  return result;
-}
-
-const madeBiases = new WeakMap<Builder, string>();
-
-/** The causal mask as something to add to scores, `[1, 1, tokens, total]`; made once a graph. */
-function causalBias(builder: Builder): string {
-  const made = madeBiases.get(builder);
-  if (made) return made;
-  const name = "/model/attn_mask_reformat/causal";
-  const total = builder.node(
-    "Gather",
-    `${name}/Gather`,
-    [builder.node("Shape", `${name}/Shape`, ["attention_mask"]), builder.integers(1)],
-    { axis: 0 },
-  );
-  const range = builder.node("Range", `${name}/Range`, [builder.integers(0), total, builder.integers(1)]);
-  const columns = builder.node("Unsqueeze", `${name}/Unsqueeze`, [range, builder.integers([0, 1, 2])]);
-  const rows = builder.node("Unsqueeze", `${name}/Unsqueeze_1`, [builder.positions(), builder.integers([1, 3])]);
-  const later = builder.node("Greater", `${name}/Greater`, [columns, rows]);
-  const masked = builder.scalar(builder.float === "float16" ? -65504 : -3.4028234663852886e38);
-  const bias = builder.node("Where", `${name}/Where`, [later, masked, builder.scalar(0)]);
-  madeBiases.set(builder, bias);
-  return bias;
 }

@@ -19,8 +19,8 @@ export type Dims = readonly (number | string)[];
 /** Elements of a constant; f16 are the bits in a Uint16Array. */
 export type ConstantData = Float32Array | Uint16Array | Uint8Array | Int32Array | BigInt64Array;
 
-/** A whole number is an int of the format, unless it is wrapped in `{ float }`. */
-export type Attribute = number | { readonly float: number } | string | readonly number[];
+/** A whole number is an int of the format, unless it is wrapped: in `{ float }`, or `{ int64 }` for a tensor of one. */
+export type Attribute = number | { readonly float: number } | { readonly int64: number } | string | readonly number[];
 
 /** What a node has beside its inputs and outputs. */
 export interface NodeOptions {
@@ -140,6 +140,11 @@ function attribute(name: string, value: Attribute): Message {
   if (typeof value === "number") return message.number(3, value).number(20, 2);
   if (typeof value === "string") return message.text(4, value).number(20, 3);
   if ("float" in value) return message.float(2, value.float).number(20, 1);
+  if ("int64" in value) {
+    const tensor = new Message().number(1, 1).number(2, TYPES.int64);
+    return message.message(5, tensor.bytes(9, new Uint8Array(BigInt64Array.of(BigInt(value.int64)).buffer)))
+      .number(20, 4);
+  }
   for (const item of value) message.number(8, item);
   return message.number(20, 7);
 }

@@ -2,6 +2,8 @@
  * Matrices in 4 bits, as the operator MatMulNBits takes them: blocks of 32 along a row, codes 0 to 15 around 8, and a scale.
  */
 
+import type { DecoderShape, DecoderWeights, LayerWeights } from "./shapes.ts";
+
 const BLOCK_SIZE = 32;
 
 /** A matrix `[out][in]` in 4 bits. */
@@ -35,4 +37,22 @@ export function int4Matrix(matrix: Float32Array, out: number): Int4Matrix {
     }
   }
   return { codes, scales, blockSize: BLOCK_SIZE, values };
+}
+
+/** The weights that a decoder has whose matrices are in 4 bits; norms, biases and the embedding stay. */
+export function withInt4(shape: DecoderShape, { layers, ...weights }: DecoderWeights): DecoderWeights {
+  const { qHeadCount, kvHeadCount, headDim, hiddenSize, intermediateSize } = shape;
+  const kvSize = kvHeadCount * headDim;
+  const values = (matrix: Float32Array, out: number) => int4Matrix(matrix, out).values;
+  const quantized = layers.map((layer): LayerWeights => ({
+    ...layer,
+    qProj: values(layer.qProj, qHeadCount * headDim),
+    kProj: values(layer.kProj, kvSize),
+    vProj: values(layer.vProj, kvSize),
+    oProj: values(layer.oProj, hiddenSize),
+    gateProj: values(layer.gateProj, intermediateSize),
+    upProj: values(layer.upProj, intermediateSize),
+    downProj: values(layer.downProj, hiddenSize),
+  }));
+  return { ...weights, layers: quantized };
 }

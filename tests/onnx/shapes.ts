@@ -63,3 +63,29 @@ export interface DecoderWeights {
 export function windowOf({ windows = [0] }: DecoderShape, layer: number): number {
   return windows[layer % windows.length]!;
 }
+
+/** The same decoder with each KV head written down for every query head that shares it: the same numbers, shared no more. */
+export function unsharedHeads(
+  shape: DecoderShape,
+  { layers, ...weights }: DecoderWeights,
+): { shape: DecoderShape; weights: DecoderWeights } {
+  const { qHeadCount, kvHeadCount, headDim, hiddenSize } = shape;
+  const repeats = qHeadCount / kvHeadCount;
+  const repeated = (matrix: Float32Array, width: number) => {
+    const head = headDim * width;
+    const wide = new Float32Array(qHeadCount * head);
+    for (let q = 0; q < qHeadCount; q++) {
+      const kv = Math.floor(q / repeats);
+      wide.set(matrix.subarray(kv * head, (kv + 1) * head), q * head);
+    }
+    return wide;
+  };
+  const wideLayers = layers.map((layer): LayerWeights => ({
+    ...layer,
+    kProj: repeated(layer.kProj, hiddenSize),
+    vProj: repeated(layer.vProj, hiddenSize),
+    ...(layer.kBias ? { kBias: repeated(layer.kBias, 1) } : {}),
+    ...(layer.vBias ? { vBias: repeated(layer.vBias, 1) } : {}),
+  }));
+  return { shape: { ...shape, kvHeadCount: qHeadCount }, weights: { ...weights, layers: wideLayers } };
+}
