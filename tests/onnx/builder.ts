@@ -2,7 +2,7 @@
  * The parts of a decoder's graph that every form of it shares: matrices, norms, rotation, the MLP. Names are those that
  * onnxruntime-genai's builder gives.
  */
-import { type ConstantData, type ElementType, Graph, MICROSOFT } from "./graph.ts";
+import { type Attribute, type Constant, type ConstantData, type ElementType, Graph, MICROSOFT } from "./graph.ts";
 import { int4Matrix } from "./int4.ts";
 import type { DecoderShape, LayerWeights } from "./shapes.ts";
 
@@ -22,6 +22,14 @@ export interface Form {
   readonly positionIds?: boolean;
   /** The causal mask as `attention_bias`. */
   readonly causalBias?: boolean;
+  /** Pairs of dims that are rotated lie side by side, as in Llama's own files: rows of the matrices move with them. */
+  readonly interleaved?: boolean;
+  /** Positions are made of the lengths of past and input, and are no input. */
+  readonly positionsMade?: boolean;
+  /** Small numbers are nodes `Constant`, as PyTorch's exporter writes them. */
+  readonly constantNodes?: boolean;
+  /** The embedding is the output matrix turned by a node. */
+  readonly tied?: boolean;
   /** Matrices are `MatMulNBits` of 4 bits. */
   readonly int4?: boolean;
   /** Residual sums are made in `SkipSimplifiedLayerNormalization`, or norms are powers, means and roots. */
@@ -54,7 +62,8 @@ export class Builder {
 
   /** A number of no axis in the element type of the graph. */
   scalar(value: number): string {
-    return this.floats(`/model/constants/FLOAT/${value}`, [], Float32Array.of(value));
+    const data = elementsOf(Float32Array.of(value), this.float);
+    return this.#small(`/model/constants/FLOAT/${value}`, { type: this.float, dims: [], data });
   }
 
   /** A list of whole numbers; a number alone has no axis. */
@@ -62,15 +71,25 @@ export class Builder {
     const list = typeof values === "number" ? [values] : values;
     const name = `/model/constants/${type.toUpperCase()}/${JSON.stringify(values)}`;
     const data = type === "int64" ? BigInt64Array.from(list, BigInt) : Int32Array.from(list);
-    return this.graph.constant(name, type, typeof values === "number" ? [] : [list.length], data);
+    return this.#small(name, { type, dims: typeof values === "number" ? [] : [list.length], data });
   }
+
+  #small(name: string, constant: Constant): string {
+    if (!this.form.constantNodes) return this.graph.constant(name, constant.type, constant.dims, constant.data);
+    if (!this.#constantNodes.has(name)) {
+      this.graph.node("Constant", [], name, { attributes: { value: { tensor: constant } } });
+    }
+    this.#constantNodes.add(name);
+    return name;
+  }
+  readonly #constantNodes = new Set<string>();
 
   /** A node with one output, `<name>/output_0`. */
   node(
     operator: string,
     name: string,
     inputs: readonly string[],
-    attributes: NonNullable<Parameters<Graph["node"]>[3]>["attributes"] = {},
+    attributes: Readonly<Record<string, Attribute | undefined>> = {},
     domain = "",
   ): string {
     return this.graph.node(operator, inputs, `${name}/output_0`, { name, attributes, domain });
@@ -145,36 +164,6 @@ export class Builder {
     const size = name.endsWith("q_norm") ? this.shape.qHeadCount * headDim : this.shape.kvHeadCount * headDim;
     return this.node("Reshape", `${name}/Reshape_2`, [normed, this.integers([0, -1, size])]);
   }
-
-  /** The tables of rotation, `[position][headDim / 2]`. */
-  rotaryTables(): readonly [cos: string, sin: string] {
-    const { maxSeqLen, headDim, ropeTheta } = this.shape;
-    const half = headDim / 2;
-    const table = (wave: (angle: number) => number) =>
-      Float32Array.from(
-        { length: maxSeqLen * half },
-        (_, i) => wave(Math.floor(i / half) * ropeTheta ** (-2 * (i % half) / headDim)),
-      );
-    return [
-      this.floats("cos_cache", [maxSeqLen, half], table(Math.cos)),
-      this.floats("sin_cache", [maxSeqLen, half], table(Math.sin)),
-    ];
-  }
-
-  /** Heads turned to their positions by a node of their own. */
-  rotated(name: string, x: string): string {
-    const inputs = [x, this.positions(), ...this.rotaryTables()];
-    const attributes = { interleaved: 0, num_heads: 0, rotary_embedding_dim: 0 };
-    return this.node("RotaryEmbedding", `${name}/RotaryEmbedding`, inputs, attributes, MICROSOFT);
-  }
-
-  /** `position_ids` as int64, which is what nodes take. */
-  positions(): string {
-    if (this.ids === "int64") return "position_ids";
-    this.#positions ??= this.cast("/model/position_ids/Cast", "position_ids", "int64");
-    return this.#positions;
-  }
-  #positions: string | undefined;
 
   /** down(activation(gate(x)) * up(x)). */
   mlp(name: string, x: string, weights: LayerWeights): string {

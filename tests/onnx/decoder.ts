@@ -9,11 +9,12 @@ import type { ModelFiles } from "./graph.ts";
 import { multiHeadAttention } from "./mha.ts";
 import { pagedAttention, pagedInputs } from "./paged.ts";
 import { plainAttention } from "./plain.ts";
-import type { DecoderShape, DecoderWeights } from "./shapes.ts";
+import { type DecoderShape, type DecoderWeights, interleavedHeads } from "./shapes.ts";
 
 const ATTENTIONS = { gqa: groupQueryAttention, mha: multiHeadAttention, plain: plainAttention, paged: pagedAttention };
 
-export function makeDecoder(shape: DecoderShape, weights: DecoderWeights, form: Form): ModelFiles {
+export function makeDecoder(shape: DecoderShape, given: DecoderWeights, form: Form): ModelFiles {
+  const weights = form.interleaved ? interleavedHeads(shape, given) : given;
   const builder = new Builder(shape, form);
   const { graph } = builder;
   const paged = form.attention === "paged";
@@ -21,12 +22,15 @@ export function makeDecoder(shape: DecoderShape, weights: DecoderWeights, form: 
   graph.input("input_ids", builder.ids, tokens);
   if (paged) pagedInputs(builder);
   else graph.input("attention_mask", "int64", ["batch_size", "total_sequence_length"]);
-  if (form.positionIds || (form.rotary !== undefined && form.rotary !== "inside")) {
+  const takesPositions = form.positionIds || (form.rotary !== undefined && form.rotary !== "inside");
+  if (takesPositions && !form.positionsMade) {
     graph.input("position_ids", builder.ids, tokens);
   }
   graph.output("logits", builder.float, [...tokens, shape.vocabSize]);
 
-  const embedding = builder.floats("model.embed_tokens.weight", [shape.vocabSize, shape.hiddenSize], weights.embedding);
+  const embedding = form.tied
+    ? builder.node("Transpose", "/model/embed_tokens/Transpose", ["lm_head.MatMul.weight"], { perm: [1, 0] })
+    : builder.floats("model.embed_tokens.weight", [shape.vocabSize, shape.hiddenSize], weights.embedding);
   let x = builder.node("Gather", "/model/embed_tokens/Gather", [embedding, "input_ids"]);
   if (shape.embeddingScale !== undefined) {
     x = builder.node("Mul", "/model/embed_tokens/Mul", [x, builder.scalar(shape.embeddingScale)]);

@@ -37,10 +37,11 @@ const FAMILIES: Readonly<Record<string, { shape: Partial<DecoderShape>; extras: 
   "Gemma": {
     shape: {
       ...{ headDim: 64, softmaxScale: 1 / Math.sqrt(48), softcap: 5, logitSoftcap: 3, windows: [16, 0] },
-      ...{ embeddingScale: 8, activation: "gelu" },
+      ...{ windowRopeTheta: 1000, embeddingScale: 8, activation: "gelu" },
     },
     extras: { outNorms: true },
   },
+  "Phi": { shape: { rotaryDim: 16 }, extras: { biases: true } },
   "gpt-oss": { shape: { kvHeadCount: 1, windows: [12, 0] }, extras: { biases: true, sinks: true } },
 };
 

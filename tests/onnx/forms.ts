@@ -14,10 +14,14 @@ const forms: Readonly<Record<string, Form>> = {
   "GroupQueryAttention behind RotaryEmbedding": { attention: "gqa", rotary: "nodes" },
   "GroupQueryAttention with position_ids and int32": { attention: "gqa", positionIds: true, ids: "int32" },
   "GroupQueryAttention with the causal mask as a bias": { attention: "gqa", positionIds: true, causalBias: true },
+  "GroupQueryAttention of side-by-side pairs": { attention: "gqa", interleaved: true, tied: true },
   "GroupQueryAttention with weights in a file": { attention: "gqa", dataFile: "model.onnx_data" },
   "MultiHeadAttention": { attention: "mha", rotary: "nodes" },
-  "products and a softmax": { attention: "plain", rotary: "plain", norms: "plain" },
+  "products and a softmax": { attention: "plain", rotary: "plain", norms: "plain", constantNodes: true },
   "products and a softmax, scaled apart": { attention: "plain", rotary: "plain", norms: "plain", scaledApart: true },
+  "products and a softmax, positions made": {
+    ...{ attention: "plain", rotary: "plain", norms: "plain", positionsMade: true },
+  },
   "products and a softmax behind RotaryEmbedding": { attention: "plain", rotary: "nodes" },
 };
 
@@ -45,8 +49,13 @@ export const INT4_FORMS: readonly NamedForm[] = [
 ];
 
 /** Can the form write what distinguishes that decoder? Nodes but GroupQueryAttention know no windows, limits and sinks. */
-export function canWrite({ attention, packed }: Form, shape: DecoderShape, { layers }: DecoderWeights): boolean {
+export function canWrite(
+  { attention, packed, rotary }: Form,
+  shape: DecoderShape,
+  { layers }: DecoderWeights,
+): boolean {
   if (packed && layers[0]!.qNorm) return false;
+  if (rotary === "plain" && shape.rotaryDim !== undefined) return false;
   if (attention === "gqa" || attention === "paged") return true;
   return shape.windows === undefined && shape.softcap === undefined && layers[0]!.sinkLogits === undefined;
 }

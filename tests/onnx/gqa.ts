@@ -1,7 +1,8 @@
 /** Attention as one node, `GroupQueryAttention`: the form of onnxruntime-genai's builder and of onnx-community's models. */
 import type { Builder } from "./builder.ts";
 import { MICROSOFT } from "./graph.ts";
-import { biasOfPositions, maskLengths } from "./mask.ts";
+import { biasOfPositions, maskLengths, positionsOf } from "./mask.ts";
+import { rotaryTables, rotated } from "./rotary.ts";
 import { type LayerWeights, windowOf } from "./shapes.ts";
 
 /** Attention of a layer over its normed input; gives `[..., q_head * headDim]`. */
@@ -9,14 +10,16 @@ export function groupQueryAttention(builder: Builder, layer: number, x: string, 
   const { shape, form, graph } = builder;
   const name = `/model/layers.${layer}/attn`;
   const rotaryInside = form.rotary !== "nodes";
-  const heads = form.packed ? packedProjection(builder, name, x, weights) : projections(builder, name, x, weights);
+  const heads = form.packed
+    ? packedProjection(builder, name, x, weights)
+    : projections(builder, layer, name, x, weights);
   const past = ["key", "value"].map((side) => pastInput(builder, layer, side));
   const present = ["key", "value"].map((side) => presentOutput(builder, layer, side));
   const { lengths, total } = maskLengths(builder);
   const inputs = [...heads, ...past, lengths, total];
-  if (rotaryInside) inputs.push(...builder.rotaryTables());
+  if (rotaryInside) inputs.push(...rotaryTables(builder, layer));
   const optional = [
-    form.positionIds && rotaryInside ? builder.positions() : "",
+    form.positionIds && rotaryInside ? positionsOf(builder) : "",
     form.causalBias ? biasOfPositions(builder) : "",
     weights.sinkLogits
       ? builder.floats(`model.layers.${layer}.attn.sinks`, [shape.qHeadCount], weights.sinkLogits)
@@ -38,14 +41,14 @@ export function groupQueryAttention(builder: Builder, layer: number, x: string, 
       local_window_size: windowOf(shape, layer) || -1,
       softcap: { float: shape.softcap ?? 0 },
       do_rotary: rotaryInside ? 1 : 0,
-      rotary_interleaved: 0,
+      rotary_interleaved: form.interleaved ? 1 : 0,
     },
   });
   return `${attention}/output_0`;
 }
 
 /** Queries, keys and values by a matrix each, normed by head and rotated where nodes do that. */
-export function projections(builder: Builder, name: string, x: string, weights: LayerWeights): string[] {
+export function projections(builder: Builder, layer: number, name: string, x: string, weights: LayerWeights): string[] {
   const { qHeadCount, kvHeadCount, headDim } = builder.shape;
   const qSize = qHeadCount * headDim, kvSize = kvHeadCount * headDim;
   let q = builder.linear(`${name}/q_proj`, x, weights.qProj, qSize, weights.qBias);
@@ -54,7 +57,7 @@ export function projections(builder: Builder, name: string, x: string, weights: 
   if (weights.qNorm) q = builder.headNorm(`${name}/q_norm`, q, weights.qNorm);
   if (weights.kNorm) k = builder.headNorm(`${name}/k_norm`, k, weights.kNorm);
   if (builder.form.rotary !== "nodes") return [q, k, v];
-  return [builder.rotated(`${name}/q_rotary`, q), builder.rotated(`${name}/k_rotary`, k), v];
+  return [rotated(builder, layer, `${name}/q_rotary`, q), rotated(builder, layer, `${name}/k_rotary`, k), v];
 }
 
 /** One matrix for queries, keys and values; keys and values are no inputs of their own then. */

@@ -19,8 +19,13 @@ export type Dims = readonly (number | string)[];
 /** Elements of a constant; f16 are the bits in a Uint16Array. */
 export type ConstantData = Float32Array | Uint16Array | Uint8Array | Int32Array | BigInt64Array;
 
-/** A whole number is an int of the format, unless it is wrapped: in `{ float }`, or `{ int64 }` for a tensor of one. */
-export type Attribute = number | { readonly float: number } | { readonly int64: number } | string | readonly number[];
+/** A whole number is an int of the format, unless it is wrapped. */
+export type Attribute =
+  | number
+  | { readonly float: number }
+  | { readonly tensor: Constant }
+  | string
+  | readonly number[];
 
 /** What a node has beside its inputs and outputs. */
 export interface NodeOptions {
@@ -38,10 +43,11 @@ export interface ModelFiles {
   readonly data?: { readonly file: string; readonly bytes: Uint8Array };
 }
 
-interface Constant {
+/** A tensor that is known when the model is made. */
+export interface Constant {
   readonly type: ElementType;
   readonly dims: readonly number[];
-  readonly bytes: Uint8Array;
+  readonly data: ConstantData;
 }
 
 /** A graph that is being written. */
@@ -73,8 +79,7 @@ export class Graph {
 
   /** Adds a constant once; gives its name. */
   constant(name: string, type: ElementType, dims: readonly number[], data: ConstantData): string {
-    const bytes = new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
-    if (!this.#constants.has(name)) this.#constants.set(name, { type, dims, bytes });
+    if (!this.#constants.has(name)) this.#constants.set(name, { type, dims, data });
     return name;
   }
 
@@ -95,10 +100,9 @@ export class Graph {
     graph.text(2, "main_graph");
     const outside: Uint8Array[] = [];
     let offset = 0;
-    for (const [name, { type, dims, bytes }] of this.#constants) {
-      const tensor = new Message();
-      for (const length of dims) tensor.number(1, length);
-      tensor.number(2, TYPES[type]).text(8, name);
+    for (const [name, constant] of this.#constants) {
+      const tensor = description(constant).text(8, name);
+      const bytes = bytesOf(constant);
       if (dataFile === undefined || bytes.length < 1024) tensor.bytes(9, bytes);
       else {
         const entries = { location: dataFile, offset: `${offset}`, length: `${bytes.length}` };
@@ -135,15 +139,24 @@ export function writeModel(folder: string, { model, data }: ModelFiles): string 
   return path;
 }
 
+/** Lengths and type of a constant. */
+function description({ type, dims }: Constant): Message {
+  const tensor = new Message();
+  for (const length of dims) tensor.number(1, length);
+  return tensor.number(2, TYPES[type]);
+}
+
+function bytesOf({ data }: Constant): Uint8Array {
+  return new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
+}
+
 function attribute(name: string, value: Attribute): Message {
   const message = new Message().text(1, name);
   if (typeof value === "number") return message.number(3, value).number(20, 2);
   if (typeof value === "string") return message.text(4, value).number(20, 3);
   if ("float" in value) return message.float(2, value.float).number(20, 1);
-  if ("int64" in value) {
-    const tensor = new Message().number(1, 1).number(2, TYPES.int64);
-    return message.message(5, tensor.bytes(9, new Uint8Array(BigInt64Array.of(BigInt(value.int64)).buffer)))
-      .number(20, 4);
+  if ("tensor" in value) {
+    return message.message(5, description(value.tensor).bytes(9, bytesOf(value.tensor))).number(20, 4);
   }
   for (const item of value) message.number(8, item);
   return message.number(20, 7);

@@ -41,23 +41,44 @@ export const biasOfPositions: (builder: Builder) => string = once((builder) => {
   const total = lengthOf(builder, name, "attention_mask", 1);
   const range = builder.node("Range", `${name}/Range`, [builder.integers(0), total, builder.integers(1)]);
   const columns = builder.node("Unsqueeze", `${name}/Unsqueeze`, [range, builder.integers([0, 1, 2])]);
-  const rows = builder.node("Unsqueeze", `${name}/Unsqueeze_1`, [builder.positions(), builder.integers([1, 3])]);
+  const rows = builder.node("Unsqueeze", `${name}/Unsqueeze_1`, [positionsOf(builder), builder.integers([1, 3])]);
   const later = builder.node("Greater", `${name}/Greater`, [columns, rows]);
   return builder.node("Where", `${name}/Where`, [later, lowest(builder), builder.scalar(0)]);
 });
 
+/** Length of the past, and of past and input together. */
+const lengthsOf: (builder: Builder) => { past: string; total: string } = once((builder) => {
+  const tokens = lengthOf(builder, "/model/input_ids", "input_ids", 1);
+  const past = lengthOf(builder, "/model/past", "past_key_values.0.key", 2);
+  return { past, total: builder.node("Add", "/model/Add", [past, tokens]) };
+});
+
+/** Positions of the input's tokens, `[tokens]`. */
+const cachePositions: (builder: Builder) => string = once((builder) => {
+  const { past, total } = lengthsOf(builder);
+  return builder.node("Range", "/model/Range", [past, total, builder.integers(1)]);
+});
+
+/** The same as `position_ids`, `[1, tokens]`: what a decoder that has no such input makes of its lengths. */
+const positionsOfLengths: (builder: Builder) => string = once((builder) =>
+  builder.node("Unsqueeze", "/model/positions/Unsqueeze", [cachePositions(builder), builder.integers([0])])
+);
+
+/** `position_ids` as int64, which is what nodes take. */
+export const positionsOf: (builder: Builder) => string = once((builder) => {
+  if (builder.form.positionsMade) return positionsOfLengths(builder);
+  return builder.ids === "int64" ? "position_ids" : builder.cast("/model/position_ids/Cast", "position_ids", "int64");
+});
+
 /**
- * The same by the length of the past and of the input, and zeros of `attention_mask` as positions that are not seen, as
- * PyTorch's exporter writes it.
+ * The causal mask by the length of the past and of the input, and zeros of `attention_mask` as positions that are not seen,
+ * as PyTorch's exporter writes it.
  */
 export const biasOfLengths: (builder: Builder) => string = once((builder) => {
   const name = "/model";
-  const tokens = lengthOf(builder, `${name}/input_ids`, "input_ids", 1);
-  const past = lengthOf(builder, `${name}/past`, "past_key_values.0.key", 2);
-  const total = builder.node("Add", `${name}/Add`, [past, tokens]);
-  const cachePosition = builder.node("Range", `${name}/Range`, [past, total, builder.integers(1)]);
+  const { total } = lengthsOf(builder);
   const kvPosition = builder.node("Range", `${name}/Range_1`, [builder.integers(0), total, builder.integers(1)]);
-  const rows = builder.node("Unsqueeze", `${name}/Unsqueeze`, [cachePosition, builder.integers([0, 1, 3])]);
+  const rows = builder.node("Unsqueeze", `${name}/Unsqueeze`, [cachePositions(builder), builder.integers([0, 1, 3])]);
   const columns = builder.node("Unsqueeze", `${name}/Unsqueeze_1`, [kvPosition, builder.integers([0, 1, 2])]);
   const causal = builder.node("LessOrEqual", `${name}/LessOrEqual`, [columns, rows]);
   const real = builder.cast(`${name}/Cast`, "attention_mask", "bool");

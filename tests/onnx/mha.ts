@@ -9,7 +9,7 @@ import type { LayerWeights } from "./shapes.ts";
 export function multiHeadAttention(builder: Builder, layer: number, x: string, weights: LayerWeights): string {
   const { shape, graph } = builder;
   const name = `/model/layers.${layer}/attn`;
-  const [q, ...kv] = projections(builder, name, x, weights);
+  const [q, ...kv] = projections(builder, layer, name, x, weights);
   const sides = ["key", "value"];
   const isShared = shape.qHeadCount !== shape.kvHeadCount;
   const heads = kv.map((rows, i) => {

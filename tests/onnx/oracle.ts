@@ -4,7 +4,7 @@
  * Nothing here is fast, and nothing is shared with the library or with the graphs.
  */
 import { attention } from "../oracle.ts";
-import { type DecoderShape, type DecoderWeights, windowOf } from "./shapes.ts";
+import { type DecoderShape, type DecoderWeights, rotaryOf, windowOf } from "./shapes.ts";
 
 /** Logits behind every token of a text, `[token][vocab]`. */
 export function forward(shape: DecoderShape, weights: DecoderWeights, tokens: readonly number[]): Float64Array {
@@ -20,8 +20,8 @@ export function forward(shape: DecoderShape, weights: DecoderWeights, tokens: re
     const queries = matmul(normed, layer.qProj, qHeadCount * headDim, layer.qBias);
     const keys = matmul(normed, layer.kProj, kvHeadCount * headDim, layer.kBias);
     const v = matmul(normed, layer.vProj, kvHeadCount * headDim, layer.vBias);
-    const q = turned(layer.qNorm ? norm(queries, layer.qNorm) : queries, tokens.length, shape);
-    const k = turned(layer.kNorm ? norm(keys, layer.kNorm) : keys, tokens.length, shape);
+    const q = turned(layer.qNorm ? norm(queries, layer.qNorm) : queries, tokens.length, shape, index);
+    const k = turned(layer.kNorm ? norm(keys, layer.kNorm) : keys, tokens.length, shape, index);
     const windowTokens = windowOf(shape, index) || Infinity;
     const { output } = attention({
       ...{ q, k, v, queryCount: tokens.length, qHeadCount, kvHeadCount, headDim, windowTokens },
@@ -79,14 +79,15 @@ function rmsNorm(x: Float64Array, weight: Float32Array, eps: number): Float64Arr
   return normed;
 }
 
-/** Heads `[token][head][headDim]` turned to their positions from 0: the first half of a head with its second. */
-function turned(heads: Float64Array, tokenCount: number, { headDim, ropeTheta }: DecoderShape): Float64Array {
-  const result = new Float64Array(heads.length);
-  const half = headDim / 2, perToken = heads.length / tokenCount;
-  for (let start = 0; start < heads.length; start += headDim) {
+/** Heads `[token][head][headDim]` turned to their positions from 0: the first half of the rotated dims with the second. */
+function turned(heads: Float64Array, tokenCount: number, shape: DecoderShape, layer: number): Float64Array {
+  const { theta, dims } = rotaryOf(shape, layer);
+  const result = heads.slice();
+  const half = dims / 2, perToken = heads.length / tokenCount;
+  for (let start = 0; start < heads.length; start += shape.headDim) {
     const position = Math.floor(start / perToken);
     for (let dim = 0; dim < half; dim++) {
-      const angle = position * ropeTheta ** (-2 * dim / headDim);
+      const angle = position * theta ** (-2 * dim / dims);
       const a = heads[start + dim]!, b = heads[start + half + dim]!;
       result[start + dim] = a * Math.cos(angle) - b * Math.sin(angle);
       result[start + half + dim] = b * Math.cos(angle) + a * Math.sin(angle);

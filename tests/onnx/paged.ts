@@ -2,6 +2,7 @@
 import type { Builder } from "./builder.ts";
 import { packedProjection, projections } from "./gqa.ts";
 import { MICROSOFT } from "./graph.ts";
+import { rotaryTables } from "./rotary.ts";
 import { type LayerWeights, windowOf } from "./shapes.ts";
 
 /** What tells the node which token is whose, and where the past of each sequence lies. */
@@ -18,13 +19,15 @@ export function pagedInputs({ graph }: Builder): void {
 export function pagedAttention(builder: Builder, layer: number, x: string, weights: LayerWeights): string {
   const { shape, form, graph, float } = builder;
   const name = `/model/layers.${layer}/attn`;
-  const heads = form.packed ? packedProjection(builder, name, x, weights) : projections(builder, name, x, weights);
+  const heads = form.packed
+    ? packedProjection(builder, name, x, weights)
+    : projections(builder, layer, name, x, weights);
   const cacheDims = ["num_blocks", "block_size", shape.kvHeadCount, shape.headDim];
   const caches = ["key", "value"].map((side) => graph.input(`past_key_values.${layer}.${side}`, float, cacheDims));
   const present = ["key", "value"].map((side) => graph.output(`present.${layer}.${side}`, float, cacheDims));
   const rotaryInside = form.rotary !== "nodes";
   const inputs = [...heads, ...caches, ...Object.keys(BATCH_INPUTS)];
-  if (rotaryInside) inputs.push(...builder.rotaryTables());
+  if (rotaryInside) inputs.push(...rotaryTables(builder, layer));
   if (weights.sinkLogits) {
     while (inputs.length < 11) inputs.push("");
     inputs.push(builder.floats(`model.layers.${layer}.attn.sinks`, [shape.qHeadCount], weights.sinkLogits));
@@ -40,7 +43,7 @@ export function pagedAttention(builder: Builder, layer: number, x: string, weigh
       local_window_size: windowOf(shape, layer) || -1,
       softcap: { float: shape.softcap ?? 0 },
       do_rotary: rotaryInside ? 1 : 0,
-      rotary_interleaved: 0,
+      rotary_interleaved: form.interleaved ? 1 : 0,
     },
   });
   return `${attention}/output_0`;

@@ -3,12 +3,13 @@ import type { Builder } from "./builder.ts";
 import { projections } from "./gqa.ts";
 import { biasOfLengths, lengthOf } from "./mask.ts";
 import { headsOutward, joinedPast, repeatedHeads } from "./repeat_kv.ts";
+import { turned } from "./rotary.ts";
 import type { LayerWeights } from "./shapes.ts";
 
 export function plainAttention(builder: Builder, layer: number, x: string, weights: LayerWeights): string {
   const { shape, form } = builder;
   const name = `/model/layers.${layer}/self_attn`;
-  const [q, k, v] = projections(builder, name, x, weights).map((rows, i) =>
+  const [q, k, v] = projections(builder, layer, name, x, weights).map((rows, i) =>
     headsOutward(builder, `${name}/${"qkv"[i]}`, rows)
   ) as [string, string, string];
   const turns = form.rotary === "plain";
@@ -41,43 +42,4 @@ export function plainAttention(builder: Builder, layer: number, x: string, weigh
   );
   const dims = builder.node("Concat", `${name}/Concat_9`, [...lengths, builder.integers([-1])], { axis: 0 });
   return builder.node("Reshape", `${name}/Reshape_5`, [inward, dims]);
-}
-
-const waves = new WeakMap<Builder, readonly [cos: string, sin: string]>();
-
-/** Cosines and sines of the positions, `[batch, 1, tokens, headDim]`; made once a graph. */
-function wavesOf(builder: Builder): readonly [string, string] {
-  const made = waves.get(builder);
-  if (made) return made;
-  const { headDim, ropeTheta } = builder.shape;
-  const name = "/model/rotary_emb";
-  const frequencies = Float32Array.from({ length: headDim / 2 }, (_, i) => ropeTheta ** (-2 * i / headDim));
-  const inverse = builder.graph.constant("model.rotary_emb.inv_freq", "float32", [1, headDim / 2, 1], frequencies);
-  const row = builder.node("Unsqueeze", `${name}/Unsqueeze`, [builder.positions(), builder.integers([1])]);
-  const angles = builder.node("MatMul", `${name}/MatMul`, [inverse, builder.cast(`${name}/Cast`, row, "float32")]);
-  const columns = builder.node("Transpose", `${name}/Transpose`, [angles], { perm: [0, 2, 1] });
-  const both = builder.node("Concat", `${name}/Concat`, [columns, columns], { axis: -1 });
-  const wave = (operator: string) => {
-    const value = builder.node(operator, `${name}/${operator}`, [both]);
-    const cast = builder.float === "float32" ? value : builder.cast(`${name}/${operator}/Cast`, value, builder.float);
-    return builder.node("Unsqueeze", `${name}/${operator}/Unsqueeze`, [cast, builder.integers([1])]);
-  };
-  const pair = [wave("Cos"), wave("Sin")] as const;
-  waves.set(builder, pair);
-  return pair;
-}
-
-/** x * cos + rotate_half(x) * sin. */
-function turned(builder: Builder, name: string, x: string): string {
-  const [cos, sin] = wavesOf(builder);
-  const half = builder.shape.headDim / 2;
-  const last = builder.integers([3]);
-  const slice = (part: number, start: number, end: number) =>
-    builder.node("Slice", `${name}/Slice_${part}`, [x, builder.integers([start]), builder.integers([end]), last]);
-  const negative = builder.node("Neg", `${name}/Neg`, [slice(1, half, Number.MAX_SAFE_INTEGER)]);
-  const crossed = builder.node("Concat", `${name}/Concat`, [negative, slice(0, 0, half)], { axis: -1 });
-  return builder.node("Add", `${name}/Add`, [
-    builder.node("Mul", `${name}/Mul`, [x, cos]),
-    builder.node("Mul", `${name}/Mul_1`, [crossed, sin]),
-  ]);
 }

@@ -46,7 +46,7 @@ export function repeatedHeads(builder: Builder, name: string, x: string): string
   // Expand takes 1 where a length stays, and the exporter does not know that no length is -1.
   const ones = builder.node("ConstantOfShape", `${name}/repeat/ConstantOfShape`, [
     builder.node("Shape", `${name}/repeat/Shape`, [five]),
-  ], { value: { int64: 1 } });
+  ], { value: { tensor: { type: "int64", dims: [1], data: BigInt64Array.of(1n) } } });
   const negative = builder.node("Mul", `${name}/repeat/Mul`, [ones, builder.integers(-1)]);
   const isOpen = builder.node("Equal", `${name}/repeat/Equal`, [five, negative]);
   const target = builder.node("Where", `${name}/repeat/Where`, [isOpen, ones, five]);

@@ -14,6 +14,10 @@ export interface DecoderShape {
   /** Rows of the tables of cosines and sines. */
   readonly maxSeqLen: number;
   readonly ropeTheta: number;
+  /** Base of the angles in layers with a window, where it differs. */
+  readonly windowRopeTheta?: number;
+  /** Dims of a head that are rotated, its first; all unless given. */
+  readonly rotaryDim?: number;
   readonly rmsNormEps: number;
   /** 1 / sqrt(headDim) unless given. */
   readonly softmaxScale?: number;
@@ -62,6 +66,37 @@ export interface DecoderWeights {
 /** Newest tokens that a layer sees; 0 sees all. */
 export function windowOf({ windows = [0] }: DecoderShape, layer: number): number {
   return windows[layer % windows.length]!;
+}
+
+/** How a layer rotates: base of the angles, and how many dims of a head. */
+export function rotaryOf(shape: DecoderShape, layer: number): { theta: number; dims: number } {
+  const { ropeTheta, windowRopeTheta = ropeTheta, headDim, rotaryDim = headDim } = shape;
+  return { theta: windowOf(shape, layer) > 0 ? windowRopeTheta : ropeTheta, dims: rotaryDim };
+}
+
+/** The same decoder with the two dims of each rotated pair side by side: what `interleaved` rotation takes. */
+export function interleavedHeads(shape: DecoderShape, { layers, ...weights }: DecoderWeights): DecoderWeights {
+  const { headDim, rotaryDim = headDim } = shape;
+  const moved = (rows: Float32Array, width: number) => {
+    const result = rows.slice();
+    for (let head = 0; head < rows.length; head += headDim * width) {
+      for (let dim = 0; dim < rotaryDim; dim++) {
+        const from = head + ((dim % 2) * (rotaryDim / 2) + (dim >> 1)) * width;
+        result.set(rows.subarray(from, from + width), head + dim * width);
+      }
+    }
+    return result;
+  };
+  const movedLayers = layers.map((layer): LayerWeights => ({
+    ...layer,
+    qProj: moved(layer.qProj, shape.hiddenSize),
+    kProj: moved(layer.kProj, shape.hiddenSize),
+    ...(layer.qBias ? { qBias: moved(layer.qBias, 1) } : {}),
+    ...(layer.kBias ? { kBias: moved(layer.kBias, 1) } : {}),
+    ...(layer.qNorm ? { qNorm: moved(layer.qNorm, 1) } : {}),
+    ...(layer.kNorm ? { kNorm: moved(layer.kNorm, 1) } : {}),
+  }));
+  return { ...weights, layers: movedLayers };
 }
 
 /** The same decoder with each KV head written down for every query head that shares it: the same numbers, shared no more. */
