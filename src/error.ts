@@ -28,7 +28,8 @@
  * - `snapshot_mismatch`: a snapshot of another geometry; no call gives it yet.
  * - `no_device`: no GPU; no call gives it yet.
  * - `needs_permission`: a runtime flag is missing; the text names it.
- * - `aborted`: an AbortSignal ended it; no call gives it yet.
+ * - `aborted`: an AbortSignal ended it; `cause` is its reason.
+ * - `model_failed`: onnxruntime refused a part of a model, or failed at it; `cause` is its error.
  * - `library_unavailable`: the native library is not built, not found, or of another version.
  */
 export type KvErrorCode =
@@ -51,6 +52,7 @@ export type KvErrorCode =
   | "no_device"
   | "needs_permission"
   | "aborted"
+  | "model_failed"
   | "library_unavailable";
 
 /**

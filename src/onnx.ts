@@ -7,4 +7,8 @@
  * @module
  */
 
-export type { AttentionLayer, CutModel, ModelInput, Piece } from "./onnx/cut_model.ts";
+export { type DecoderSequenceOptions, OnnxDecoder, type StepOptions } from "./onnx/decoder.ts";
+export type { OnnxDecoderOptions } from "./onnx/decoder_options.ts";
+export type { GenerateEnd, GenerateOptions } from "./onnx/generate.ts";
+export type { Ort, OrtSession, OrtSessionOptions, OrtTensor, OrtTensors, OrtValue } from "./onnx/ort.ts";
+export { type Sample, sampler, type SamplingOptions } from "./onnx/sampling.ts";

@@ -13,8 +13,8 @@ import { ENUMS } from "./exports.ts";
 /** The closed list of refusals; a code that is missing here fails the type check below. */
 export const STATUS: Omit<typeof ENUMS.status, "ok"> = (({ ok: _, ...refusals }) => refusals)(ENUMS.status);
 
-/** Every code that crosses the boundary; `library_unavailable` arises before there is a boundary. */
-type NativeCode = Exclude<KvErrorCode, "library_unavailable">;
+/** Every code that crosses the boundary; `library_unavailable` arises before there is a boundary, `model_failed` outside it. */
+type NativeCode = Exclude<KvErrorCode, "library_unavailable" | "model_failed">;
 
 /** The rules that read the same whatever was attempted. */
 const RULES: Record<NativeCode, string> = {

@@ -1,0 +1,31 @@
+/**
+ * Ids of tokens, as tokenizers give them and as a cache takes them.
+ *
+ * @module
+ */
+
+import { KvError } from "../error.ts";
+import { checkCount } from "../options/counts.ts";
+
+/** A copy of ids; `name` is that of the argument. */
+export function checkTokens(name: string, tokens: ArrayLike<number>, vocabSize?: number): Uint32Array {
+  if (typeof tokens !== "object" || tokens === null) throw new TypeError(`${name} must be an array: ${typeof tokens}`);
+  const { length } = tokens;
+  checkCount(`the length of ${name}`, length);
+  const ids = new Uint32Array(length);
+  for (let i = 0; i < length; i++) {
+    const id = tokens[i];
+    if (typeof id === "bigint") {
+      throw new TypeError(`${name}[${i}] must be a number, not a bigint: Number(id) makes one`);
+    }
+    checkCount(`${name}[${i}]`, id);
+    if (vocabSize !== undefined && id >= vocabSize) {
+      throw new KvError(
+        "invalid_config",
+        `Cannot use ${name} as ids must be below the ${vocabSize} of the model's vocabulary: ${name}[${i}] is ${id}`,
+      );
+    }
+    ids[i] = id;
+  }
+  return ids;
+}
