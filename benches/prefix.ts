@@ -3,6 +3,7 @@
  *
  *     deno task bench:prefix [--json] [--smoke] [--match 32768,131072] [--blocks 100000] [--turns 20]
  *     bun benches/prefix.ts
+ *     deno task bench:prefix --json > rows.jsonl && deno task bench:chart rows.jsonl docs/prefix.svg
  *
  * Blocks of 64 positions; their rows are small, as no row is read. Each row has a rival, whose time over ours is `x rival`:
  *
@@ -12,8 +13,9 @@
  *                 tenant has whole
  *     evict       appends and commits a block while a cache with so many     against the same with room for it
  *                 blocks is full
- *     chat        a conversation of so many turns, each with the whole       against the same without the index
- *                 conversation as its prompt, on 8 layers of 8 heads of 128
+ *     turn        the turn of that number of a conversation whose prompt     against the same without the index
+ *                 is all that was said, on 8 layers of 8 heads of 128
+ *     chat        all turns of it                                            against the same without the index
  *
  * `computed` are the tokens whose rows the caller computed, in share of those of the rival. Goals: 32768 tokens matched in
  * less than 1 ms, 131072 in less than 4; stranger as fast as its rival. `index bytes` is what the index takes for a block of
@@ -43,6 +45,8 @@ interface Measured {
   readonly rivalNs: number;
   readonly computed?: number;
   readonly indexBytes?: number;
+  readonly tokens?: number;
+  readonly rivalTokens?: number;
 }
 
 /** A plain trie of tokens. */
@@ -158,41 +162,75 @@ async function measureEvict(blocks: number): Promise<Measured> {
   return { call: "evict", count: blocks, ns: full.ns, rivalNs: free.ns, indexBytes: full.indexBytes };
 }
 
-/** A conversation: each turn has a prompt of all that was said. */
-async function measureChat(turns: number): Promise<Measured> {
+/** What each turn computed and how long it took, and the rows at the end. */
+interface Conversation {
+  readonly computed: readonly number[];
+  readonly ns: readonly number[];
+  readonly hash: string;
+}
+
+function chat(tokens: Uint32Array, turns: number, rows: Float32Array, { finds }: { finds: boolean }): Conversation {
+  using cache = new PagedCache({ ...CHAT, maxSeqLen: tokens.length, ...(finds ? { prefix: {} } : {}) });
+  const computed: number[] = [], ns: number[] = [];
+  let hash = "";
+  for (let turn = 1; turn <= turns; turn++) {
+    const prompt = tokens.subarray(0, SYSTEM_TOKENS + turn * TURN_TOKENS);
+    const started = performance.now();
+    const sequence = finds ? cache.sequence({ tokens: prompt }) : cache.sequence();
+    computed.push(compute(sequence, prompt, rows, { tells: finds }));
+    ns.push((performance.now() - started) * 1e6);
+    if (turn === turns) hash = hashOf(sequence.gather(0, { dtype: "f16" }).k);
+    sequence.free();
+  }
+  return { computed, ns, hash };
+}
+
+/** A conversation: each turn has a prompt of all that was said. A row for each turn, and one for all of them. */
+function measureChat(turns: number): Measured[] {
   const tokens = promptOf(3, SYSTEM_TOKENS + turns * TURN_TOKENS);
   const rows = numbers(4, tokens.length * kvHeadCount * headDim);
-  const chat = ({ finds }: { finds: boolean }) => {
-    using cache = new PagedCache({ ...CHAT, maxSeqLen: tokens.length, ...(finds ? { prefix: {} } : {}) });
-    let computed = 0, hash = "";
-    for (let turn = 1; turn <= turns; turn++) {
-      const prompt = tokens.subarray(0, SYSTEM_TOKENS + turn * TURN_TOKENS);
-      const sequence = finds ? cache.sequence({ tokens: prompt }) : cache.sequence();
-      computed += compute(sequence, prompt, rows, { tells: finds });
-      if (turn === turns) hash = hashOf(sequence.gather(0, { dtype: "f16" }).k);
-      sequence.free();
-    }
-    return { computed, hash };
-  };
-  const hot = chat({ finds: true }), cold = chat({ finds: false });
-  if (hot.hash !== cold.hash) throw new Error("a conversation with the index has other rows than without");
-  checkClose("tokens computed", [hot.computed], [tokens.length], 0);
-  tell(options, `chat of ${turns} turns: equal to one without the index, hash ${hot.hash}`);
-  const rivalNs = await timeOf(() => chat({ finds: false }), smoke);
-  const ns = await timeOf(() => chat({ finds: true }), smoke);
-  return { call: "chat", count: turns, ns, rivalNs, computed: hot.computed / cold.computed };
+  const hot: Conversation[] = [], cold: Conversation[] = [];
+  // By turns, as the machine is not the same for long.
+  for (let i = 0; i < (smoke ? 1 : 9); i++) {
+    hot.push(chat(tokens, turns, rows, { finds: true }));
+    cold.push(chat(tokens, turns, rows, { finds: false }));
+  }
+  if (hot[0]!.hash !== cold[0]!.hash) throw new Error("a conversation with the index has other rows than without");
+  const ours = hot[0]!.computed, theirs = cold[0]!.computed;
+  checkClose("tokens computed", [sum(ours)], [tokens.length], 0);
+  tell(options, `chat of ${turns} turns: equal to one without the index, hash ${hot[0]!.hash}`);
+  const each = Array.from({ length: turns }, (_, i): Measured => ({
+    call: "turn",
+    count: i + 1,
+    ns: median(hot.map(({ ns }) => ns[i]!)),
+    rivalNs: median(cold.map(({ ns }) => ns[i]!)),
+    computed: ours[i]! / theirs[i]!,
+    tokens: ours[i]!,
+    rivalTokens: theirs[i]!,
+  }));
+  const ns = median(hot.map(({ ns }) => sum(ns))), rivalNs = median(cold.map(({ ns }) => sum(ns)));
+  return [...each, { call: "chat", count: turns, ns, rivalNs, computed: sum(ours) / sum(theirs) }];
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0);
+}
+
+function median(values: readonly number[]): number {
+  return values.toSorted((a, b) => a - b)[values.length >> 1]!;
 }
 
 tellMachine(options);
 const measured: Measured[] = [];
 for (const tokens of matchTokens) measured.push(...await measureMatch(tokens));
 for (const blocks of blockCounts) measured.push(await measureEvict(blocks));
-for (const turns of turnCounts) measured.push(await measureChat(turns));
+for (const turns of turnCounts) measured.push(...measureChat(turns));
 
-const rows = measured.map(({ call, count, ns, rivalNs, computed = null, indexBytes = null }): Row => {
+const rows = measured.map(({ call, count, ns, rivalNs, ...more }): Row => {
+  const { computed = null, indexBytes = null, tokens = null, rivalTokens = null } = more;
   const us = ns / 1e3, vsRival = rivalNs / ns;
   return {
-    json: { call, count, us, vsRival, computed, indexBytes },
+    json: { call, count, us, vsRival, computed, indexBytes, tokens, rivalTokens },
     cells: [call, count, us.toFixed(2), vsRival.toFixed(2), cell(computed, 3), cell(indexBytes, 0)],
   };
 });
