@@ -1,18 +1,28 @@
 /**
  * `com.microsoft.GroupQueryAttention`, as the builders of onnxruntime-genai and transformers.js write it.
  *
- *     query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, position_ids,
- *     attention_bias, head_sink, k_scale, v_scale, q_norm_weight, k_norm_weight
- *
  * @module
  */
 
-import { checkHeadDim, checkHeads, inputOf, intOf, type Surroundings, type TakenApart } from "./form.ts";
+import {
+  checkAttribute,
+  checkHeadDim,
+  checkHeads,
+  inputOf,
+  intOf,
+  normsOf,
+  numbersOf,
+  sinksOf,
+  type Surroundings,
+  type TakenApart,
+} from "./form.ts";
 import type { GraphNode } from "./node.ts";
 import { cannotCut, nodeText } from "./refusal.ts";
-import { rotaryOf, rotated } from "./rotary.ts";
-import { Chain } from "./rows.ts";
+import { rotaryOf } from "./rotary.ts";
+import { Chain, type Layout } from "./rows.ts";
+import { takenApart, unpacked } from "./taken_apart.ts";
 
+/** Inputs by their number; those that only the node's own cache needs are left out. */
 const INPUT = {
   query: 0,
   key: 1,
@@ -23,56 +33,57 @@ const INPUT = {
   positions: 9,
   bias: 10,
   sink: 11,
+  qNorm: 14,
+  kNorm: 15,
 } as const;
 
 /** Takes a GroupQueryAttention apart. */
 export function takeGroupQuery(node: GraphNode, around: Surroundings): TakenApart {
   const { values } = around;
+  checkAttribute(node, "causal", 1, "a decoder sees no later token");
+  checkAttribute(node, "qk_output", 0, "kvern gives no scores; export without them");
   const qHeadCount = intOf(node, "num_heads");
   const kvHeadCount = intOf(node, "kv_num_heads");
   checkHeads(node, qHeadCount, kvHeadCount);
-  const headDim = checkHeadDim(node, headDimOf(node, around, kvHeadCount));
-  const query = inputOf(node, INPUT.query);
-  const key = inputOf(node, INPUT.key);
-  const value = inputOf(node, INPUT.value);
-  if (query === undefined || key === undefined || value === undefined) {
-    throw cannotCut(`${nodeText(node)} must have query, key and value: one is left out`);
+  const [query, key, value] = [INPUT.query, INPUT.key, INPUT.value].map((index) => inputOf(node, index));
+  if (query === undefined || (key === undefined) !== (value === undefined)) {
+    throw cannotCut(`${nodeText(node)} must have query, and key and value or neither: one is left out`);
   }
+  const headDim = checkHeadDim(node, headDimOf(node, around, qHeadCount, kvHeadCount));
   if (inputOf(node, INPUT.bias) !== undefined) throw cannotCut(`${nodeText(node)} has an attention_bias`);
 
   const before = new Chain(values);
-  const after = new Chain(values);
-  const rotary = rotaryOf(node, around, { ...INPUT, headDim });
-  const layer = {
-    node: nodeText(node),
+  const layout: Layout = "rows";
+  const parts = key === undefined
+    ? unpacked(before, query, layout, { qHeadCount, kvHeadCount, headDim })
+    : { q: { name: query, layout }, k: { name: key, layout }, v: { name: value!, layout } };
+  return takenApart({
+    node,
     qHeadCount,
     kvHeadCount,
     headDim,
-    q: before.toFloat32(rotated(before, query, qHeadCount, rotary)),
-    k: before.toFloat32(rotated(before, key, kvHeadCount, rotary)),
-    v: before.toFloat32(value),
-    output: after.fromFloat32(node.outputs[0]!),
-    ...numbersOf(node),
-  };
-  return { before: before.nodes, layer, after: after.nodes };
+    before,
+    ...parts,
+    norms: normsOf(node, INPUT.qNorm, INPUT.kNorm),
+    rotary: rotaryOf(node, around, { ...INPUT, headDim }),
+    numbers: { ...numbersOf(node), ...sinksOf(node, inputOf(node, INPUT.sink), qHeadCount, values) },
+    output: { name: node.outputs[0]!, layout },
+  }, around);
 }
 
-/** The scale, window and softcap that the attributes say; each has a value that means none. */
-function numbersOf({ attributes }: GraphNode): { softmaxScale?: number; windowTokens?: number; softcap?: number } {
-  const scale = attributes.get("scale")?.float ?? 0;
-  const window = attributes.get("local_window_size")?.int ?? -1;
-  const softcap = attributes.get("softcap")?.float ?? 0;
-  return {
-    ...(scale === 0 ? {} : { softmaxScale: scale }),
-    ...(window <= 0 ? {} : { windowTokens: window }),
-    ...(softcap === 0 ? {} : { softcap }),
-  };
-}
-
-function headDimOf(node: GraphNode, { values }: Surroundings, kvHeadCount: number): number | undefined {
+/** The head dimension that the past says, or the width of what the heads lie in. */
+function headDimOf(
+  node: GraphNode,
+  { values }: Surroundings,
+  qHeadCount: number,
+  kvHeadCount: number,
+): number | undefined {
+  // A past of 4-bit codes has two elements a byte.
+  const isCodes = (node.attributes.get("kv_cache_bit_width")?.int ?? 0) === 4;
   const past = values.info(inputOf(node, INPUT.pastKey) ?? "")?.dims?.[3] ??
     values.info(node.outputs[1] ?? "")?.dims?.[3];
-  if (typeof past === "number") return past;
-  const width = values.width(inputOf(node, INPUT.key) ?? "");
-  return width === undefined ? undefined : width / kvHeadCount;
+  if (typeof past === "number" && !isCodes) return past;
+  const key = inputOf(node, INPUT.key);
+  const width = values.width(key ?? inputOf(node, INPUT.query)!);
+  return width === undefined ? undefined : width / (key === undefined ? qHeadCount + 2 * kvHeadCount : kvHeadCount);
 }

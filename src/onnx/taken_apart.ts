@@ -1,0 +1,77 @@
+/**
+ * Makes the layer of what a form has found, and the nodes around it.
+ *
+ *     query, key, value -> parts of a packed one -> norms -> rotary positions -> f32 rows -> layer -> the node's output
+ *
+ * @module
+ */
+
+import type { AttentionLayer } from "./cut_model.ts";
+import type { HeadNorms, Numbers, Part, Surroundings, TakenApart } from "./form.ts";
+import type { GraphNode } from "./node.ts";
+import { nodeText } from "./refusal.ts";
+import { type Rotary, rotated } from "./rotary.ts";
+import { Chain } from "./rows.ts";
+
+/** What a form has found in its node. */
+export interface Found {
+  readonly node: GraphNode;
+  readonly qHeadCount: number;
+  readonly kvHeadCount: number;
+  readonly headDim: number;
+  readonly q: Part;
+  readonly k: Part;
+  readonly v: Part;
+  readonly output: Part;
+  /** Nodes that are there already, before those that are added. */
+  readonly before?: Chain;
+  readonly norms?: HeadNorms | undefined;
+  readonly rotary?: Rotary | undefined;
+  readonly numbers: Numbers;
+}
+
+/** Makes the layer of what was found, and the nodes around it. */
+export function takenApart(found: Found, { values }: Surroundings): TakenApart {
+  const { node, qHeadCount, kvHeadCount, headDim, norms, rotary, numbers } = found;
+  const before = found.before ?? new Chain(values);
+  const after = new Chain(values);
+  const rows = (part: Part, headCount: number, norm?: string) => {
+    const heads = { headCount, headDim };
+    let name = before.toRows(part.name, part.layout, heads);
+    if (norm !== undefined) {
+      const apart = before.reshaped(name, "heads", [1, -1, headCount, headDim]);
+      const normed = before.add(`${name}:normed`, {
+        op: "SimplifiedLayerNormalization",
+        inputs: [apart, norm],
+        ints: { axis: -1, stash_type: 1 },
+        floats: { epsilon: norms!.epsilon },
+      });
+      name = before.reshaped(normed, "rows", [1, -1, headCount * headDim]);
+    }
+    return name;
+  };
+  const layer: AttentionLayer = {
+    node: nodeText(node),
+    qHeadCount,
+    kvHeadCount,
+    headDim,
+    ...numbers,
+    q: before.toFloat32(rotated(before, rows(found.q, qHeadCount, norms?.q), qHeadCount, rotary)),
+    k: before.toFloat32(rotated(before, rows(found.k, kvHeadCount, norms?.k), kvHeadCount, rotary)),
+    v: before.toFloat32(rows(found.v, kvHeadCount)),
+    output: after.fromRows(found.output.name, found.output.layout, { headCount: qHeadCount, headDim }),
+  };
+  return { before: before.nodes, layer, after: after.nodes };
+}
+
+/** Queries, keys and values in one value `[..., (q heads + 2 * kv heads) * head_dim]`, as three. */
+export function unpacked(
+  chain: Chain,
+  name: string,
+  layout: "rows" | "flat",
+  { qHeadCount, kvHeadCount, headDim }: { qHeadCount: number; kvHeadCount: number; headDim: number },
+): { q: Part; k: Part; v: Part } {
+  const sizes = [qHeadCount, kvHeadCount, kvHeadCount].map((count) => count * headDim);
+  const [q, k, v] = chain.parts(name, ["q", "k", "v"], -1, sizes).map((part) => ({ name: part, layout }));
+  return { q: q!, k: k!, v: v! };
+}
