@@ -94,6 +94,7 @@ export type { ContiguousCacheOptions } from "./src/options/contiguous.ts";
 export type { DType, FloatDType, QuantizedDType } from "./src/options/dtype.ts";
 export type { KvFormat } from "./src/options/format.ts";
 export type { GatherOptions } from "./src/options/gather.ts";
+export type { LayoutOptions, RowLayout } from "./src/options/layout.ts";
 export { type LayerShape, type PagedOptions, type TailOptions, twoTierDefaults } from "./src/options/paged.ts";
 export type { HybridPolicy, LogitErrorOptions, Policy, StoreOnlyPolicy, TailOnlyPolicy } from "./src/options/policy.ts";
 export type { BlockPoolOptions } from "./src/options/pool.ts";

@@ -26,7 +26,7 @@ export interface AppendResult {
   readonly views: View[];
 }
 
-/** A copy of rows, `[row][kv_head][head_dim]`: f32, or the bits of f16 or bf16, or the arrays of `into`. */
+/** A copy of rows, in the layout that was asked for: f32, or the bits of f16 or bf16, or the arrays of `into`. */
 export interface GatheredRows {
   /** Keys. */
   readonly k: Rows;
@@ -167,6 +167,8 @@ export interface KvCache {
    * Writes `n = k.length / kvDim` rows behind those layer `layer` has; they count after `commit`.
    *
    * `k` and `v` are of one kind: `Float32Array`, `Float16Array`, or `Uint16Array` with a `dtype`. No row is legal.
+   * `{ layout: "head_major", headStride }` takes some of the rows of a longer `[kv_head][length][head_dim]` tensor: `k` and
+   * `v` then reach from the first of them to the last one of the last head, and `n` follows from their length.
    *
    * @throws {KvError} `layer_out_of_range`, `cache_full`, `invalid_size`, `not_finite`, `invalid_config`,
    * `stale_handle`
@@ -188,10 +190,11 @@ export interface KvCache {
   contiguousKv(layer: number, kvLen?: number): ContiguousKv;
 
   /**
-   * Copies the rows of a layer, `[row][kv_head][head_dim]`, converted to `dtype`, rounded half to even.
+   * Copies the rows of a layer, `[row][kv_head][head_dim]` or `[kv_head][row][head_dim]`, converted to `dtype`, rounded half
+   * to even. `start` and `count` choose some of them by their positions.
    *
-   * @throws {KvError} `layer_out_of_range`, `invalid_size` if `into` is too short, `unsupported` for more than 2^32
-   * elements, `stale_handle`
+   * @throws {KvError} `layer_out_of_range`, `position_out_of_range` unless the layer shows all `count` rows, `invalid_size` if
+   * `into` is too short, `unsupported` for more than 2^32 elements, `stale_handle`
    */
   gather(layer: number, options?: GatherOptions): GatheredRows;
 

@@ -245,10 +245,10 @@ export class ContiguousCache {
    * `invalid_config`, `stale_handle`
    */
   append(layer: number, sequence: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
-    const { dtype, layout } = givenOptions(options, APPEND_NAMES, "append"); // first, as it may run the caller's code
+    const given = givenOptions(options, APPEND_NAMES, "append"); // first, as it may run the caller's code
     checkCount("layer", layer); // before the sequence
     checkCount("sequence", sequence);
-    return appendRows(this.#memory.sequence(sequence), layer, k, v, dtype, layout);
+    return appendRows(this.#memory.sequence(sequence), layer, k, v, given);
   }
 
   /**

@@ -30,12 +30,13 @@ import { countsOf } from "./options/batch.ts";
 import { checkCount } from "./options/counts.ts";
 import type { FloatDType } from "./options/dtype.ts";
 import { BLOCK_LIMITS, formatWords, type KvFormat } from "./options/format.ts";
+import { batchLengthRule, layoutWords } from "./options/layout.ts";
 import { rowsRule } from "./options/not_finite.ts";
 import { checkOptions, givenOptions, type OptionNames, optionNames } from "./options/option_names.ts";
 import { largestBlock, type LayerShape, type PagedOptions } from "./options/paged.ts";
 import { type Policy, policyValues } from "./options/policy.ts";
 import { PROMPT_NAMES, promptOf, type PromptOptions, TENANT_NAMES, type TenantOptions } from "./options/prompt.ts";
-import { inputCount, inputDtype, layoutCode, type Rows } from "./options/rows.ts";
+import { inputCount, inputDtype, type Rows } from "./options/rows.ts";
 import { createSequence, layerShape, memoryOf, type Sequence } from "./sequence.ts";
 
 /** What a {@linkcode PagedCache} is made of. */
@@ -343,13 +344,13 @@ export class PagedCache {
   append(layer: number, k: Rows, v: Rows, options: BatchAppendOptions): void {
     const action = "append";
     checkOptions(options, BATCH_APPEND_NAMES, action); // first, as it may run the caller's code
-    const { sequences, tokenCounts, dtype, layout } = options;
+    const { sequences, tokenCounts, dtype, layout, headStride } = options;
     const batch = batchOf(sequences);
     for (const sequence of batch) sequence.checkOwn(action);
     const counts = countsOf("tokenCounts", tokenCounts, batch.length, action);
     checkCount("layer", layer);
     const inputCode = inputDtype(k, v, dtype);
-    const order = layoutCode(layout);
+    const { order, stride } = layoutWords(layout, headStride, action);
     const kCount = inputCount("k", k, action);
     const vCount = inputCount("v", v, action);
     const memory = this.#memory;
@@ -366,6 +367,7 @@ export class PagedCache {
       vCount,
       inputCode,
       order,
+      stride,
     );
     if (status < 0) {
       const n = counts.reduce((sum, count) => sum + count, 0);
@@ -373,10 +375,10 @@ export class PagedCache {
         ...memory.indexRules(layer),
         ...BATCH_RULES,
         ...batchFreedRule(batch, memory),
-        not_finite: () => rowsRule({ k, v, dtype, layout }, memory.shapeOf(layer), memory.storedAs(layer)),
+        not_finite: () => rowsRule({ k, v, dtype, layout, headStride }, memory.shapeOf(layer), memory.storedAs(layer)),
         cache_full: () => `a sequence holds at most ${memory.maxSeqLen}: ${lengthsText(batch, counts, layer)}`,
         invalid_size: () =>
-          `k and v must have ${memory.kvDimOf(layer)} elements for each of them: k has ${kCount}, v has ${vCount}`,
+          `k and v must have ${batchLengthRule(n, memory.shapeOf(layer), stride)}: k has ${kCount}, v has ${vCount}`,
         pool_empty: () => POOL_EMPTY,
       });
     }

@@ -240,11 +240,26 @@ export class Sequence implements KvCache {
   /**
    * Writes `n` rows behind those layer `layer` has; they count after `commit`.
    *
+   * @example Rows 2 and 3 of a tensor `[kv_head][4][head_dim]`, where they lie
+   * ```ts
+   * import assert from "node:assert/strict";
+   * import { PagedCache } from "@kvern/kvern";
+   *
+   * const kvHeadCount = 2, headDim = 3, length = 4;
+   * const headStride = length * headDim;
+   * const tensor = Float32Array.from({ length: kvHeadCount * headStride }, (_, i) => i);
+   * using cache = new PagedCache({ layerCount: 1, kvHeadCount, headDim, maxSeqLen: 64 });
+   * const sequence = cache.sequence();
+   * const rows = tensor.subarray(2 * headDim);
+   * sequence.append(0, rows, rows, { layout: "head_major", headStride });
+   * assert.deepEqual([...sequence.gather(0).k], [6, 7, 8, 18, 19, 20, 9, 10, 11, 21, 22, 23]);
+   * ```
+   *
    * @throws {KvError} as {@linkcode KvCache.append}; `pool_empty`, `out_of_memory` if there is no block for them
    */
   append(layer: number, k: Rows, v: Rows, options?: AppendOptions): AppendResult {
-    const { dtype, layout } = givenOptions(options, APPEND_NAMES, "append"); // first, as it may run the caller's code
-    return appendRows(this.#memory, layer, k, v, dtype, layout);
+    const given = givenOptions(options, APPEND_NAMES, "append"); // first, as it may run the caller's code
+    return appendRows(this.#memory, layer, k, v, given);
   }
 
   /**
@@ -338,7 +353,20 @@ export class Sequence implements KvCache {
   }
 
   /**
-   * Copies the rows of a layer that are seen, `[row][kv_head][head_dim]`.
+   * Copies the rows of a layer that are seen, `[row][kv_head][head_dim]` by default.
+   *
+   * @example The first rows of a conversation as a `past_key_values` tensor, `[kv_head][row][head_dim]`
+   * ```ts
+   * import assert from "node:assert/strict";
+   * import { PagedCache } from "@kvern/kvern";
+   *
+   * using cache = new PagedCache({ layerCount: 1, kvHeadCount: 2, headDim: 1, maxSeqLen: 64 });
+   * const sequence = cache.sequence();
+   * sequence.append(0, Float32Array.of(1, 10, 2, 20, 3, 30), new Float32Array(6)); // three rows of two heads
+   * sequence.commit(3);
+   * const { k } = sequence.gather(0, { layout: "head_major", start: 0, count: 2 });
+   * assert.deepEqual([...k], [1, 2, 10, 20]);
+   * ```
    *
    * @throws {KvError} as {@linkcode KvCache.gather}
    */

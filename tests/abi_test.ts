@@ -91,7 +91,7 @@ function snapshot(cache: ContiguousCache, { cache: paged, empty, full, bufferPoo
   const gathered = [empty, full].flatMap((handle) =>
     [0, 1].map((layer) => {
       const k = new Float32Array(24), v = new Float32Array(24);
-      return [call("kv_sequence_gather", [handle, 0, layer, k, 24, v, 24, 0]), k, v];
+      return [call("kv_sequence_gather", [handle, 0, layer, 0, VALUES.allRows, k, 24, v, 24, 0, 0, 0]), k, v];
     })
   );
   const rows = [0, 1].map((i) => [cache.getSeqLen(i), [0, 1].map((layer) => cache.sequence(i).gather(layer))]);
@@ -174,7 +174,7 @@ test("the library writes records of the sizes this module knows, and no more tha
   const row = new Float32Array(8);
   // Appending again and again: what was written is taken back.
   const append = (handle: number, index: number, record: Uint32Array, bytes: number) => {
-    const status = library().kv_sequence_append(handle, index, 0, row, 8, row, 8, 0, 0, record, bytes);
+    const status = library().kv_sequence_append(handle, index, 0, row, 8, row, 8, 0, 0, 0, record, bytes);
     if (status >= 0) assert.equal(library().kv_sequence_truncate(handle, index, 3), 0);
     return status;
   };
@@ -462,11 +462,11 @@ test("absurd numbers at every place give a status, change nothing and write noth
     kv_contiguous_store: "layer sequence_index k_count v_count dtype",
     kv_contiguous_offset: "layer sequence_index position kv_head dim",
     kv_attend: "layer",
-    kv_paged_append: "layer dtype layout",
+    kv_paged_append: "layer dtype layout head_stride",
     kv_pool_prewarm: "dtype_k dtype_v",
     kv_pool_stats: "dtype_k dtype_v",
     kv_paged_pool_stats: "group dtype_k dtype_v",
-    kv_sequence_append: "index layer dtype layout",
+    kv_sequence_append: "index layer dtype layout head_stride",
     kv_sequence_commit: "index token_count",
     kv_sequence_truncate: "index seq_len",
     kv_sequence_seq_len: "index",
@@ -476,7 +476,7 @@ test("absurd numbers at every place give a status, change nothing and write noth
     kv_sequence_generation: "index layer",
     kv_sequence_views: "index layer",
     kv_sequence_contiguous_kv: "index layer row_count",
-    kv_sequence_gather: "index layer dtype",
+    kv_sequence_gather: "index layer start dtype layout head_stride",
     kv_sequence_layer_device: "index layer",
     kv_sequence_block_table: "layer",
     kv_sequence_block_references: "layer",
@@ -531,6 +531,15 @@ test("absurd numbers at every place give a status, change nothing and write noth
       );
     assert.equal(tree(-1), 0);
     for (const parents of [[2], [0], [-1, 0], [0x7fffffff]]) assert.ok(tree(...parents) < 0, `parents ${parents}`);
+  }
+  for (const [handle, index] of [[paged.full, 0], [cache.handle, 1]] as const) {
+    const words = goodWords("kv_sequence_gather", { sequence: handle }, "sequence");
+    const gather = (start: number, row_count: number) =>
+      call("kv_sequence_gather", wordsWith(words, "kv_sequence_gather", { index, start, row_count }));
+    for (const [start, count] of [[0, 9], [3, 1], [0, 0x7fffffff], [2, 0x80000000], [3, 0xfffffffe], [4, 0xffffffff]]) {
+      assert.equal(gather(start!, count!), STATUS.position_out_of_range, `rows from ${start} on, ${count}`);
+    }
+    for (const name of ["k", "v"]) assert.deepEqual(words[indexOf("kv_sequence_gather", name)], new Float32Array(24));
   }
   for (const level of [7, 31, 32, 0xffffffff]) assert.ok(library().kv_level_set(level) < 0, `level ${level}`);
   const create = newRecord("contiguous").fill(0xffffffff, 1);

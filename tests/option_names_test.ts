@@ -150,8 +150,8 @@ test("the nearest known name is part of the text", () => {
     "Cannot attend as there is no option scale: did you mean softmaxScale?",
   );
   assert.equal(
-    message(() => sequence.gather(0, { layout: "head_major" } as Any)),
-    "Cannot gather as there is no option layout: known are dtype, into",
+    message(() => sequence.gather(0, { queryNorms: 3 } as Any)),
+    "Cannot gather as there is no option queryNorms: known are layout, headStride, start, count, dtype, into",
   );
   assert.equal(
     message(() => memoryBytes({ ...shape, sequencecount: 3 } as Any)),
@@ -163,7 +163,7 @@ test("the nearest known name is part of the text", () => {
   );
   assert.equal(
     message(() => sequence.append(0, row, row, { ["x".repeat(1e6)]: 1 } as Any)),
-    `Cannot append as there is no option ${"x".repeat(64)}...: known are dtype, layout`,
+    `Cannot append as there is no option ${"x".repeat(64)}...: known are dtype, layout, headStride`,
   );
 });
 

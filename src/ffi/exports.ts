@@ -22,7 +22,7 @@ export type Parameter = `${string} ${Word}`;
 export const RESULT: Word = "i32";
 
 /** The version of the ABI below; the library answers `kv_abi_version` with the same number. */
-export const ABI_VERSION = 5;
+export const ABI_VERSION = 6;
 
 /** Every symbol of the library, in the order of `zig/src/abi.zig`, and its parameters. */
 export const EXPORTS = {
@@ -159,6 +159,7 @@ export const EXPORTS = {
     "v_count u32",
     "dtype u32",
     "layout u32",
+    "head_stride u32",
   ],
   kv_paged_reorder: ["cache u32", "sequences buffer", "parents buffer", "sequence_count u32"],
   kv_paged_reset: ["cache u32", "kept buffer", "kept_count u32"],
@@ -223,6 +224,7 @@ export const EXPORTS = {
     "v_count u32",
     "dtype u32",
     "layout u32",
+    "head_stride u32",
     "appended buffer",
     "appended_bytes u32",
   ],
@@ -283,11 +285,15 @@ export const EXPORTS = {
     "sequence u32",
     "index u32",
     "layer u32",
+    "start u32",
+    "row_count u32",
     "k buffer",
     "k_count u32",
     "v buffer",
     "v_count u32",
     "dtype u32",
+    "layout u32",
+    "head_stride u32",
   ],
   // -> 0 for the CPU, n for GPU n - 1
   kv_sequence_layer_device: ["sequence u32", "index u32", "layer u32"],
@@ -572,6 +578,7 @@ export const VALUES = {
   slabBytesMax: 1073741824,
   treeNodeCountMax: 64,
   priorityDefault: 35,
+  allRows: 4294967295,
   threadCountMax: 256,
   bufferClassBytes: [1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216],
 } as const;

@@ -10,8 +10,9 @@ import { fieldsOf, type FieldWords, newRecord } from "../ffi/record.ts";
 import { countText, refusal } from "../ffi/status.ts";
 import type { AppendOptions } from "../options/append.ts";
 import { checkCount } from "../options/counts.ts";
+import { layoutWords, lengthRule, rowCountIn } from "../options/layout.ts";
 import { type AppendedRows, rowsRule } from "../options/not_finite.ts";
-import { inputCount, inputDtype, layoutCode, type Rows } from "../options/rows.ts";
+import { inputCount, inputDtype, type Rows } from "../options/rows.ts";
 import { lengthOf } from "../options/typed_array.ts";
 import type { SequenceMemory } from "./sequence.ts";
 import { Appended } from "./view.ts";
@@ -30,13 +31,12 @@ export function appendRows(
   layer: number,
   k: Rows,
   v: Rows,
-  dtype: AppendOptions["dtype"],
-  layout: AppendOptions["layout"],
+  { dtype, layout, headStride }: AppendOptions,
 ): AppendResult {
   const action = "append";
   checkCount("layer", layer);
   const inputCode = inputDtype(k, v, dtype);
-  const order = layoutCode(layout);
+  const { order, stride } = layoutWords(layout, headStride, action);
   const kCount = inputCount("k", k, action);
   const vCount = inputCount("v", v, action);
   memory.checkOwn(action);
@@ -51,13 +51,15 @@ export function appendRows(
     vCount,
     inputCode,
     order,
+    stride,
     appended,
     appended.byteLength,
   );
-  if (start < 0) throw writeRefusal(start, memory, action, layer, { k, v, dtype, layout });
+  if (start < 0) throw writeRefusal(start, memory, action, layer, { k, v, dtype, layout, headStride });
   const generation = appended[APPEND.generation]!;
   memory.settle(start);
-  return new Appended(memory, layer, start, kCount / cache.kvDimOf(layer), generation);
+  const rowCount = stride === 0 ? kCount / cache.kvDimOf(layer) : rowCountIn(kCount, cache.shapeOf(layer), stride);
+  return new Appended(memory, layer, start, rowCount, generation);
 }
 
 /** The refusal of an append or a store, with the values its rule is about. */
@@ -70,9 +72,11 @@ export function writeRefusal(
 ): KvError {
   const { cache } = memory;
   const kCount = lengthOf(rows.k), vCount = lengthOf(rows.v);
-  const kvDim = cache.kvDimOf(layer);
-  const length = verb === "append" ? `a multiple of ${kvDim} elements` : `${kvDim} elements`;
-  return refusal(status, `${verb} ${countText(Math.ceil(kCount / kvDim), "token")} to layer ${layer}`, {
+  const { headStride } = rows;
+  const shape = cache.shapeOf(layer);
+  const length = verb === "append" ? lengthRule(shape, headStride) : `${cache.kvDimOf(layer)} elements`;
+  const tokenCount = Math.max(0, Math.ceil(rowCountIn(kCount, shape, headStride)));
+  return refusal(status, `${verb} ${countText(tokenCount, "token")} to layer ${layer}`, {
     ...memory.rules(layer),
     cache_full: () => `the sequence holds at most ${cache.maxSeqLen}: current length is ${memory.rowCount(layer)}`,
     invalid_size: () => `k and v must be equally long, ${length}: k has ${kCount}, v has ${vCount}`,

@@ -8,6 +8,7 @@
  */
 
 import type { DType, FloatDType } from "./dtype.ts";
+import { type LayoutOptions, placeIn, rowCountIn } from "./layout.ts";
 import type { Rows } from "./rows.ts";
 import { arrayKind, lengthOf } from "./typed_array.ts";
 
@@ -31,8 +32,8 @@ export interface GivenNumbers {
   readonly bits?: FloatDType | undefined;
   /** All that they are to be stored as. */
   readonly storedAs: readonly DType[];
-  /** Where an element stands, in words. */
-  readonly place?: (index: number) => string;
+  /** Where an element stands, in words; undefined for one that is none of the input's. */
+  readonly place?: (index: number) => string | undefined;
 }
 
 /** The rule that an element of one of the arrays breaks, with its place and value. */
@@ -44,7 +45,9 @@ export function notFiniteRule(inputs: readonly GivenNumbers[]): string {
     for (let index = 0; index < length; index++) {
       const value = valueOf(array, index, bits);
       if (isFit(value)) continue;
-      const at = place === undefined ? "" : ` (${place(index)})`;
+      const where = place?.(index);
+      if (place !== undefined && where === undefined) continue;
+      const at = where === undefined ? "" : ` (${where})`;
       const must = Number.isFinite(value) ? `stay finite as ${narrowest}` : "be finite";
       return `${name} must ${must}: ${name}[${index}] is ${value}${at}`;
     }
@@ -58,37 +61,26 @@ export interface AppendedRows {
   readonly k: Rows;
   readonly v: Rows;
   readonly dtype?: FloatDType | undefined;
-  readonly layout?: "token_major" | "head_major" | undefined;
+  readonly layout?: LayoutOptions["layout"] | undefined;
+  readonly headStride?: number | undefined;
 }
 
 /** The rule that a number among appended rows breaks. */
 export function rowsRule(
-  { k, v, dtype, layout }: AppendedRows,
+  { k, v, dtype, layout = "token_major", headStride }: AppendedRows,
   shape: { readonly kvHeadCount: number; readonly headDim: number },
   storedAs: { readonly k: readonly DType[]; readonly v: readonly DType[] },
 ): string {
-  const rowCount = lengthOf(k) / (shape.kvHeadCount * shape.headDim);
-  const place = rowPlace(shape, rowCount, layout);
+  const rowCount = rowCountIn(lengthOf(k), shape, headStride);
+  const options = headStride === undefined ? { layout } : { layout, headStride };
+  const place = (index: number) => {
+    const at = placeIn(index, rowCount, shape, options);
+    return at && `row ${at.row}, KV head ${at.head}, element ${at.element}`;
+  };
   return notFiniteRule([
     { name: "k", array: k, bits: dtype, storedAs: storedAs.k, place },
     { name: "v", array: v, bits: dtype, storedAs: storedAs.v, place },
   ]);
-}
-
-/** Where an element of rows `[row][kv_head][head_dim]`, or `[kv_head][row][head_dim]`, stands. */
-function rowPlace(
-  { kvHeadCount, headDim }: { readonly kvHeadCount: number; readonly headDim: number },
-  rowCount: number,
-  layout: "token_major" | "head_major" = "token_major",
-): (index: number) => string {
-  return (index) => {
-    const element = index % headDim;
-    const line = Math.floor(index / headDim);
-    const [row, head] = layout === "token_major"
-      ? [Math.floor(line / kvHeadCount), line % kvHeadCount]
-      : [line % rowCount, Math.floor(line / rowCount)];
-    return `row ${row}, KV head ${head}, element ${element}`;
-  };
 }
 
 /** Where an element of queries `[query][q_head][head_dim]` stands. */

@@ -69,6 +69,26 @@ export interface Seen {
   readonly first: number;
 }
 
+/** Are `count` rows from `start` on seen, each of them? Without a count, could rows begin there? */
+export function isSeen({ rowCount, sinkEnd, first }: Seen, start: number, count: number | undefined): boolean {
+  if (count === undefined || count === 0) return start <= rowCount;
+  const end = start + count;
+  return end <= rowCount && (first <= sinkEnd || start >= first || end <= sinkEnd);
+}
+
+/** The rows that are seen from `start` on. */
+export function seenCount({ rowCount, sinkEnd, first }: Seen, start: number): number {
+  if (first <= sinkEnd) return rowCount - start;
+  return Math.max(0, sinkEnd - start) + rowCount - Math.max(start, first);
+}
+
+/** Which rows are seen, in words. */
+export function seenText({ rowCount, sinkEnd, first }: Seen): string {
+  if (first <= sinkEnd) return `the layer has ${rowCount}`;
+  const sinks = sinkEnd === 0 ? "" : `the first ${sinkEnd} and `;
+  return `the layer has ${rowCount}, of which ${sinks}those from ${first} on are seen`;
+}
+
 /** What of an attend decides which rows its queries should see. */
 export interface Sight {
   readonly causal: boolean;

@@ -47,13 +47,6 @@ export function inputDtype(k: Rows, v: Rows, dtype: FloatDType | undefined): num
   return code;
 }
 
-/** The number of a layout of appended rows. */
-export function layoutCode(layout: "token_major" | "head_major" = "token_major"): number {
-  if (layout === "token_major" || layout === "head_major") return ENUMS.layout[layout];
-  if (typeof layout !== "string") throw new TypeError(`layout must be a string: ${typeof layout}`);
-  throw new KvError("invalid_config", `Cannot append as layout must be token_major or head_major: layout is ${layout}`);
-}
-
 /** The array must be a `Float32Array`. */
 export function checkFloats(name: string, array: Float32Array): void {
   if (arrayKind(array) !== "Float32Array") throw new TypeError(`${name} must be a Float32Array: ${kindOf(array)}`);

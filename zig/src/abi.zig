@@ -176,6 +176,7 @@ const values = struct {
     pub const slab_bytes_max = slab.bytes_max;
     pub const tree_node_count_max = kvern.tree_node_count_max;
     pub const priority_default = kvern.priority_default;
+    pub const all_rows = sequence.all_rows;
     pub const thread_count_max = workers.thread_count_max;
     pub const buffer_class_bytes = buffers.class_sizes;
 };

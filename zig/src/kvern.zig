@@ -98,6 +98,8 @@ const input = @import("cache/input.zig");
 pub const Input = input.Input;
 pub const Layout = input.Layout;
 pub const Output = input.Output;
+const gather = @import("cache/gather.zig");
+pub const GatherRange = gather.Range;
 pub const Rows = @import("cache/rows.zig").Rows;
 
 const attention = @import("attention/attend.zig");
@@ -156,6 +158,7 @@ test {
     _ = @import("cache/tiers/retention.zig");
     _ = @import("cache/tiers/policy.zig");
     _ = @import("group.zig");
+    _ = gather;
     _ = contiguous;
     _ = sequence;
     _ = attention;

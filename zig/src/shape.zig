@@ -263,11 +263,36 @@ pub fn tokenMajorOffset(shape: anytype, kv_head_index: u32, token_index: u64) u6
     return (token_index * shape.kv_head_count + kv_head_index) * shape.head_dim;
 }
 
-/// Element offset in an input of `token_count` rows that stands [kv_head][token][head_dim].
-pub fn headMajorOffset(shape: anytype, token_count: u64, kv_head_index: u32, token_index: u64) u64 {
+/// Elements from the rows of one KV head to those of the next where rows stand [kv_head][token][head_dim] without gaps.
+pub fn headStride(shape: anytype, token_count: u64) u64 {
+    return token_count * shape.head_dim;
+}
+
+/// Element offset in rows that stand [kv_head][token][head_dim], the heads `head_stride` elements apart.
+pub fn headMajorOffset(shape: anytype, head_stride: u64, kv_head_index: u32, token_index: u64) u64 {
     assert(kv_head_index < shape.kv_head_count);
-    assert(token_index < token_count);
-    return (kv_head_index * token_count + token_index) * shape.head_dim;
+    assert((token_index + 1) * shape.head_dim <= head_stride);
+    return kv_head_index * head_stride + token_index * shape.head_dim;
+}
+
+/// Elements from the first row of the first KV head to the end of the last row of the last one, heads `head_stride` elements
+/// apart; null where `token_count` rows do not fit between two heads, or the sum does not fit 64 bits.
+pub fn headMajorElements(shape: anytype, head_stride: u64, token_count: u64) ?u64 {
+    if (token_count == 0) return 0;
+    const head_elements = std.math.mul(u64, token_count, shape.head_dim) catch return null;
+    if (head_elements > head_stride) return null;
+    const before = std.math.mul(u64, shape.kv_head_count - 1, head_stride) catch return null;
+    return std.math.add(u64, before, head_elements) catch null;
+}
+
+/// The rows of each KV head in `element_count` elements that stand [kv_head][token][head_dim], heads `head_stride` elements
+/// apart; null where they are not whole rows, equally many of each head.
+pub fn headMajorRowCount(shape: anytype, head_stride: u64, element_count: u64) ?u64 {
+    if (element_count == 0) return 0;
+    const before = std.math.mul(u64, shape.kv_head_count - 1, head_stride) catch return null;
+    const head_elements = std.math.sub(u64, element_count, before) catch return null;
+    if (head_elements % shape.head_dim != 0 or head_elements > head_stride) return null;
+    return head_elements / shape.head_dim;
 }
 
 const testing = std.testing;
@@ -362,7 +387,30 @@ test "validate refuses zero counts, wide heads and sizes past 64 bits" {
 test headMajorOffset {
     // [kv_head][token][head_dim] of 2 heads, 4 tokens, head_dim 3: head 1, token 2 begins at (1 * 4 + 2) * 3 = 18.
     const shape: Shape = .{ .layer_count = 1, .kv_head_count = 2, .head_dim = 3, .max_seq_len = 8 };
-    try testing.expectEqual(18, headMajorOffset(shape, 4, 1, 2));
+    try testing.expectEqual(18, headMajorOffset(shape, headStride(shape, 4), 1, 2));
+    // The same row where the heads are 20 elements apart: 1 * 20 + 2 * 3.
+    try testing.expectEqual(26, headMajorOffset(shape, 20, 1, 2));
+}
+
+test "head-major rows at a stride: their elements, and their count again" {
+    const shape: Shape = .{ .layer_count = 1, .kv_head_count = 3, .head_dim = 4, .max_seq_len = 8 };
+    // 5 rows of 3 heads, 100 elements apart: 2 * 100 + 5 * 4.
+    try testing.expectEqual(220, headMajorElements(shape, 100, 5).?);
+    try testing.expectEqual(5, headMajorRowCount(shape, 100, 220).?);
+    try testing.expectEqual(60, headMajorElements(shape, headStride(shape, 5), 5).?);
+    // No row: no element, or as many as lie before those of the last head.
+    try testing.expectEqual(0, headMajorElements(shape, 100, 0).?);
+    try testing.expectEqual(0, headMajorRowCount(shape, 100, 0).?);
+    try testing.expectEqual(0, headMajorRowCount(shape, 100, 200).?);
+    // A part of a row, fewer than lie before the last head, and more rows than there are between two heads.
+    try testing.expectEqual(null, headMajorRowCount(shape, 100, 221));
+    try testing.expectEqual(null, headMajorRowCount(shape, 100, 199));
+    try testing.expectEqual(null, headMajorRowCount(shape, 100, 304));
+    try testing.expectEqual(null, headMajorElements(shape, 100, 26));
+    // Sizes past 64 bits.
+    try testing.expectEqual(null, headMajorElements(shape, std.math.maxInt(u64), 1));
+    try testing.expectEqual(null, headMajorElements(shape, 100, std.math.maxInt(u64)));
+    try testing.expectEqual(null, headMajorRowCount(shape, std.math.maxInt(u64), 4));
 }
 
 test "BlockShape: head-major planes with the block size as head stride" {

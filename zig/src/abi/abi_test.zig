@@ -35,7 +35,7 @@ test "one life of a cache" {
     const handle: u32 = @intCast(contiguous.create(bytes(&options), size(&options)));
     const row = [_]f32{ 1, 2, 3, 4 };
     for (0..2) |layer| {
-        try testing.expectEqual(0, sequences.append(handle, 0, @intCast(layer), bytes(&row), 4, bytes(&row), 4, 0, 0, null, 0));
+        try testing.expectEqual(0, sequences.append(handle, 0, @intCast(layer), bytes(&row), 4, bytes(&row), 4, 0, 0, 0, null, 0));
         try testing.expectEqual(1, sequences.rowCount(handle, 0, @intCast(layer)));
     }
     try testing.expectEqual(0, sequences.commit(handle, 0, 1));
@@ -57,12 +57,12 @@ test "buffers: null, short and absurd counts are refused, a null for no elements
     const handle: u32 = @intCast(contiguous.create(bytes(&options), size(&options)));
     defer _ = contiguous.free(handle);
     const row = [_]f32{ 1, 2, 3, 4 };
-    try testing.expectEqual(0, sequences.append(handle, 0, 0, null, 0, null, 0, 0, 0, null, 0));
-    try expectStatus(.invalid_size, sequences.append(handle, 0, 0, null, 4, bytes(&row), 4, 0, 0, null, 0));
-    try expectStatus(.invalid_size, sequences.append(handle, 0, 0, bytes(&row), 3, bytes(&row), 3, 0, 0, null, 0));
-    try expectStatus(.cache_full, sequences.append(handle, 0, 0, bytes(&row), 0xffff_fffc, bytes(&row), 0xffff_fffc, 0, 0, null, 0));
-    try expectStatus(.invalid_config, sequences.append(handle, 0, 0, bytes(&row), 4, bytes(&row), 4, 3, 0, null, 0));
-    try expectStatus(.invalid_config, sequences.append(handle, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 2, null, 0));
+    try testing.expectEqual(0, sequences.append(handle, 0, 0, null, 0, null, 0, 0, 0, 0, null, 0));
+    try expectStatus(.invalid_size, sequences.append(handle, 0, 0, null, 4, bytes(&row), 4, 0, 0, 0, null, 0));
+    try expectStatus(.invalid_size, sequences.append(handle, 0, 0, bytes(&row), 3, bytes(&row), 3, 0, 0, 0, null, 0));
+    try expectStatus(.cache_full, sequences.append(handle, 0, 0, bytes(&row), 0xffff_fffc, bytes(&row), 0xffff_fffc, 0, 0, 0, null, 0));
+    try expectStatus(.invalid_config, sequences.append(handle, 0, 0, bytes(&row), 4, bytes(&row), 4, 3, 0, 0, null, 0));
+    try expectStatus(.invalid_config, sequences.append(handle, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 2, 0, null, 0));
     try expectStatus(.invalid_size, contiguous.cacheMemoryBytes(handle, null, 1));
     try expectStatus(.invalid_size, contiguous.cacheMemoryBytes(handle, bytes(&row), 0));
     try expectStatus(.invalid_size, contiguous.stats(handle, null, @sizeOf(contiguous.StatsRecord)));
@@ -164,7 +164,7 @@ test "one life of a paged cache: a batch, a fork, views, a reorder" {
     var rows: [16]f32 = undefined;
     for (&rows, 0..) |*element, i| element.* = @floatFromInt(i);
     for (0..2) |layer| {
-        try testing.expectEqual(0, paged.append(handle, @intCast(layer), bytes(&words), bytes(&counts), 2, bytes(&rows), 16, bytes(&rows), 16, 0, 0));
+        try testing.expectEqual(0, paged.append(handle, @intCast(layer), bytes(&words), bytes(&counts), 2, bytes(&rows), 16, bytes(&rows), 16, 0, 0, 0));
     }
     try testing.expectEqual(0, sequences.commit(first, 0, 3));
     try testing.expectEqual(0, sequences.commit(second, 0, 1));
@@ -224,13 +224,13 @@ test "a batch of a stranger's sequence, a doubled one, or short buffers is refus
     const counts = [_]u32{ 1, 1 };
     const strange = [_]u32{ mine, theirs };
     const doubled = [_]u32{ mine, mine };
-    try expectStatus(.stale_handle, paged.append(handle, 0, bytes(&strange), bytes(&counts), 2, bytes(&row), 8, bytes(&row), 8, 0, 0));
-    try expectStatus(.invalid_config, paged.append(handle, 0, bytes(&doubled), bytes(&counts), 2, bytes(&row), 8, bytes(&row), 8, 0, 0));
-    try expectStatus(.invalid_size, paged.append(handle, 0, null, bytes(&counts), 2, bytes(&row), 8, bytes(&row), 8, 0, 0));
-    try expectStatus(.invalid_size, paged.append(handle, 0, bytes(&strange), bytes(&counts), 1, bytes(&row), 8, bytes(&row), 8, 0, 0));
-    try expectStatus(.layer_out_of_range, paged.append(handle, 2, bytes(&strange), bytes(&counts), 1, bytes(&row), 4, bytes(&row), 4, 0, 0));
+    try expectStatus(.stale_handle, paged.append(handle, 0, bytes(&strange), bytes(&counts), 2, bytes(&row), 8, bytes(&row), 8, 0, 0, 0));
+    try expectStatus(.invalid_config, paged.append(handle, 0, bytes(&doubled), bytes(&counts), 2, bytes(&row), 8, bytes(&row), 8, 0, 0, 0));
+    try expectStatus(.invalid_size, paged.append(handle, 0, null, bytes(&counts), 2, bytes(&row), 8, bytes(&row), 8, 0, 0, 0));
+    try expectStatus(.invalid_size, paged.append(handle, 0, bytes(&strange), bytes(&counts), 1, bytes(&row), 8, bytes(&row), 8, 0, 0, 0));
+    try expectStatus(.layer_out_of_range, paged.append(handle, 2, bytes(&strange), bytes(&counts), 1, bytes(&row), 4, bytes(&row), 4, 0, 0, 0));
     const absurd = [_]u32{ 0xffff_ffff, 0xffff_ffff };
-    try expectStatus(.invalid_size, paged.append(handle, 0, bytes(&strange), bytes(&absurd), 1, bytes(&row), 4, bytes(&row), 4, 0, 0));
+    try expectStatus(.invalid_size, paged.append(handle, 0, bytes(&strange), bytes(&absurd), 1, bytes(&row), 4, bytes(&row), 4, 0, 0, 0));
     try expectStatus(.stale_handle, paged.reorder(handle, bytes(&strange), bytes(&counts), 2));
     try expectStatus(.stale_handle, sequences.create(mine));
     try testing.expectEqual(0, sequences.rowCount(mine, 0, 0));
@@ -258,14 +258,14 @@ test "a pool of its own: two caches on it, one limit for both" {
     const in_a: u32 = @intCast(sequences.create(a));
     const in_b: u32 = @intCast(sequences.create(b));
     const rows: [16]f32 = @splat(1);
-    try testing.expectEqual(0, sequences.append(in_a, 0, 0, bytes(&rows), 16, bytes(&rows), 16, 0, 0, null, 0));
-    try expectStatus(.pool_empty, sequences.append(in_b, 0, 0, bytes(&rows), 16, bytes(&rows), 16, 0, 0, null, 0));
-    try testing.expectEqual(0, sequences.append(in_b, 0, 0, bytes(&rows), 8, bytes(&rows), 8, 0, 0, null, 0));
+    try testing.expectEqual(0, sequences.append(in_a, 0, 0, bytes(&rows), 16, bytes(&rows), 16, 0, 0, 0, null, 0));
+    try expectStatus(.pool_empty, sequences.append(in_b, 0, 0, bytes(&rows), 16, bytes(&rows), 16, 0, 0, 0, null, 0));
+    try testing.expectEqual(0, sequences.append(in_b, 0, 0, bytes(&rows), 8, bytes(&rows), 8, 0, 0, 0, null, 0));
     var stats = records.empty(pool.StatsRecord);
     try testing.expectEqual(0, pool.stats(pool_handle, 0, 0, bytes(&stats), size(&stats)));
     try testing.expectEqual(3, stats.used_blocks);
     try testing.expectEqual(0, pool.free(pool_handle));
-    try testing.expectEqual(0, sequences.append(in_a, 0, 1, bytes(&rows), 4, bytes(&rows), 4, 0, 0, null, 0));
+    try testing.expectEqual(0, sequences.append(in_a, 0, 1, bytes(&rows), 4, bytes(&rows), 4, 0, 0, 0, null, 0));
     try testing.expectEqual(0, paged.free(a));
     try testing.expectEqual(0, paged.free(b));
     try expectStatus(.stale_handle, pool.stats(pool_handle, 0, 0, bytes(&stats), size(&stats)));

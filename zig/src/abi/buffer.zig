@@ -56,13 +56,20 @@ pub fn inputs(
     v_count: u32,
     dtype_word: u32,
     layout_word: u32,
+    head_stride: u32,
 ) error{ InvalidConfig, InvalidSize }!struct { input_types.Input, input_types.Input } {
     const dtype = Dtype.floatFromWord(dtype_word) orelse return error.InvalidConfig;
     const layout = std.enums.fromInt(input_types.Layout, layout_word) orelse return error.InvalidConfig;
+    const stride = strideOf(head_stride);
     return .{
-        .{ .bytes = try in(k, k_count), .element_count = k_count, .dtype = dtype, .layout = layout },
-        .{ .bytes = try in(v, v_count), .element_count = v_count, .dtype = dtype, .layout = layout },
+        .{ .bytes = try in(k, k_count), .element_count = k_count, .dtype = dtype, .layout = layout, .head_stride = stride },
+        .{ .bytes = try in(v, v_count), .element_count = v_count, .dtype = dtype, .layout = layout, .head_stride = stride },
     };
+}
+
+/// A head stride that crosses: 0 where there is no gap between the heads.
+fn strideOf(head_stride: u32) ?u64 {
+    return if (head_stride == 0) null else head_stride;
 }
 
 /// The two sides of a gather.
@@ -72,10 +79,14 @@ pub fn outputs(
     v: ?[*]u8,
     v_count: u32,
     dtype_word: u32,
+    layout_word: u32,
+    head_stride: u32,
 ) error{ InvalidConfig, InvalidSize }!struct { input_types.Output, input_types.Output } {
     const dtype = Dtype.floatFromWord(dtype_word) orelse return error.InvalidConfig;
+    const layout = std.enums.fromInt(input_types.Layout, layout_word) orelse return error.InvalidConfig;
+    const stride = strideOf(head_stride);
     return .{
-        .{ .bytes = try out(k, k_count), .element_count = k_count, .dtype = dtype },
-        .{ .bytes = try out(v, v_count), .element_count = v_count, .dtype = dtype },
+        .{ .bytes = try out(k, k_count), .element_count = k_count, .dtype = dtype, .layout = layout, .head_stride = stride },
+        .{ .bytes = try out(v, v_count), .element_count = v_count, .dtype = dtype, .layout = layout, .head_stride = stride },
     };
 }

@@ -110,7 +110,7 @@ pub fn store(
 ) callconv(.c) i32 {
     const use = handle.begin(.contiguous, word) catch |err| return status.fromError(err);
     defer use.end();
-    const k_input, const v_input = buffer.inputs(k, k_count, v, v_count, dtype, 0) catch |err| return status.fromError(err);
+    const k_input, const v_input = buffer.inputs(k, k_count, v, v_count, dtype, 0, 0) catch |err| return status.fromError(err);
     return status.word(use.target.store(layer, sequence, k_input, v_input));
 }
 

@@ -23,6 +23,7 @@ const f32_word = records.f32_word;
 const i4_word = records.i4_word;
 const q8_0_word = records.q8_0_word;
 const sequences = @import("sequence.zig");
+const all = sequences.all_rows;
 
 /// Callers' buffers, each an allocation of its own, with bytes nobody asked for before or behind it.
 pub const Buffers = struct {
@@ -123,21 +124,21 @@ pub const World = struct {
     pub fn init() World {
         var world: World = undefined;
         world.flat = live(contiguous.create(bytes(&flat_options), size(&flat_options)));
-        fine(sequences.append(world.flat, 0, 0, bytes(&flat_data), 9 * flat_row, bytes(&flat_data), 9 * flat_row, 0, 0, null, 0));
+        fine(sequences.append(world.flat, 0, 0, bytes(&flat_data), 9 * flat_row, bytes(&flat_data), 9 * flat_row, 0, 0, 0, null, 0));
         fine(sequences.commit(world.flat, 0, 9));
-        fine(sequences.append(world.flat, 0, 0, bytes(&flat_data), 2 * flat_row, bytes(&flat_data), 2 * flat_row, 0, 0, null, 0));
+        fine(sequences.append(world.flat, 0, 0, bytes(&flat_data), 2 * flat_row, bytes(&flat_data), 2 * flat_row, 0, 0, 0, null, 0));
         world.tiered = live(paged.create(bytes(&tiered_options), size(&tiered_options), bytes(&tiered_layer), size(&tiered_layer)));
         world.first = live(sequences.create(world.tiered));
-        fine(sequences.append(world.first, 0, 0, bytes(&rows_data), 130 * row, bytes(&rows_data), 130 * row, 0, 0, null, 0));
+        fine(sequences.append(world.first, 0, 0, bytes(&rows_data), 130 * row, bytes(&rows_data), 130 * row, 0, 0, 0, null, 0));
         fine(sequences.commit(world.first, 0, 130));
         world.second = live(sequences.create(world.tiered));
-        fine(sequences.append(world.second, 0, 0, bytes(&rows_data), 2 * row, bytes(&rows_data), 2 * row, 0, 0, null, 0));
+        fine(sequences.append(world.second, 0, 0, bytes(&rows_data), 2 * row, bytes(&rows_data), 2 * row, 0, 0, 0, null, 0));
         world.blocks = live(pool.create(bytes(&pool_options), size(&pool_options)));
         var on_pool = small_options;
         on_pool.pool = world.blocks;
         world.small = live(paged.create(bytes(&on_pool), size(&on_pool), bytes(&small_layer), size(&small_layer)));
         world.small_first = live(sequences.create(world.small));
-        fine(sequences.append(world.small_first, 0, 0, bytes(&flat_data), 5 * flat_row, bytes(&flat_data), 5 * flat_row, 0, 0, null, 0));
+        fine(sequences.append(world.small_first, 0, 0, bytes(&flat_data), 5 * flat_row, bytes(&flat_data), 5 * flat_row, 0, 0, 0, null, 0));
         fine(sequences.commit(world.small_first, 0, 5));
         world.small_second = live(sequences.fork(world.small_first));
         world.buffer_source = live(buffer_pool.create(bytes(&buffer_pool_options), size(&buffer_pool_options)));
@@ -170,14 +171,14 @@ pub const World = struct {
         const count: u32 = @intCast(k.len);
         @memset(k, 0);
         @memset(v, 0);
-        hashWord(&hasher, sequences.gather(world.flat, 0, 0, bytes(k.ptr), count, bytes(v.ptr), count, 0));
+        hashWord(&hasher, sequences.gather(world.flat, 0, 0, 0, all, bytes(k.ptr), count, bytes(v.ptr), count, 0, 0, 0));
         hasher.update(std.mem.sliceAsBytes(k));
         hasher.update(std.mem.sliceAsBytes(v));
         hashWord(&hasher, sequences.seqLen(world.flat, 0));
         for ([_]u32{ world.first, world.second, world.small_first, world.small_second }) |word| {
             @memset(k, 0);
             @memset(v, 0);
-            hashWord(&hasher, sequences.gather(word, 0, 0, bytes(k.ptr), count, bytes(v.ptr), count, 0));
+            hashWord(&hasher, sequences.gather(word, 0, 0, 0, all, bytes(k.ptr), count, bytes(v.ptr), count, 0, 0, 0));
             hasher.update(std.mem.sliceAsBytes(k));
             hasher.update(std.mem.sliceAsBytes(v));
             hashWord(&hasher, sequences.seqLen(word, 0));
@@ -439,7 +440,7 @@ const paged_calls = [_]Call{
                 const words = [_]u32{ world.first, world.second };
                 const counts = [_]u32{ 1, 70 };
                 const data = rows_data[0 .. 71 * row];
-                const result = paged.append(world.tiered, 0, b.in(&words), b.in(&counts), 2, b.in(data), data.len, b.in(data), data.len, 0, 0);
+                const result = paged.append(world.tiered, 0, b.in(&words), b.in(&counts), 2, b.in(data), data.len, b.in(data), data.len, 0, 0, 0);
                 return result;
             }
         }.make,
@@ -501,7 +502,7 @@ const paged_calls = [_]Call{
 fn appendHeadMajor(b: *Buffers, word: u32) i32 {
     const data = flat_data[0 .. 3 * flat_row];
     const appended = b.record(sequences.AppendRecord);
-    return sequences.append(word, 0, 0, b.in(data), data.len, b.in(data), data.len, f32_word, 1, appended, @sizeOf(sequences.AppendRecord));
+    return sequences.append(word, 0, 0, b.in(data), data.len, b.in(data), data.len, f32_word, 1, 0, appended, @sizeOf(sequences.AppendRecord));
 }
 
 const prompt = [_]u32{ 1, 2, 3 };
@@ -548,9 +549,32 @@ const sequence_calls = [_]Call{
     .{ .name = "sequence_append", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             const halves: [flat_row]u16 = @splat(0x3c00);
-            return sequences.append(world.flat, 0, 0, b.in(&halves), flat_row, b.in(&halves), flat_row, f16_word, 0, null, 0);
+            return sequences.append(world.flat, 0, 0, b.in(&halves), flat_row, b.in(&halves), flat_row, f16_word, 0, 0, null, 0);
         }
     }.make },
+    .{
+        .name = "sequence_append",
+        .make = struct {
+            fn make(world: World, b: *Buffers) i32 {
+                // 2 of 9 rows of each head, from the third on.
+                const from_third = flat_data[2 * flat_dim .. 8 * flat_row + 4 * flat_dim];
+                return sequences.append(
+                    world.small_second,
+                    0,
+                    0,
+                    b.in(from_third),
+                    from_third.len,
+                    b.in(from_third),
+                    from_third.len,
+                    f32_word,
+                    1,
+                    9 * flat_dim,
+                    null,
+                    0,
+                );
+            }
+        }.make,
+    },
     .{ .name = "sequence_commit", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
             return sequences.commit(world.second, 0, 2);
@@ -670,17 +694,34 @@ const sequence_calls = [_]Call{
     .{ .name = "sequence_gather", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
             const count = 130 * row;
-            const result = sequences.gather(world.first, 0, 0, b.out(4 * count), count, b.out(4 * count), count, f32_word);
+            const result = sequences.gather(world.first, 0, 0, 0, all, b.out(4 * count), count, b.out(4 * count), count, f32_word, 0, 0);
             if (result < 0) return result;
             const odd = 5 * flat_row;
-            const gathered = sequences.gather(world.small_first, 0, 0, b.out(2 * odd), odd, b.out(2 * odd), odd, bf16_word);
+            const gathered = sequences.gather(world.small_first, 0, 0, 0, all, b.out(2 * odd), odd, b.out(2 * odd), odd, bf16_word, 0, 0);
             if (gathered < 0) return gathered;
             const flat = 11 * flat_row;
-            const copied = sequences.gather(world.flat, 0, 0, b.out(4 * flat), flat, b.out(4 * flat), flat, f32_word);
+            const copied = sequences.gather(world.flat, 0, 0, 0, all, b.out(4 * flat), flat, b.out(4 * flat), flat, f32_word, 0, 0);
             if (copied < 0) return copied;
-            return sequences.gather(world.flat, 0, 0, b.out(2 * flat), flat, b.out(2 * flat), flat, f16_word);
+            return sequences.gather(world.flat, 0, 0, 0, all, b.out(2 * flat), flat, b.out(2 * flat), flat, f16_word, 0, 0);
         }
     }.make },
+    .{
+        .name = "sequence_gather",
+        .make = struct {
+            fn make(world: World, b: *Buffers) i32 {
+                // Head-major: rows of three blocks, two of them in codes; then rows 2 to 4 of two heads that are 7 rows apart.
+                const count = 100 * row;
+                const stored = sequences.gather(world.first, 0, 0, 29, 100, b.out(2 * count), count, b.out(2 * count), count, f16_word, 1, 0);
+                if (stored < 0) return stored;
+                const apart = 7 * flat_dim + 3 * flat_dim;
+                for ([_]u32{ world.flat, world.small_first }) |sequence| {
+                    const gathered = sequences.gather(sequence, 0, 0, 2, 3, b.out(4 * apart), apart, b.out(4 * apart), apart, f32_word, 1, 7 * flat_dim);
+                    if (gathered < 0) return gathered;
+                }
+                return 0;
+            }
+        }.make,
+    },
     .{ .name = "sequence_layer_device", .make = struct {
         fn make(world: World, _: *Buffers) i32 {
             return sequences.layerDevice(world.first, 0, 0);

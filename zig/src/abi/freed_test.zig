@@ -50,7 +50,7 @@ fn createCache(pool_word: u32) i32 {
 /// Three rows: two blocks.
 fn fill(sequence: u32) i32 {
     const rows: [24]f32 = @splat(1);
-    const start = sequences.append(sequence, 0, 0, bytes(&rows), 24, bytes(&rows), 24, 0, 0, null, 0);
+    const start = sequences.append(sequence, 0, 0, bytes(&rows), 24, bytes(&rows), 24, 0, 0, 0, null, 0);
     return if (start < 0) start else sequences.commit(sequence, 0, 3);
 }
 

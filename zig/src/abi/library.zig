@@ -12,7 +12,7 @@ const status = @import("status.zig");
 const workers = @import("../device/workers.zig");
 
 /// Raised whenever a symbol or a record changes in a way older callers cannot see past.
-const version_number = 5;
+const version_number = 6;
 
 pub fn version() callconv(.c) i32 {
     pin();

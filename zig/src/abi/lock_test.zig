@@ -51,7 +51,7 @@ fn contiguousCommit(word: u32) i32 {
 
 fn contiguousAppend(word: u32) i32 {
     const row: [4]f32 = @splat(1);
-    return sequences.append(word, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 0, null, 0);
+    return sequences.append(word, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 0, 0, null, 0);
 }
 
 fn sequenceCreate(word: u32) i32 {
@@ -60,7 +60,7 @@ fn sequenceCreate(word: u32) i32 {
 
 fn sequenceAppend(word: u32) i32 {
     const row: [4]f32 = @splat(1);
-    return sequences.append(word, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 0, null, 0);
+    return sequences.append(word, 0, 0, bytes(&row), 4, bytes(&row), 4, 0, 0, 0, null, 0);
 }
 
 fn sequenceLength(word: u32) i32 {

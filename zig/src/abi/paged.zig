@@ -433,7 +433,8 @@ const Batch = struct {
     }
 };
 
-/// (cache, layer, sequences, token_counts, sequence_count, k, k_count, v, v_count, dtype, layout)
+/// (cache, layer, sequences, token_counts, sequence_count, k, k_count, v, v_count, dtype, layout,
+/// elements from head to head of a head-major input or 0)
 pub fn append(
     word: u32,
     layer: u32,
@@ -446,10 +447,11 @@ pub fn append(
     v_count: u32,
     dtype: u32,
     layout: u32,
+    head_stride: u32,
 ) callconv(.c) i32 {
     const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
     defer use.end();
-    return status.word(appendBatch(use, layer, sequences, token_counts, sequence_count, k, k_count, v, v_count, dtype, layout));
+    return status.word(appendBatch(use, layer, sequences, token_counts, sequence_count, k, k_count, v, v_count, dtype, layout, head_stride));
 }
 
 fn appendBatch(
@@ -464,12 +466,13 @@ fn appendBatch(
     v_count: u32,
     dtype: u32,
     layout: u32,
+    head_stride: u32,
 ) status.Error!void {
     const batch: Batch = try .init(use.object, try buffer.words(u32, sequences, sequence_count));
     defer batch.deinit();
     const counts = try buffer.copyWords(u32, gpa, token_counts, sequence_count);
     defer gpa.free(counts);
-    const keys, const values = try buffer.inputs(k, k_count, v, v_count, dtype, layout);
+    const keys, const values = try buffer.inputs(k, k_count, v, v_count, dtype, layout, head_stride);
     try use.target.append(layer, batch.sequences, counts, keys, values);
 }
 

@@ -132,7 +132,8 @@ pub fn fork(word: u32) callconv(.c) i32 {
     };
 }
 
-/// (sequence, index, layer, k, k_count, v, v_count, dtype, layout, AppendRecord out, bytes) -> start
+/// (sequence, index, layer, k, k_count, v, v_count, dtype, layout, elements from head to head of a head-major input or 0,
+/// AppendRecord out, bytes) -> start
 pub fn append(
     word: u32,
     index: u32,
@@ -143,12 +144,13 @@ pub fn append(
     v_count: u32,
     dtype: u32,
     layout: u32,
+    head_stride: u32,
     appended: ?[*]u8,
     appended_bytes: u32,
 ) callconv(.c) i32 {
     const use = handle.beginSequence(word, index) catch |err| return status.fromError(err);
     defer use.end();
-    const keys, const values = buffer.inputs(k, k_count, v, v_count, dtype, layout) catch |err| return status.fromError(err);
+    const keys, const values = buffer.inputs(k, k_count, v, v_count, dtype, layout, head_stride) catch |err| return status.fromError(err);
     // The record first: a refused append has written nothing.
     if (appended_bytes != 0) _ = record.strideOf(appended, appended_bytes) catch |err| return status.fromError(err);
     const start = use.target.append(layer, keys, values) catch |err| return status.fromError(err);
@@ -303,21 +305,32 @@ pub fn contiguousKv(word: u32, index: u32, layer: u32, row_count: u32, out: ?[*]
     return status.count(row_count);
 }
 
-/// (sequence, index, layer, k out, k_count, v out, v_count, dtype) -> resident rows
+/// What stands for all rows that are seen, where a call takes a count of them.
+pub const all_rows = std.math.maxInt(u32);
+
+/// (sequence, index, layer, start, row_count or `all_rows`, k out, k_count, v out, v_count, dtype, layout, elements from head to
+/// head of a head-major output or 0) -> rows
 pub fn gather(
     word: u32,
     index: u32,
     layer: u32,
+    start: u32,
+    row_count: u32,
     k: ?[*]u8,
     k_count: u32,
     v: ?[*]u8,
     v_count: u32,
     dtype: u32,
+    layout: u32,
+    head_stride: u32,
 ) callconv(.c) i32 {
     const use = handle.beginSequence(word, index) catch |err| return status.fromError(err);
     defer use.end();
-    const k_out, const v_out = buffer.outputs(k, k_count, v, v_count, dtype) catch |err| return status.fromError(err);
-    return status.count(use.target.gather(layer, k_out, v_out) catch |err| return status.fromError(err));
+    const k_out, const v_out = buffer.outputs(k, k_count, v, v_count, dtype, layout, head_stride) catch |err|
+        return status.fromError(err);
+    const count = if (row_count == all_rows) null else row_count;
+    return status.count(use.target.gatherRange(layer, .{ .start = start, .count = count }, k_out, v_out) catch |err|
+        return status.fromError(err));
 }
 
 /// A `Device`: 0 for the CPU.

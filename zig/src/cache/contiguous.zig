@@ -24,12 +24,13 @@ const shapes = @import("../shape.zig");
 const Shape = shapes.Shape;
 const dispatch = @import("../kernels/dispatch.zig");
 const slab_memory = @import("../device/slab.zig");
-const checkApart = @import("overlap.zig").checkApart;
+const gathers = @import("gather.zig");
 const input_types = @import("input.zig");
 const checkKept = input_types.checkKept;
 const Input = input_types.Input;
 const Inputs = input_types.Inputs;
 const Output = input_types.Output;
+const Range = gathers.Range;
 const Rows = @import("rows.zig").Rows;
 const Slab = slab_memory.Slab;
 const Spans = @import("spans.zig").Spans;
@@ -99,13 +100,13 @@ pub const ContiguousCache = struct {
     pub const InitError = error{ InvalidConfig, OutOfMemory, Unsupported };
     pub const IndexError = error{ LayerOutOfRange, SequenceOutOfRange };
     pub const StoreError = AppendError || error{CommitMismatch};
-    pub const AppendError = IndexError || error{ CacheFull, InvalidSize, NotFinite, OutOfMemory };
+    pub const AppendError = IndexError || error{ CacheFull, InvalidConfig, InvalidSize, NotFinite, OutOfMemory };
     pub const AdvanceError = error{ CacheFull, CommitMismatch };
     pub const CommitError = error{ SequenceOutOfRange, CommitMismatch };
     pub const CommitKeptError = CommitError || error{InvalidSize};
     pub const TruncateError = error{ SequenceOutOfRange, PositionOutOfRange };
     pub const OffsetError = IndexError || error{PositionOutOfRange};
-    pub const GatherError = IndexError || error{ InvalidSize, InvalidConfig };
+    pub const GatherError = IndexError || gathers.Error;
 
     /// Small tables come from `gpa`, the slabs from the operating system.
     pub fn init(gpa: Allocator, options: Options) InitError!ContiguousCache {
@@ -172,8 +173,8 @@ pub const ContiguousCache = struct {
     /// Appends n >= 0 rows of one layer and returns the position of the first.
     pub fn append(self: *ContiguousCache, layer_index: u32, sequence_index: u32, k: Input, v: Input) AppendError!u32 {
         try self.checkIndices(layer_index, sequence_index);
-        if (k.element_count != v.element_count) return error.InvalidSize;
-        const token_count = shapes.rowCount(self.shape, k.element_count) orelse return error.InvalidSize;
+        const token_count = try k.tokenCount(self.shape);
+        if (try v.tokenCount(self.shape) != token_count) return error.InvalidSize;
         const span = self.shape.spanIndex(layer_index, sequence_index);
         const start = self.seq_lens[sequence_index] + self.pending[span];
         assert(start <= self.shape.max_seq_len);
@@ -387,30 +388,22 @@ pub const ContiguousCache = struct {
         return self.generations[self.shape.spanIndex(layer_index, sequence_index)];
     }
 
-    /// Copies all rows of a layer, [row][kv_head][head_dim], and returns their count. The copies share no memory, with one
-    /// another or with the rows.
+    /// Copies all rows of a layer and returns their count. The copies share no memory, with one another or with the rows.
     pub fn gather(self: *const ContiguousCache, layer_index: u32, sequence_index: u32, k: Output, v: Output) GatherError!u32 {
-        const source = try self.rows(layer_index, sequence_index);
-        const element_count = shapes.rowElements(self.shape, source.row_count).?; // a part of a checked size
-        if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
-        try checkApart(k.written(element_count), v.written(element_count));
-        for ([_]Output{ k, v }) |output| try source.checkApartFrom(output.written(element_count));
-        const kernels = dispatch.kernels();
-        kernels.convert(&.{
-            .destination = k.bytes,
-            .destination_dtype = k.dtype,
-            .source = source.memory.contiguous.keys,
-            .source_dtype = self.dtype_k,
-            .element_count = element_count,
-        });
-        kernels.convert(&.{
-            .destination = v.bytes,
-            .destination_dtype = v.dtype,
-            .source = source.memory.contiguous.values,
-            .source_dtype = self.dtype_v,
-            .element_count = element_count,
-        });
-        return source.row_count;
+        return self.gatherRange(layer_index, sequence_index, .{}, k, v);
+    }
+
+    /// The same of some of the rows, by their positions.
+    pub fn gatherRange(
+        self: *const ContiguousCache,
+        layer_index: u32,
+        sequence_index: u32,
+        range: Range,
+        k: Output,
+        v: Output,
+    ) GatherError!u32 {
+        const stored = try self.rows(layer_index, sequence_index);
+        return gathers.gather(&stored, range, k, v);
     }
 
     /// A layer there is.
@@ -488,6 +481,11 @@ pub const Sequence = struct {
     /// Copies all rows of a layer and returns their count.
     pub fn gather(self: Sequence, layer_index: u32, k: Output, v: Output) ContiguousCache.GatherError!u32 {
         return self.cache.gather(layer_index, self.index, k, v);
+    }
+
+    /// The same of some of the rows, by their positions.
+    pub fn gatherRange(self: Sequence, layer_index: u32, range: Range, k: Output, v: Output) ContiguousCache.GatherError!u32 {
+        return self.cache.gatherRange(layer_index, self.index, range, k, v);
     }
 };
 

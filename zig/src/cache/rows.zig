@@ -193,6 +193,11 @@ pub const Rows = struct {
         }
     }
 
+    /// Elements of one row of one side: kv_head_count * head_dim.
+    pub fn kvDim(rows: *const Rows) u32 {
+        return rows.kv_head_count * rows.head_dim;
+    }
+
     /// Resident rows, pending ones included.
     pub fn residentCount(rows: *const Rows) u32 {
         return if (rows.first <= rows.sink_end) rows.row_count else rows.sink_end + rows.row_count - rows.first;

@@ -9,6 +9,7 @@ const paged = @import("paged/cache.zig");
 const input = @import("input.zig");
 const Input = input.Input;
 const Output = input.Output;
+const Range = @import("gather.zig").Range;
 const Rows = @import("rows.zig").Rows;
 const views = @import("view.zig");
 const ContiguousKv = views.ContiguousKv;
@@ -78,10 +79,16 @@ pub const Sequence = union(enum) {
         }
     }
 
-    /// Copies the resident rows of a layer, [row][kv_head][head_dim], and returns their count.
+    /// Copies the rows of a layer that are seen and returns their count: token-major or head-major, as the outputs say.
     pub fn gather(self: Sequence, layer_index: u32, k: Output, v: Output) !u32 {
+        return self.gatherRange(layer_index, .{}, k, v);
+    }
+
+    /// Copies some rows of a layer, by their positions, and returns their count. Where a count is given, that many or none:
+    /// `PositionOutOfRange` unless each of them is seen.
+    pub fn gatherRange(self: Sequence, layer_index: u32, range: Range, k: Output, v: Output) !u32 {
         switch (self) {
-            inline else => |sequence| return sequence.gather(layer_index, k, v),
+            inline else => |sequence| return sequence.gatherRange(layer_index, range, k, v),
         }
     }
 

@@ -55,6 +55,8 @@ pub const Block = struct {
             .token_stride = token_stride,
         });
         if (token_count == 0) return;
+        // Rows of a head are adjacent here; where they are there, too, they are one piece.
+        const is_one_piece = token_stride == shape.head_dim * dtype.elementBytes();
         kernels.convert(&.{
             .destination = destination,
             .destination_dtype = dtype,
@@ -62,8 +64,8 @@ pub const Block = struct {
             .source = block.row(layer, side, kv_head, token_first),
             .source_dtype = shape.dtype(side),
             .source_stride = shape.tokenBytes(side),
-            .row_count = token_count,
-            .element_count = shape.head_dim,
+            .row_count = if (is_one_piece) 1 else token_count,
+            .element_count = if (is_one_piece) @as(u64, token_count) * shape.head_dim else shape.head_dim,
         });
     }
 

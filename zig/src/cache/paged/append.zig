@@ -76,8 +76,7 @@ pub fn append(cache: *CacheState, layer_index: u32, portions: []Portion, k: Inpu
         token_count += portion.token_count;
     }
     const group = &cache.groups[layer.group];
-    const element_count = shapes.rowElements(group.shape, token_count) orelse return error.InvalidSize;
-    if (k.element_count != element_count or v.element_count != element_count) return error.InvalidSize;
+    for ([_]Input{ k, v }) |input| if (try input.tokenCount(group.shape) != token_count) return error.InvalidSize;
     for (portions) |portion| {
         if (portion.token_count > cache.max_seq_len - portion.sequence.rowCount(layer_index)) return error.CacheFull;
     }
@@ -279,11 +278,12 @@ const Call = struct {
 
     /// Writes the keys or the values of a portion.
     fn write(call: Call, portion: *const Portion, input: Input, side: shapes.Side, narrowest: Dtype) bool {
+        // A single token is equally far from its heads in both layouts.
+        if (input.layout == .head_major and portion.token_count > 1) return call.writeHeads(portion, input, side, narrowest);
         const shape = call.group.shape;
         const kernels = dispatch.kernels();
         const head_stride = input.headStride(shape, call.token_count);
         const start = call.rowCount(portion);
-        // Token by token, as the rows of most callers lie.
         for (0..portion.token_count) |i| {
             const position = start + @as(u32, @intCast(i));
             if (kernels.convert_checked(&.{
@@ -296,6 +296,30 @@ const Call = struct {
                 .row_count = shape.kv_head_count,
                 .element_count = shape.head_dim,
             }, narrowest) == 0) return false;
+        }
+        return true;
+    }
+
+    /// The same for head-major rows: those of one head that go to one block are one piece here and there.
+    fn writeHeads(call: Call, portion: *const Portion, input: Input, side: shapes.Side, narrowest: Dtype) bool {
+        const shape = call.group.shape;
+        const kernels = dispatch.kernels();
+        const start = call.rowCount(portion);
+        var i: u32 = 0;
+        while (i < portion.token_count) {
+            const token = (start + i) % shape.block_size;
+            const count = @min(portion.token_count - i, shape.block_size - token);
+            for (0..shape.kv_head_count) |head| {
+                const kv_head: u32 = @intCast(head);
+                if (kernels.convert_checked(&.{
+                    .destination = call.blockAt(portion, start + i).row(call.layer.index, side, kv_head, token),
+                    .destination_dtype = shape.dtype(side),
+                    .source = input.headRow(shape, call.token_count, kv_head, portion.token_first + i),
+                    .source_dtype = input.dtype,
+                    .element_count = @as(u64, count) * shape.head_dim,
+                }, narrowest) == 0) return false;
+            }
+            i += count;
         }
         return true;
     }

@@ -45,6 +45,7 @@ const Input = input_types.Input;
 const layer_group = @import("layer_group.zig");
 const Output = input_types.Output;
 const policies = @import("../tiers/policy.zig");
+const Range = @import("../gather.zig").Range;
 const Ref = indexes.Ref;
 const Rows = @import("../rows.zig").Rows;
 const shapes = @import("../../shape.zig");
@@ -617,9 +618,9 @@ pub const Sequence = struct {
     pub fn append(self: *Sequence, layer_index: u32, k: Input, v: Input) PagedCache.AppendError!u32 {
         const cache = &self.cache.state;
         const shape = try cache.layerShape(layer_index);
-        const token_count = shapes.rowCount(shape, k.element_count) orelse return error.InvalidSize;
+        const token_count = try k.tokenCount(shape);
         const start = self.rowCount(layer_index);
-        if (k.element_count != v.element_count) return error.InvalidSize;
+        if (try v.tokenCount(shape) != token_count) return error.InvalidSize;
         if (token_count > cache.max_seq_len - start) return error.CacheFull;
         var portions = [_]appends.Portion{.{ .sequence = &self.state, .token_count = @intCast(token_count) }};
         try appends.append(cache, layer_index, &portions, k, v);
@@ -676,10 +677,15 @@ pub const Sequence = struct {
         return self.state.rows(layer_index);
     }
 
-    /// Copies the resident rows of a layer, [row][kv_head][head_dim], and returns their count. The copies share no memory,
-    /// with one another or with the rows.
+    /// Copies the rows of a layer that are seen and returns their count. The copies share no memory, with one another or with
+    /// the rows.
     pub fn gather(self: *const Sequence, layer_index: u32, k: Output, v: Output) PagedCache.GatherError!u32 {
-        return self.state.gather(layer_index, k, v);
+        return self.state.gather(layer_index, .{}, k, v);
+    }
+
+    /// The same of some of the rows, by their positions.
+    pub fn gatherRange(self: *const Sequence, layer_index: u32, range: Range, k: Output, v: Output) PagedCache.GatherError!u32 {
+        return self.state.gather(layer_index, range, k, v);
     }
 
     /// The blocks of a layer in order, those that hold its rows. A block whose rows are there to be rewound to, and not

@@ -6,10 +6,9 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
-const Block = @import("../blocks/block.zig").Block;
 const BlockTable = @import("../blocks/table.zig").BlockTable;
-const checkApart = @import("../overlap.zig").checkApart;
 const Dtype = @import("../../dtype.zig").Dtype;
+const gathers = @import("../gather.zig");
 const layer_group = @import("layer_group.zig");
 const Group = layer_group.Group;
 const GroupedLayer = layer_group.GroupedLayer;
@@ -17,6 +16,7 @@ const Index = @import("../prefix/index.zig").Index;
 const Output = @import("../input.zig").Output;
 const policies = @import("../tiers/policy.zig");
 const Policy = policies.Policy;
+const Range = gathers.Range;
 const Retention = @import("../tiers/retention.zig").Retention;
 const Rows = @import("../rows.zig").Rows;
 const shapes = @import("../../shape.zig");
@@ -72,7 +72,7 @@ pub const SequenceState = struct {
     /// In a cache with a prefix index.
     tokens: ?Tokens = null,
 
-    pub const GatherError = error{ LayerOutOfRange, InvalidSize, InvalidConfig };
+    pub const GatherError = gathers.Error || error{LayerOutOfRange};
 
     /// An empty sequence.
     pub fn init(cache: *CacheState) error{OutOfMemory}!SequenceState {
@@ -148,39 +148,10 @@ pub const SequenceState = struct {
         };
     }
 
-    /// Copies the resident rows of a layer, [row][kv_head][head_dim], and returns their count. The copies share no memory,
-    /// with one another or with the rows.
-    pub fn gather(self: *const SequenceState, layer_index: u32, k: Output, v: Output) GatherError!u32 {
+    /// Copies rows of a layer that are seen, and returns their count.
+    pub fn gather(self: *const SequenceState, layer_index: u32, range: Range, k: Output, v: Output) GatherError!u32 {
         const stored = try self.rows(layer_index);
-        const shape = try self.cache.layerShape(layer_index);
-        const resident = stored.residentCount();
-        const element_count = shapes.rowElements(shape, resident) orelse return error.InvalidSize;
-        if (k.element_count < element_count or v.element_count < element_count) return error.InvalidSize;
-        const outputs = [_]Output{ k, v };
-        try checkApart(k.written(element_count), v.written(element_count));
-        for (outputs) |output| try stored.checkApartFrom(output.written(element_count));
-        const paged = stored.memory.paged;
-        var row: u64 = 0;
-        var position: u32 = 0;
-        while (position < stored.row_count) {
-            const end = stored.residentEnd(position) orelse {
-                position = stored.first;
-                continue;
-            };
-            const block = paged.blockAt(position);
-            const token = position % paged.block_size;
-            const count = @min(end - position, paged.block_size - token);
-            for ([_]shapes.Side{ .keys, .values }, outputs) |side, output| for (0..shape.kv_head_count) |head| {
-                const kv_head: u32 = @intCast(head);
-                const element_bytes = output.dtype.elementBytes();
-                const destination = output.bytes + shapes.tokenMajorOffset(shape, kv_head, row) * element_bytes;
-                block.read(paged.layer, side, kv_head, token, count, destination, output.dtype, shape.kvDim() * element_bytes);
-            };
-            row += count;
-            position += count;
-        }
-        assert(row == resident);
-        return resident;
+        return gathers.gather(&stored, range, k, v);
     }
 
     /// The tier of the block that has a position of a layer; the tail where its rows were let go.
