@@ -6,6 +6,7 @@
 
 import { KvError } from "../error.ts";
 import { checkCount } from "../options/counts.ts";
+import { givenOptions, type OptionNames, optionNames } from "../options/option_names.ts";
 
 /** How a token is chosen. */
 export interface SamplingOptions {
@@ -19,6 +20,8 @@ export interface SamplingOptions {
   /** Names the random numbers: the same seed gives the same tokens in one runtime; another one each time by default. */
   readonly seed?: number;
 }
+
+const SAMPLING_NAMES: OptionNames = optionNames<SamplingOptions>({ temperature: true, topP: true, seed: true });
 
 /** Chooses a token by its logits `[vocab]`, which it may change. */
 export type Sample = (logits: Float32Array) => number;
@@ -41,7 +44,8 @@ export type Sample = (logits: Float32Array) => number;
  * @throws {TypeError} an option of the wrong type
  * @throws {KvError} `invalid_config`; its function `not_finite` for logits of which none is a number, or that have NaN
  */
-export function sampler({ temperature = 0, topP = 1, seed }: SamplingOptions = {}): Sample {
+export function sampler(options?: SamplingOptions): Sample {
+  const { temperature = 0, topP = 1, seed } = givenOptions(options, SAMPLING_NAMES, "choose tokens");
   checkNumber("temperature", temperature);
   checkNumber("topP", topP);
   if (seed !== undefined) checkCount("seed", seed);
