@@ -187,28 +187,45 @@ test("bench tiers prints the rows its options choose", TIMEOUT, () => {
 });
 
 test("bench prefix prints a row for each call and size", TIMEOUT, () => {
-  const rows = rowsOf("prefix", "call count us vsRival computed indexBytes");
+  const rows = rowsOf("prefix", "call count us vsRival computed indexBytes tokens rivalTokens");
   assert.deepEqual(rows.map(({ call, count }) => [call, count]), [
     ...[100, 1000].flatMap((tokens) => [["match", tokens], ["adopt", tokens], ["stranger", tokens]]),
     ["evict", 50],
+    ["turn", 1],
+    ["turn", 2],
+    ["turn", 3],
     ["chat", 3],
   ]);
   // 160 tokens of 100, 130 and 160.
-  assert.deepEqual(rows.map(({ computed }) => computed).filter((share) => share !== null), [160 / 390]);
+  assert.deepEqual(rows.flatMap(({ call, computed }) => call === "chat" ? [computed] : []), [160 / 390]);
+  const turns = rows.filter(({ call }) => call === "turn");
+  assert.deepEqual(turns.map(({ tokens, rivalTokens }) => [tokens, rivalTokens]), [[100, 100], [30, 130], [30, 160]]);
   assert.equal(rows.filter(({ indexBytes }) => indexBytes !== null).length, 1);
 });
 
 test("bench prefix prints the rows its options choose", TIMEOUT, () => {
   const chosen = ["--match", "65", "--blocks", "33", "--turns", "2"];
-  const rows = rowsOf("prefix", "call count us vsRival computed indexBytes", ...chosen);
+  const rows = rowsOf("prefix", "call count us vsRival computed indexBytes tokens rivalTokens", ...chosen);
   assert.deepEqual(rows.map(({ call, count }) => [call, count]), [
     ["match", 65],
     ["adopt", 65],
     ["stranger", 65],
     ["evict", 33],
+    ["turn", 1],
+    ["turn", 2],
     ["chat", 2],
   ]);
 });
+
+/** The chart of rows. */
+function chartOf(rows: readonly Record<string, unknown>[]): string {
+  const path = join(mkdtempSync(join(tmpdir(), "kvern-chart-")), "rows.jsonl");
+  writeFileSync(path, rows.map((row) => JSON.stringify(row)).join("\n") + "\n");
+  const { code, stdout, stderr } = run("chart", [path]);
+  rmSync(dirname(path), { recursive: true });
+  assert.equal(code, 0, stderr);
+  return stdout;
+}
 
 test("the chart shows every format, context and rival of the rows", TIMEOUT, () => {
   const row = { bench: "attend", runtime: "bun", level: "v3", gqa: 4, headDim: 128, queries: 1, ms: 1, gbps: 9 };
@@ -217,11 +234,7 @@ test("the chart shows every format, context and rival of the rows", TIMEOUT, () 
     { ...row, tokens, threads: 1, kv: "i4", shareOfRead: 0.71, vsGgml: null, vsOrt: null },
     { ...row, tokens, threads: 1, kv: "i8", queries: 7, shareOfRead: 0.33, vsGgml: null, vsOrt: null },
   ]);
-  const path = join(mkdtempSync(join(tmpdir(), "kvern-chart-")), "rows.jsonl");
-  writeFileSync(path, rows.map((row) => JSON.stringify(row)).join("\n") + "\n");
-  const { code, stdout, stderr } = run("chart", [path]);
-  rmSync(dirname(path), { recursive: true });
-  assert.equal(code, 0, stderr);
+  const stdout = chartOf(rows);
   assert.match(stdout, /^<svg [^]*<\/svg>\n$/);
   const count = (what: RegExp) => [...stdout.matchAll(what)].length;
   assert.deepEqual(["4096 tokens, 1 thread", "32768 tokens, 1 thread"].filter((title) => !stdout.includes(title)), []);
@@ -233,13 +246,26 @@ test("the chart shows every format, context and rival of the rows", TIMEOUT, () 
     2,
   ]);
   // One rectangle each is of the legend.
-  const bars = ["ours", "ggml", "ort"].map((color) => count(new RegExp(`<rect class="${color}"`, "g")) - 1);
+  const bars = ["ours", "rival", "other"].map((color) => count(new RegExp(`<rect class="${color}"`, "g")) - 1);
   assert.deepEqual(bars, [4, 2, 2]);
   assert.equal(
     count(/<(rect|text|line|title|style|g)\b/g),
     count(/<\/(text|title|style|g)>/g) + count(/<(rect|line)[^>]*\/>/g),
   );
   assert.doesNotMatch(stdout, /NaN|Infinity|undefined/);
+});
+
+test("the chart of a conversation has two bars for each turn in each panel", TIMEOUT, () => {
+  const turn = { bench: "prefix", call: "turn", us: 1500, vsRival: 4, tokens: 30 };
+  const rows = [
+    { bench: "prefix", call: "match", count: 100, us: 9, vsRival: 3, tokens: null, rivalTokens: null },
+    ...[1, 2, 3].map((count) => ({ ...turn, count, rivalTokens: 100 * count })),
+  ];
+  const chart = chartOf(rows);
+  const count = (what: RegExp) => [...chart.matchAll(what)].length;
+  assert.deepEqual(["ours", "rival"].map((color) => count(new RegExp(`<rect class="${color}"`, "g")) - 1), [6, 6]);
+  assert.deepEqual([count(/>turn 3</g), count(/>300</g), count(/>6\.0</g)], [2, 1, 1]);
+  assert.doesNotMatch(chart, /NaN|Infinity|undefined/);
 });
 
 test("benches print a table with their rival in it where no JSON is wanted", TIMEOUT, () => {
