@@ -23,6 +23,7 @@ import { countText, refusal } from "./ffi/status.ts";
 import { appendRows } from "./memory/append.ts";
 import { attend, oneOf } from "./memory/attend.ts";
 import type { CacheMemory } from "./memory/cache.ts";
+import { commitRows } from "./memory/commit.ts";
 import { explanationOf, newExplanation, type PrefixExplanation } from "./memory/explanation.ts";
 import { gatherRows } from "./memory/gather.ts";
 import { showAs } from "./memory/inspect.ts";
@@ -32,21 +33,13 @@ import { attachSequence, forkSequence, isPaged, type PagedSequence, SequenceMemo
 import { VIEW, viewsOf } from "./memory/view.ts";
 import { APPEND_NAMES, type AppendOptions } from "./options/append.ts";
 import { ATTEND_NAMES, type AttendOptions, readAttend } from "./options/attend.ts";
-import {
-  checkTokens,
-  checkWords,
-  COMMIT_NAMES,
-  pendingText,
-  rankOf,
-  type SequenceCommitOptions,
-} from "./options/commit.ts";
+import { checkWords, type SequenceCommitOptions } from "./options/commit.ts";
 import { checkCount } from "./options/counts.ts";
 import type { GatherOptions } from "./options/gather.ts";
 import { givenOptions } from "./options/option_names.ts";
 import type { LayerShape } from "./options/paged.ts";
 import { missingRowsText } from "./options/retention.ts";
 import type { Rows } from "./options/rows.ts";
-import { lengthOf } from "./options/typed_array.ts";
 
 /** Makes the object of a native sequence. */
 export let createSequence: (memory: SequenceMemory) => Sequence;
@@ -270,38 +263,7 @@ export class Sequence implements KvCache {
    * @throws {KvError} `commit_mismatch`, `invalid_size` if there are not `n` tokens or `n` rows to keep, `stale_handle`
    */
   commit(n: number, options?: SequenceCommitOptions): void {
-    // First, as it may run the caller's code.
-    const { tokens, kept, ...stay } = givenOptions(options, COMMIT_NAMES, "commit");
-    checkCount("n", n);
-    checkTokens(tokens, n);
-    const { priority, ttlMs } = rankOf({ tokens, priority: stay.priority, ttlMs: stay.ttlMs });
-    const memory = this.#memory;
-    const library = this.#library;
-    const action = `commit ${countText(n, "token")}`;
-    memory.checkOwn(action);
-    const isTold = tokens !== undefined && memory.cache.findsTokens;
-    let status: number;
-    if (kept === undefined) {
-      status = isTold
-        ? library.kv_sequence_commit_tokens(memory.handle, tokens, n, priority, ttlMs)
-        : library.kv_sequence_commit(memory.handle, memory.index, n);
-    } else {
-      checkWords("kept", kept);
-      const count = lengthOf(kept);
-      if (count !== n) throw new KvError("invalid_size", `Cannot ${action} as kept must have as many rows: ${count}`);
-      status = isTold
-        ? library.kv_sequence_commit_kept_tokens(memory.handle, kept, count, tokens, n, priority, ttlMs)
-        : library.kv_sequence_commit_kept(memory.handle, memory.index, kept, count);
-    }
-    if (status < 0) {
-      const rule = kept === undefined ? "have exactly that many rows pending" : "have equally many rows pending";
-      throw refusal(status, action, {
-        ...memory.cache.freedRule,
-        commit_mismatch: () => `every layer must ${rule}: ${this.#pendingText()}`,
-        invalid_size: () => `kept must have indices of pending rows, ascending: ${this.#pendingText()}`,
-      });
-    }
-    memory.settle();
+    commitRows(this.#memory, n, options);
   }
 
   /**
@@ -530,11 +492,6 @@ export class Sequence implements KvCache {
     const memory = this.#memory;
     if (isPaged(memory)) return memory;
     throw new KvError("unsupported", `Cannot ${action} as it is one of a contiguous cache: a PagedCache has such`);
-  }
-
-  #pendingText(): string {
-    const length = this.seqLen;
-    return pendingText(this.layerCount, (layer) => this.#memory.rowCount(layer) - length);
   }
 }
 

@@ -86,9 +86,3 @@ export function checkWords(name: string, words: Uint32Array): void {
   if (arrayKind(words) !== "Uint32Array") throw new TypeError(`${name} must be a Uint32Array: ${kindOf(words)}`);
   if (lengthOf(words) === 0) checkAttached(name, words);
 }
-
-/** Which layers have how many rows pending, the first few of them. */
-export function pendingText(layerCount: number, pendingOf: (layer: number) => number): string {
-  const shown = Array.from({ length: Math.min(layerCount, 4) }, (_, layer) => layer);
-  return shown.map((layer) => `layer ${layer} has ${pendingOf(layer)}`).join(", ");
-}

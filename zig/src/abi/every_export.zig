@@ -11,6 +11,7 @@ const group = @import("../group.zig");
 const library = @import("library.zig");
 const paged = @import("paged.zig");
 const pool = @import("pool.zig");
+const prompts = @import("prompt.zig");
 const quantization = @import("quantization.zig");
 const records = @import("test_records.zig");
 const bytes = records.bytes;
@@ -473,23 +474,23 @@ const paged_calls = [_]Call{
     }.make },
     .{ .name = "paged_prefix_stats", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return paged.prefixStats(world.tiered, b.record(paged.PrefixStatsRecord), @sizeOf(paged.PrefixStatsRecord));
+            return prompts.prefixStats(world.tiered, b.record(prompts.PrefixStatsRecord), @sizeOf(prompts.PrefixStatsRecord));
         }
     }.make },
     .{ .name = "paged_pending_prefix", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return paged.pendingPrefix(world.tiered, b.in(&prompt), prompt.len, 1, b.in("salt"), 4, b.in("model"), 5);
+            return prompts.pendingPrefix(world.tiered, b.in(&prompt), prompt.len, 1, b.in("salt"), 4, b.in("model"), 5);
         }
     }.make },
     .{ .name = "paged_events", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return paged.events(world.tiered, b.in(&prompt), prompt.len);
+            return prompts.events(world.tiered, b.in(&prompt), prompt.len);
         }
     }.make },
     .{ .name = "paged_explain", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            const out = b.record(paged.ExplanationRecord);
-            return paged.explain(world.tiered, b.in(&prompt), prompt.len, 0, null, 0, null, 0, out, @sizeOf(paged.ExplanationRecord));
+            const out = b.record(prompts.ExplanationRecord);
+            return prompts.explain(world.tiered, b.in(&prompt), prompt.len, 0, null, 0, null, 0, out, @sizeOf(prompts.ExplanationRecord));
         }
     }.make },
     .{ .name = "paged_pool_stats", .make = struct {
@@ -515,7 +516,7 @@ const sequence_calls = [_]Call{
     }.make },
     .{ .name = "sequence_create_for", .free = sequences.free, .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            return sequences.createFor(world.tiered, b.in(&prompt), prompt.len, 1, b.in("salt"), 4, b.in("model"), 5);
+            return prompts.createSequence(world.tiered, b.in(&prompt), prompt.len, 1, b.in("salt"), 4, b.in("model"), 5);
         }
     }.make },
     .{ .name = "sequence_free", .make = struct {
@@ -607,8 +608,8 @@ const sequence_calls = [_]Call{
     }.make },
     .{ .name = "sequence_explain", .make = struct {
         fn make(world: World, b: *Buffers) i32 {
-            const out = b.record(paged.ExplanationRecord);
-            return sequences.explain(world.first, b.in(&prompt), prompt.len, out, @sizeOf(paged.ExplanationRecord));
+            const out = b.record(prompts.ExplanationRecord);
+            return prompts.explainTo(world.first, b.in(&prompt), prompt.len, out, @sizeOf(prompts.ExplanationRecord));
         }
     }.make },
     .{ .name = "sequence_truncate", .make = struct {

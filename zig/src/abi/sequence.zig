@@ -7,8 +7,6 @@ const std = @import("std");
 const buffer = @import("buffer.zig");
 const handle = @import("handle.zig");
 const memory = @import("memory.zig");
-const ExplanationRecord = @import("paged.zig").ExplanationRecord;
-const promptOf = @import("paged.zig").promptOf;
 const Rank = @import("../cache/paged/cache.zig").Rank;
 const record = @import("record.zig");
 const SeenBlock = @import("../cache/paged/cache.zig").Sequence.SeenBlock;
@@ -89,28 +87,6 @@ pub fn create(word: u32) callconv(.c) i32 {
     };
 }
 
-/// (cache, prompt) -> a sequence that starts with the longest prefix of it that its tenant has
-pub fn createFor(
-    word: u32,
-    tokens: ?[*]const u8,
-    token_count: u32,
-    has_salt: u32,
-    salt: ?[*]const u8,
-    salt_bytes: u32,
-    fingerprint: ?[*]const u8,
-    fingerprint_bytes: u32,
-) callconv(.c) i32 {
-    const use = handle.begin(.paged, word) catch |err| return status.fromError(err);
-    defer use.end();
-    const prompt = promptOf(tokens, token_count, has_salt, salt, salt_bytes, fingerprint, fingerprint_bytes) catch |err|
-        return status.fromError(err);
-    const sequence = use.target.createSequenceFor(prompt) catch |err| return status.fromError(err);
-    return handle.createSequence(use.object, sequence) catch |err| {
-        use.target.freeSequence(sequence);
-        return status.fromError(err);
-    };
-}
-
 pub fn free(word: u32) callconv(.c) i32 {
     return status.word(handle.free(.sequence, word));
 }
@@ -175,15 +151,6 @@ pub fn commitKept(word: u32, index: u32, kept: ?[*]const u8, kept_count: u32) ca
     const indices = buffer.copyWords(u32, gpa, kept, kept_count) catch |err| return status.fromError(err);
     defer gpa.free(indices);
     return status.word(use.target.commitKept(indices));
-}
-
-/// (sequence, tokens, count, ExplanationRecord out, bytes): for the tenant of the sequence
-pub fn explain(word: u32, tokens: ?[*]const u8, token_count: u32, out: ?[*]u8, out_bytes: u32) callconv(.c) i32 {
-    const use = handle.begin(.sequence, word) catch |err| return status.fromError(err);
-    defer use.end();
-    const prompt = buffer.words(u32, tokens, token_count) catch |err| return status.fromError(err);
-    const explanation = use.target.explain(prompt) catch |err| return status.fromError(err);
-    return status.word(record.write(ExplanationRecord, out, out_bytes, .from(explanation)));
 }
 
 /// (sequence, tokens of the pending rows, count, priority, milliseconds it lasts or 0): a commit that tells them.

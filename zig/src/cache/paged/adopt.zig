@@ -16,6 +16,8 @@ const Index = indexes.Index;
 const state = @import("state.zig");
 const CacheState = state.CacheState;
 const SequenceState = state.SequenceState;
+const Tokens = @import("../prefix/tokens.zig").Tokens;
+const trees = @import("../prefix/tree.zig");
 
 /// Why a prompt was not found any further. The numbers cross the ABI and are never changed.
 pub const Reason = enum(u32) {
@@ -58,7 +60,7 @@ pub fn explain(cache: *const CacheState, root: u32, tokens: []const u32, shows_a
     const rest = tokens[depth * cache.block_size ..];
     var reason = found.reason;
     if ((reason == .not_stored or reason == .differs) and shows_all) {
-        if (index.wasEvicted(last, rest)) reason = .evicted else if (index.hasOtherModel(root, tokens)) reason = .other_fingerprint;
+        if (index.wasEvicted(last, rest)) reason = .evicted else if (index.roots.hasOtherModel(&index.tree, root, tokens)) reason = .other_fingerprint;
     }
     var explanation: Explanation = .{
         .token_count = found.token_count,
@@ -86,8 +88,8 @@ pub fn explain(cache: *const CacheState, root: u32, tokens: []const u32, shows_a
 /// The token that stands where a prompt differs from what is nearest to it.
 fn otherToken(index: *const Index, last: u32, rest: []const u32, next: ?Next) ?u32 {
     const one = next orelse {
-        const child = index.neighbour(last, rest) orelse return null;
-        return index.tokensOf(child)[0];
+        const child = index.tree.neighbour(last, rest) orelse return null;
+        return index.tree.tokensOf(child)[0];
     };
     const tokens = one.tokens(index);
     return if (one.common < tokens.len) tokens[one.common] else null;
@@ -115,13 +117,13 @@ const Next = struct {
     from: union(enum) {
         node: u32,
         /// A sequence that still writes to it.
-        sequence: *const SequenceState,
+        sequence: *const Tokens,
     },
 
     fn tokens(next: Next, index: *const Index) []const u32 {
         return switch (next.from) {
-            .node => |node| index.tokensOf(node),
-            .sequence => |sequence| sequence.tokens.?.newest.items,
+            .node => |node| index.tree.tokensOf(node),
+            .sequence => |sequence| sequence.newest.items,
         };
     }
 
@@ -129,7 +131,7 @@ const Next = struct {
     fn block(next: Next, index: *const Index, group: u32, entry: u32) ?Held {
         switch (next.from) {
             .node => |node| {
-                const held = index.blockOf(node, group) orelse return null;
+                const held = index.tree.blockOf(node, group) orelse return null;
                 return .{ .block = held.block, .format = held.format };
             },
             .sequence => |sequence| {
@@ -148,11 +150,11 @@ pub fn find(cache: *const CacheState, root: u32, tokens: []const u32) error{OutO
     const index = cache.prefix.?;
     var found: Found = .{};
     errdefer found.deinit(cache);
-    try index.walk(root, tokens, &found.nodes);
+    try index.tree.walk(root, tokens, &found.nodes);
     const depth: u32 = @intCast(found.nodes.items.len);
     const last = if (depth == 0) root else found.nodes.items[depth - 1];
     const whole = depth * cache.block_size;
-    found.next = nearest(cache, last, tokens[whole..]);
+    found.next = nearest(cache, root, last, tokens[whole..]);
     found.known_count = whole + (if (found.next) |next| next.common else 0);
     found.reason = if (found.known_count == tokens.len)
         .whole
@@ -175,15 +177,14 @@ pub fn find(cache: *const CacheState, root: u32, tokens: []const u32) error{OutO
 }
 
 /// The block of which most tokens are equal: a node, or what a sequence at work has behind that same node.
-fn nearest(cache: *const CacheState, last: u32, tokens: []const u32) ?Next {
+fn nearest(cache: *const CacheState, root: u32, last: u32, tokens: []const u32) ?Next {
     const index = cache.prefix.?;
     var best: ?Next = null;
-    if (index.nearestChild(last, tokens)) |child| best = .{ .common = child.common, .from = .{ .node = child.node } };
-    for (cache.living.items) |sequence| {
-        const told = &sequence.tokens.?;
+    if (index.tree.nearestChild(last, tokens)) |child| best = .{ .common = child.common, .from = .{ .node = child.node } };
+    for (cache.living.of(root)) |told| {
         if (told.newest.items.len == 0 or told.lastNode() != last) continue;
-        const common = indexes.commonCount(told.newest.items, tokens);
-        if (common > (if (best) |one| one.common else 0)) best = .{ .common = common, .from = .{ .sequence = sequence } };
+        const common = trees.commonCount(told.newest.items, tokens);
+        if (common > (if (best) |one| one.common else 0)) best = .{ .common = common, .from = .{ .sequence = told } };
     }
     return best;
 }
@@ -246,7 +247,7 @@ const Presence = struct {
 fn heldBlock(cache: *const CacheState, found: *const Found, entry: u32, group: u32) ?Held {
     const index = cache.prefix.?;
     if (entry == found.nodes.items.len) return found.next.?.block(index, group, entry);
-    const held = index.blockOf(found.nodes.items[entry], group) orelse return null;
+    const held = index.tree.blockOf(found.nodes.items[entry], group) orelse return null;
     return .{ .block = held.block, .format = held.format };
 }
 
@@ -290,10 +291,10 @@ pub fn adopt(sequence: *SequenceState, found: *const Found) error{OutOfMemory}!v
     const depth = token_count / cache.block_size;
     const rest = token_count % cache.block_size;
     const node = if (depth == 0) told.root else found.nodes.items[depth - 1];
-    told.last = index.refOf(node);
+    told.last = index.tree.refOf(node);
     if (rest != 0) {
         const source = if (depth < found.nodes.items.len)
-            index.tokensOf(found.nodes.items[depth])
+            index.tree.tokensOf(found.nodes.items[depth])
         else
             found.next.?.tokens(index);
         told.newest.appendSliceAssumeCapacity(source[0..rest]);

@@ -46,7 +46,7 @@ const layer_group = @import("layer_group.zig");
 const Output = input_types.Output;
 const policies = @import("../tiers/policy.zig");
 const Range = @import("../gather.zig").Range;
-const Ref = indexes.Ref;
+const Ref = trees.Ref;
 const Rows = @import("../rows.zig").Rows;
 const shapes = @import("../../shape.zig");
 const BlockShape = shapes.BlockShape;
@@ -56,6 +56,7 @@ const CacheState = state.CacheState;
 const SequenceState = state.SequenceState;
 const sums = @import("stats.zig");
 const Tokens = @import("../prefix/tokens.zig").Tokens;
+const trees = @import("../prefix/tree.zig");
 
 pub const priority_default = indexes.priority_default;
 pub const PrefixOptions = indexes.Options;
@@ -336,7 +337,7 @@ pub const PagedCache = struct {
 
     /// Bytes that the prefix index takes beside blocks.
     pub fn prefixMetadataBytes(self: *const PagedCache) u64 {
-        return if (self.state.prefix) |index| index.metadataBytes() else 0;
+        return if (self.state.prefix) |index| index.metadataBytes() + self.state.living.metadataBytes() else 0;
     }
 
     /// What a sequence made for a prompt would start with, and why with no more. It is for the owner of the cache: it tells
@@ -381,10 +382,7 @@ pub const PagedCache = struct {
         var found = try adoption.find(&self.state, root.node, tokens);
         defer found.deinit(&self.state);
         var most: u32 = 0;
-        for (self.state.living.items) |other| {
-            const told = &other.tokens.?;
-            if (told.root == root.node) most = @max(most, indexes.commonCount(told.prompt, tokens));
-        }
+        for (self.state.living.of(root.node)) |other| most = @max(most, trees.commonCount(other.prompt, tokens));
         return most -| found.known_count;
     }
 
@@ -400,33 +398,28 @@ pub const PagedCache = struct {
     /// A sequence at a root of the prefix index that was opened for it.
     fn createAt(self: *PagedCache, root: ?Ref) error{OutOfMemory}!*Sequence {
         const gpa = self.state.gpa;
+        const living = &self.state.living;
         errdefer if (root) |opened| self.state.prefix.?.close(opened.node);
+        if (root) |opened| try living.ensureUnusedCapacity(gpa, opened.node);
+        errdefer if (root) |opened| living.dropIfEmpty(gpa, opened.node);
         try self.sequences.ensureUnusedCapacity(gpa, 1);
-        try self.state.living.ensureTotalCapacity(gpa, self.sequences.items.len + 1);
         const sequence = try gpa.create(Sequence);
         errdefer gpa.destroy(sequence);
-        var tokens: ?Tokens = if (root) |opened| try .init(self.state.prefix.?, opened) else null;
-        errdefer if (tokens) |*told| told.newest.deinit(gpa);
         sequence.* = .{ .cache = self, .index = self.sequences.items.len, .state = try .init(&self.state) };
-        sequence.state.tokens = tokens;
-        if (root) |opened| sequence.state.writer = self.state.prefix.?.writerOf(opened.node);
-        self.sequences.appendAssumeCapacity(sequence);
-        if (sequence.state.tokens) |*told| {
-            told.place = self.state.living.items.len;
-            self.state.living.appendAssumeCapacity(&sequence.state);
+        errdefer sequence.state.deinit();
+        if (root) |opened| {
+            sequence.state.tokens = try .init(self.state.prefix.?, opened, sequence.state.tables);
+            living.addAssumeCapacity(&sequence.state.tokens.?);
+            sequence.state.writer = self.state.prefix.?.writerOf(opened.node);
         }
+        self.sequences.appendAssumeCapacity(sequence);
         return sequence;
     }
 
     /// Gives all references of a sequence back. What it told of its tokens is found by others from now on.
     pub fn freeSequence(self: *PagedCache, sequence: *Sequence) void {
         assert(sequence.cache == self);
-        if (sequence.state.tokens != null) {
-            const living = &self.state.living;
-            const place = sequence.state.tokens.?.place;
-            assert(living.swapRemove(place) == &sequence.state);
-            if (place < living.items.len) living.items[place].tokens.?.place = place;
-        }
+        if (sequence.state.tokens) |*tokens| self.state.living.remove(self.state.gpa, tokens);
         sequence.state.deinit();
         assert(self.sequences.swapRemove(sequence.index) == sequence);
         if (sequence.index < self.sequences.items.len) self.sequences.items[sequence.index].index = sequence.index;

@@ -9,6 +9,7 @@ const checkKept = @import("../input.zig").checkKept;
 const Group = @import("layer_group.zig").Group;
 const indexes = @import("../prefix/index.zig");
 const Migration = @import("../tiers/migration.zig").Migration;
+const Ref = @import("../prefix/tree.zig").Ref;
 const state = @import("state.zig");
 const CacheState = state.CacheState;
 const SequenceState = state.SequenceState;
@@ -55,7 +56,7 @@ pub fn commitKept(sequence: *SequenceState, kept: []align(1) const u32, told: To
 
 /// Tells the index of rows that count now, then lets what is old go out of sight and out of the tail.
 fn settle(sequence: *SequenceState, told: Told) void {
-    if (sequence.tokens) |*tokens| tokens.committed(told.tokens, sequence.seq_len, sequence.tables, told.rank);
+    if (sequence.tokens) |*tokens| tokens.committed(told.tokens, sequence.seq_len, told.rank);
     evict(sequence);
     migrate(sequence);
 }
@@ -154,7 +155,7 @@ fn migrate(sequence: *SequenceState) void {
     const cache = sequence.cache;
     for (sequence.tables, cache.groups, 0..) |*table, *group, group_index| {
         if (group.store_format == null) continue;
-        var nodes: std.ArrayList(indexes.Ref) = .empty;
+        var nodes: std.ArrayList(Ref) = .empty;
         defer nodes.deinit(cache.gpa);
         const entry_first = table.tail_first / cache.block_size;
         if (sequence.tokens) |*tokens| {

@@ -9,6 +9,7 @@ const memcheck = @import("build_options").memcheck;
 const testing = std.testing;
 const gpa = testing.allocator;
 const indexes = @import("../prefix/index.zig");
+const trees = @import("../prefix/tree.zig");
 const Output = @import("../input.zig").Output;
 const paged = @import("cache.zig");
 const PagedCache = paged.PagedCache;
@@ -304,7 +305,7 @@ test "a layer with a window starts at the nearest border at which its rows are t
     defer path.deinit(gpa);
     const reader = try cache.createSequence();
     defer cache.freeSequence(reader);
-    try index.walk(reader.state.tokens.?.root, &tokens, &path);
+    try index.tree.walk(reader.state.tokens.?.root, &tokens, &path);
     index.forget(path.items[2], 1);
     edited[13] = 98;
     const again = try cache.createSequenceFor(.{ .tokens = &edited });
@@ -413,9 +414,9 @@ test "random sequences of two tenants: every row belongs to its tokens, and noth
                 };
                 errdefer one.tokens.deinit(gpa);
                 var most: u32 = 0;
-                for (known[tenant].items) |earlier| most = @max(most, indexes.commonCount(earlier, tokens.items));
+                for (known[tenant].items) |earlier| most = @max(most, trees.commonCount(earlier, tokens.items));
                 for (told.items) |other| if (other.tenant == tenant) {
-                    most = @max(most, indexes.commonCount(other.tokens.items[0..other.sequence.seqLen()], tokens.items));
+                    most = @max(most, trees.commonCount(other.tokens.items[0..other.sequence.seqLen()], tokens.items));
                 };
                 most = @min(most, @as(u32, @intCast(tokens.items.len)) -| 1);
                 const start = one.sequence.seqLen();

@@ -13,6 +13,7 @@ const layer_group = @import("layer_group.zig");
 const Group = layer_group.Group;
 const GroupedLayer = layer_group.GroupedLayer;
 const Index = @import("../prefix/index.zig").Index;
+const Living = @import("../prefix/living.zig").Living;
 const Output = @import("../input.zig").Output;
 const policies = @import("../tiers/policy.zig");
 const Policy = policies.Policy;
@@ -42,8 +43,8 @@ pub const CacheState = struct {
     evictions: u64 = 0,
     /// Finds blocks by their tokens; null where nobody tells any.
     prefix: ?*Index = null,
-    /// The sequences whose tokens may be told.
-    living: std.ArrayList(*SequenceState) = .empty,
+    /// The tokens of sequences that may tell them.
+    living: Living = .{},
 
     /// The group of a layer, and its number there.
     pub fn layer(state: *const CacheState, layer_index: u32) error{LayerOutOfRange}!GroupedLayer {
@@ -91,7 +92,7 @@ pub const SequenceState = struct {
     /// Gives all references back.
     pub fn deinit(self: *SequenceState) void {
         const gpa = self.cache.gpa;
-        if (self.tokens) |*tokens| tokens.keepNewest(self.tables);
+        if (self.tokens) |*tokens| tokens.keepNewest();
         for (self.tables, self.cache.groups) |*table, group| {
             table.shrink(group.formats.items, 0);
             table.deinit(gpa);

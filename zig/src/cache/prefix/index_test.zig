@@ -11,6 +11,7 @@ const indexes = @import("index.zig");
 const Index = indexes.Index;
 const layer_group = @import("../paged/layer_group.zig");
 const slab_memory = @import("../../device/slab.zig");
+const trees = @import("tree.zig");
 
 const block_size = 4;
 
@@ -93,10 +94,10 @@ const Fixture = struct {
     fn matched(self: *Fixture, root: u32, tokens: []const u32) !u32 {
         var path: std.ArrayList(u32) = .empty;
         defer path.deinit(gpa);
-        try self.index.walk(root, tokens, &path);
+        try self.index.tree.walk(root, tokens, &path);
         const whole: u32 = @intCast(path.items.len * block_size);
         const last = if (path.items.len == 0) root else path.items[path.items.len - 1];
-        const nearest = self.index.nearestChild(last, tokens[whole..]) orelse return whole;
+        const nearest = self.index.tree.nearestChild(last, tokens[whole..]) orelse return whole;
         return whole + nearest.common;
     }
 };
@@ -149,7 +150,7 @@ test "random prompts match as in a list of them" {
             const tenant = random.uintLessThan(usize, 2);
             var expected: u32 = 0;
             for (known[tenant].items, lengths[tenant].items) |added, length| {
-                expected = @max(expected, indexes.commonCount(added[0..length], tokens));
+                expected = @max(expected, trees.commonCount(added[0..length], tokens));
             }
             try testing.expectEqual(expected, try fixture.matched(roots[tenant], tokens));
             try testing.expectEqual(tokens.len, try fixture.addAll(roots[tenant], tokens, indexes.priority_default));
@@ -177,7 +178,7 @@ test "memory that is wanted comes from the least important, then from the oldest
     }
     // What was used again goes later.
     _ = try fixture.addAll(root, &.{ 7, 7, 7, 7 }, 35);
-    index.touch(index.nearestChild(root, &.{ 6, 6, 6, 6 }).?.node);
+    index.touch(index.tree.nearestChild(root, &.{ 6, 6, 6, 6 }).?.node);
     try testing.expect(index.reclaim());
     try testing.expectEqual(0, try fixture.matched(root, &.{ 7, 7, 7, 7 }));
     try testing.expectEqual(4, try fixture.matched(root, &.{ 6, 6, 6, 6 }));
@@ -328,14 +329,14 @@ test "in a layer with a window a block goes by itself, and comes back with the n
     defer index.close(root);
     const tokens = [_]u32{ 1, 2, 3, 4, 5, 6, 7, 8 };
     _ = try fixture.addAll(root, &tokens, 35);
-    const first = index.nearestChild(root, tokens[0..4]).?.node;
-    try testing.expect(index.blockOf(first, 1) != null);
+    const first = index.tree.nearestChild(root, tokens[0..4]).?.node;
+    try testing.expect(index.tree.blockOf(first, 1) != null);
     try testing.expect(index.reclaim());
-    try testing.expectEqual(null, index.blockOf(first, 1));
-    try testing.expect(index.blockOf(first, 0) != null);
+    try testing.expectEqual(null, index.tree.blockOf(first, 1));
+    try testing.expect(index.tree.blockOf(first, 0) != null);
     try testing.expectEqual(8, try fixture.matched(root, &tokens));
     _ = try fixture.addAll(root, tokens[0..4], 35);
-    try testing.expect(index.blockOf(first, 1) != null);
+    try testing.expect(index.tree.blockOf(first, 1) != null);
 }
 
 test "a root goes with its last sequence and block, and a node that went is known to have gone" {
@@ -346,17 +347,17 @@ test "a root goes with its last sequence and block, and a node that went is know
         var salt: [8]u8 = undefined;
         std.mem.writeInt(u64, &salt, i, .little);
         const root = try index.open(keyOf(&salt), keyOf(&salt), newWriter);
-        try testing.expectEqual(root.node, index.get(root).?);
+        try testing.expectEqual(root.node, index.tree.get(root).?);
         _ = try fixture.addAll(root.node, &.{ 1, 2, 3, 4 }, 35);
-        const node = index.refOf(index.nearestChild(root.node, &.{1}).?.node);
+        const node = index.tree.refOf(index.tree.nearestChild(root.node, &.{1}).?.node);
         index.close(root.node);
-        try testing.expectEqual(root.node, index.get(root).?);
+        try testing.expectEqual(root.node, index.tree.get(root).?);
         try testing.expect(index.reclaim());
-        try testing.expectEqual(null, index.get(node));
-        try testing.expectEqual(null, index.get(root));
+        try testing.expectEqual(null, index.tree.get(node));
+        try testing.expectEqual(null, index.tree.get(root));
     }
-    try testing.expect(index.nodes.items.len <= 2 and index.roots.items.len <= 1);
-    try testing.expectEqual(0, index.by_key.count());
+    try testing.expect(index.tree.nodes.items.len <= 2 and index.roots.items.items.len <= 1);
+    try testing.expectEqual(0, index.roots.by_key.count());
 }
 
 test "blocks that are set aside while they are used come back, however many follow" {
@@ -385,7 +386,7 @@ test "blocks that a node lacked count against the limit" {
     const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
     defer index.close(root);
     for ([_]u32{ 1, 2 }) |token| _ = try fixture.addAll(root, &.{ token, 0, 0, 0 }, 35);
-    index.forget(index.nearestChild(root, &.{1}).?.node, 1);
+    index.forget(index.tree.nearestChild(root, &.{1}).?.node, 1);
     _ = try fixture.addAll(root, &.{ 3, 0, 0, 0 }, 35);
     _ = try fixture.addAll(root, &.{ 2, 0, 0, 0 }, 35);
     for ([_]u32{ 1, 2, 3 }) |token| {
@@ -427,12 +428,12 @@ test "with several groups blocks go in the order of their priorities, whatever i
     }
     while (index.stats.cached_blocks != 0) {
         var counts: [256]u32 = @splat(0);
-        for (index.slots.items, 0..) |slot, i| counts[index.nodes.items[i / 3].priority] += @intFromBool(slot.block >= 0);
+        for (index.tree.slots.items, 0..) |slot, i| counts[index.tree.nodes.items[i / 3].priority] += @intFromBool(slot.block >= 0);
         const least = std.mem.indexOfNone(u32, &counts, &.{0}).?;
         const count = counts[least];
         try testing.expect(index.reclaim());
         counts = @splat(0);
-        for (index.slots.items, 0..) |slot, i| counts[index.nodes.items[i / 3].priority] += @intFromBool(slot.block >= 0);
+        for (index.tree.slots.items, 0..) |slot, i| counts[index.tree.nodes.items[i / 3].priority] += @intFromBool(slot.block >= 0);
         try testing.expectEqual(count - 1, counts[least]);
     }
 }

@@ -10,11 +10,10 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const Allocator = std.mem.Allocator;
 const BlockTable = @import("../blocks/table.zig").BlockTable;
 const indexes = @import("index.zig");
 const Index = indexes.Index;
-const Ref = indexes.Ref;
+const Ref = @import("tree.zig").Ref;
 
 pub const Tokens = struct {
     index: *Index,
@@ -22,31 +21,33 @@ pub const Tokens = struct {
     root: u32,
     /// The node of the last whole block, or the root.
     last: Ref,
+    /// The blocks of the sequence, [group].
+    tables: []const BlockTable,
     /// The tokens behind it; has room for a block.
     newest: std.ArrayList(u32) = .empty,
     /// How long the newest of these stay.
     rank: indexes.Rank = .{},
     /// False once some row's token is not known, or not in the index.
     is_whole: bool = true,
-    /// The number of the sequence among those of the cache that tell tokens.
+    /// The number of the sequence among the living ones of its root.
     place: usize = 0,
     /// What the sequence was made for.
     prompt: []u32 = &.{},
 
-    /// Begins without tokens, at a root that was opened.
-    pub fn init(index: *Index, root: Ref) error{OutOfMemory}!Tokens {
-        var tokens: Tokens = .{ .index = index, .root = root.node, .last = root };
-        try tokens.newest.ensureTotalCapacityPrecise(index.gpa, index.block_size);
+    /// Begins without tokens, at a root that was opened for a sequence of these tables.
+    pub fn init(index: *Index, root: Ref, tables: []const BlockTable) error{OutOfMemory}!Tokens {
+        var tokens: Tokens = .{ .index = index, .root = root.node, .last = root, .tables = tables };
+        try tokens.newest.ensureTotalCapacityPrecise(index.gpa, index.tree.block_size);
         return tokens;
     }
 
     /// The sequence ends, and has its blocks yet: the rows of the last one stay, too, if their tokens are known.
-    pub fn keepNewest(tokens: *Tokens, tables: []const BlockTable) void {
+    pub fn keepNewest(tokens: *Tokens) void {
         const index = tokens.index;
         const node = tokens.lastNode() orelse return;
         if (!index.options.outlives or tokens.newest.items.len == 0) return;
         if (index.covers(node, tokens.newest.items)) return;
-        _ = index.add(node, tokens.newest.items, tables, index.depthOf(node), tokens.rank);
+        _ = index.add(node, tokens.newest.items, tokens.tables, index.tree.depthOf(node), tokens.rank);
     }
 
     /// The sequence has ended, and gave its blocks back.
@@ -57,7 +58,7 @@ pub const Tokens = struct {
             index.forgetLeft();
         } else if (tokens.lastNode()) |last| {
             var node = last;
-            while (index.parentOf(node)) |parent| : (node = parent) index.ended(node);
+            while (index.tree.parentOf(node)) |parent| : (node = parent) index.ended(node);
         }
         index.close(tokens.root);
         tokens.newest.deinit(index.gpa);
@@ -87,21 +88,21 @@ pub const Tokens = struct {
 
     /// The node of the last whole block, or the root; null where others find nothing behind it.
     pub fn lastNode(tokens: *const Tokens) ?u32 {
-        return if (tokens.is_whole) tokens.index.get(tokens.last) else null;
+        return if (tokens.is_whole) tokens.index.tree.get(tokens.last) else null;
     }
 
     /// Rows were committed, up to `seq_len`: their tokens, or none where they were not told.
-    pub fn committed(tokens: *Tokens, told: ?[]align(1) const u32, seq_len: u32, tables: []const BlockTable, rank: indexes.Rank) void {
+    pub fn committed(tokens: *Tokens, told: ?[]align(1) const u32, seq_len: u32, rank: indexes.Rank) void {
         const index = tokens.index;
         var node = tokens.lastNode() orelse return tokens.end();
         const more = told orelse return tokens.end();
-        assert(index.depthOf(node) * index.block_size + tokens.newest.items.len + more.len == seq_len);
+        assert(index.tree.depthOf(node) * index.tree.block_size + tokens.newest.items.len + more.len == seq_len);
         tokens.rank = rank;
         for (more) |token| {
             tokens.newest.appendAssumeCapacity(token);
-            if (tokens.newest.items.len < index.block_size) continue;
-            node = index.add(node, tokens.newest.items, tables, index.depthOf(node), rank) orelse return tokens.end();
-            tokens.last = index.refOf(node);
+            if (tokens.newest.items.len < index.tree.block_size) continue;
+            node = index.add(node, tokens.newest.items, tokens.tables, index.tree.depthOf(node), rank) orelse return tokens.end();
+            tokens.last = index.tree.refOf(node);
             tokens.newest.clearRetainingCapacity();
         }
     }
@@ -112,31 +113,31 @@ pub const Tokens = struct {
         defer if (!index.options.outlives) index.forgetLeft();
         if (!index.options.outlives) index.leave(tokens.last);
         if (seq_len == 0) {
-            tokens.last = index.refOf(tokens.root);
+            tokens.last = index.tree.refOf(tokens.root);
             tokens.newest.clearRetainingCapacity();
             tokens.is_whole = true;
             return;
         }
         var node = tokens.lastNode() orelse return;
-        const depth = seq_len / index.block_size;
-        const rest = seq_len % index.block_size;
-        if (index.depthOf(node) == depth) return tokens.newest.shrinkRetainingCapacity(rest);
-        while (index.depthOf(node) > depth + 1) node = index.parentOf(node).?;
+        const depth = seq_len / index.tree.block_size;
+        const rest = seq_len % index.tree.block_size;
+        if (index.tree.depthOf(node) == depth) return tokens.newest.shrinkRetainingCapacity(rest);
+        while (index.tree.depthOf(node) > depth + 1) node = index.tree.parentOf(node).?;
         tokens.newest.clearRetainingCapacity();
-        tokens.newest.appendSliceAssumeCapacity(index.tokensOf(node)[0..rest]);
-        tokens.last = index.refOf(index.parentOf(node).?);
+        tokens.newest.appendSliceAssumeCapacity(index.tree.tokensOf(node)[0..rest]);
+        tokens.last = index.tree.refOf(index.tree.parentOf(node).?);
     }
 
     /// Appends the nodes of the whole blocks from an entry on.
     pub fn nodesFrom(tokens: *const Tokens, entry: u32, nodes: *std.ArrayList(Ref)) error{OutOfMemory}!void {
         const index = tokens.index;
         var node = tokens.lastNode() orelse return;
-        if (index.depthOf(node) <= entry) return;
-        var i = index.depthOf(node) - entry;
+        if (index.tree.depthOf(node) <= entry) return;
+        var i = index.tree.depthOf(node) - entry;
         try nodes.resize(index.gpa, i);
-        while (i > 0) : (node = index.parentOf(node).?) {
+        while (i > 0) : (node = index.tree.parentOf(node).?) {
             i -= 1;
-            nodes.items[i] = index.refOf(node);
+            nodes.items[i] = index.tree.refOf(node);
         }
     }
 

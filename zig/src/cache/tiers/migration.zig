@@ -24,7 +24,7 @@ const Group = layer_group.Group;
 const Twin = layer_group.Twin;
 const Index = @import("../prefix/index.zig").Index;
 const Policy = @import("policy.zig").Policy;
-const Ref = @import("../prefix/index.zig").Ref;
+const Ref = @import("../prefix/tree.zig").Ref;
 const Side = @import("../../shape.zig").Side;
 const workers = @import("../../device/workers.zig");
 
@@ -64,7 +64,7 @@ pub const Migration = struct {
 
         fn follow(prefix: Prefix, entry: u32, old: i32, new: Twin) void {
             if (entry < prefix.entry_first or entry - prefix.entry_first >= prefix.nodes.len) return;
-            const node = prefix.index.get(prefix.nodes[entry - prefix.entry_first]) orelse return;
+            const node = prefix.index.tree.get(prefix.nodes[entry - prefix.entry_first]) orelse return;
             prefix.index.follow(node, prefix.group, old, new.block, new.format);
         }
     };
