@@ -10,5 +10,14 @@
 export { type DecoderSequenceOptions, OnnxDecoder, type StepOptions } from "./onnx/decoder.ts";
 export type { OnnxDecoderOptions } from "./onnx/decoder_options.ts";
 export type { GenerateEnd, GenerateOptions } from "./onnx/generate.ts";
+export type { KvTensor, PastKeyValues } from "./onnx/kv_tensor.ts";
 export type { Ort, OrtSession, OrtSessionOptions, OrtTensor, OrtTensors, OrtValue } from "./onnx/ort.ts";
+export {
+  keep,
+  type KeepOptions,
+  type KvTensorClass,
+  layersOf,
+  pastKeyValues,
+  type PastKeyValuesOptions,
+} from "./onnx/past_key_values.ts";
 export { type Sample, sampler, type SamplingOptions } from "./onnx/sampling.ts";
