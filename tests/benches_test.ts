@@ -14,9 +14,11 @@ import { attentionLoop } from "../benches/attention_loop.ts";
 import { checkClose } from "../benches/checking.ts";
 import { systemInfo } from "../mod.ts";
 import { programArgs } from "./child.ts";
+import { withoutOnnx } from "./onnx_runtime.ts";
 import { attention, Random, relativeError } from "./oracle.ts";
 
 const TIMEOUT = { timeout: 120_000 };
+const ONNX_OPTIONS = { ...TIMEOUT, skip: withoutOnnx !== "" };
 const FLOATS = ["f32", "f16", "bf16"];
 const CODES = ["q8_0", "i8", "i4", "q4_0", "i2"];
 
@@ -227,6 +229,26 @@ function chartOf(rows: readonly Record<string, unknown>[]): string {
   return stdout;
 }
 
+const ONNX_ROWS = "engine tokens batch threads ms vsWhole vsShared mib memoryVsShared";
+
+test(`bench onnx prints a row for each engine, number of tokens and batch${withoutOnnx}`, ONNX_OPTIONS, () => {
+  const rows = rowsOf("onnx", ONNX_ROWS);
+  const hasLlama = rows.some(({ engine }) => engine === "llama-f16");
+  const engines = ["whole", "shared", ...(hasLlama ? ["llama-f16"] : []), "kvern-f16", "kvern-i4"];
+  assert.deepEqual(
+    rows.map(({ engine, tokens, batch }) => [engine, tokens, batch]),
+    engines.flatMap((engine) => [1, 2].map((batch) => [engine, 40, batch])),
+  );
+});
+
+test(`bench onnx prints the rows its options choose${withoutOnnx}`, ONNX_OPTIONS, () => {
+  const rows = rowsOf("onnx", ONNX_ROWS, "--engine", "kvern-i4", "--tokens", "3,130", "--batch", "3", "--threads", "2");
+  assert.deepEqual(
+    rows.map(({ engine, tokens, batch, threads, vsWhole }) => [engine, tokens, batch, threads, vsWhole]),
+    [3, 130].map((tokens) => ["kvern-i4", tokens, 3, 2, null]),
+  );
+});
+
 test("the chart shows every format, context and rival of the rows", TIMEOUT, () => {
   const row = { bench: "attend", runtime: "bun", level: "v3", gqa: 4, headDim: 128, queries: 1, ms: 1, gbps: 9 };
   const rows = [4096, 32768].flatMap((tokens) => [
@@ -277,6 +299,7 @@ test("benches print a table with their rival in it where no JSON is wanted", TIM
     quantize: "f32 copy",
     tiers: "none",
     prefix: "match",
+    ...(withoutOnnx === "" ? { onnx: "whole" } : {}),
   };
   for (const [bench, rival] of Object.entries(rivals)) {
     const { code, stdout, stderr } = run(bench, ["--smoke"]);
@@ -302,6 +325,7 @@ test("benches refuse what they do not know", TIMEOUT, () => {
     ["quantize", ["--step", "8193"], /--step is 8192 at most, not 8193\n$/],
     ["tiers", ["--store", "f16"], /--store takes none,q8_0,i8,i4,q4_0,i2, not f16\n$/],
     ["prefix", ["--turns", "0"], /--turns takes whole numbers from 1 up, not "0"\n$/],
+    ["onnx", ["--engine", "vllm"], /--engine takes whole,shared,llama-f16,kvern-f16,kvern-i4, not vllm\n$/],
     ["chart", [], /takes the file of rows/],
   ];
   for (const [bench, args, problem] of refused) {
@@ -338,7 +362,7 @@ test("the loop that attend is compared with is right for any shape", () => {
 
 test("deno task bench runs every bench, and each has a task of its own", () => {
   const { tasks, imports } = JSON.parse(readFileSync(new URL("../deno.json", import.meta.url), "utf8"));
-  const benches = ["boundary", "append", "attend", "paged", "quantize", "tiers", "prefix"];
+  const benches = ["boundary", "append", "attend", "paged", "quantize", "tiers", "prefix", "onnx"];
   const commands = benches.map((bench) => tasks[`bench:${bench}`].command);
   assert.equal(tasks.bench.command, commands.join(" && "));
   // What stands in imports is downloaded by everybody who builds kvern; the rivals have a task of their own.
