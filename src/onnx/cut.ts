@@ -12,6 +12,7 @@ import { fingerprintOf, type ModelFiles } from "./fingerprint.ts";
 import { takeGroupQuery } from "./group_query.ts";
 import { Inputs } from "./inputs.ts";
 import { findLogits } from "./logits.ts";
+import { Masks } from "./mask.ts";
 import { type Model, readModel } from "./model.ts";
 import type { GraphNode } from "./node.ts";
 import { takePaged } from "./paged_attention.ts";
@@ -32,7 +33,7 @@ export function cutModel(source: string | Uint8Array): CutModel {
   try {
     const values = new Values(model);
     const inputs = new Inputs(model, values);
-    const attended = takeApart(model, { values, positions: () => inputs.positions() });
+    const attended = takeApart(model, { values, masks: new Masks(model, values), positions: () => inputs.positions() });
     const { line, logits } = findLogits(model, attended, values);
     const plans = planPieces([...inputs.nodes, ...line], logits, values);
     const pieces = plans.map((plan, i) => writePiece(plan, i, model, values));

@@ -6,6 +6,7 @@
  */
 
 import type { AttentionLayer } from "./cut_model.ts";
+import type { Masks } from "./mask.ts";
 import type { GraphNode } from "./node.ts";
 import { cannotCut, nodeText } from "./refusal.ts";
 import type { Layout } from "./rows.ts";
@@ -21,6 +22,7 @@ export interface TakenApart {
 /** The graph as a form sees it. */
 export interface Surroundings {
   readonly values: Values;
+  readonly masks: Masks;
   /** The positions of the tokens, int64 `[1, tokens]`. */
   positions(): string;
 }
@@ -119,6 +121,20 @@ export function sinksOf(node: GraphNode, input: string | undefined, qHeadCount: 
   throw cannotCut(
     `${nodeText(node)} must have a sink logit for each of its ${qHeadCount} heads: it has ${sinks.values.length}`,
   );
+}
+
+/** The numbers of a node with those of its mask: of two windows the smaller is what tokens see. */
+export function withMask(
+  node: GraphNode,
+  numbers: Numbers,
+  mask: string | undefined,
+  masks: Masks,
+  isCausal: boolean,
+): Numbers {
+  if (mask === undefined) return numbers;
+  const { windowTokens = Infinity } = masks.windowOf(mask, nodeText(node), isCausal);
+  const window = Math.min(windowTokens, numbers.windowTokens ?? Infinity);
+  return window === Infinity ? numbers : { ...numbers, windowTokens: window };
 }
 
 /** The norms of queries and keys inside a node. */

@@ -15,6 +15,7 @@ import {
   sinksOf,
   type Surroundings,
   type TakenApart,
+  withMask,
 } from "./form.ts";
 import type { GraphNode } from "./node.ts";
 import { cannotCut, nodeText } from "./refusal.ts";
@@ -37,6 +38,9 @@ const INPUT = {
   kNorm: 15,
 } as const;
 
+/** The node hides later tokens by itself. */
+const IS_CAUSAL = true;
+
 /** Takes a GroupQueryAttention apart. */
 export function takeGroupQuery(node: GraphNode, around: Surroundings): TakenApart {
   const { values } = around;
@@ -50,7 +54,6 @@ export function takeGroupQuery(node: GraphNode, around: Surroundings): TakenApar
     throw cannotCut(`${nodeText(node)} must have query, and key and value or neither: one is left out`);
   }
   const headDim = checkHeadDim(node, headDimOf(node, around, qHeadCount, kvHeadCount));
-  if (inputOf(node, INPUT.bias) !== undefined) throw cannotCut(`${nodeText(node)} has an attention_bias`);
 
   const before = new Chain(values);
   const layout: Layout = "rows";
@@ -66,7 +69,10 @@ export function takeGroupQuery(node: GraphNode, around: Surroundings): TakenApar
     ...parts,
     norms: normsOf(node, INPUT.qNorm, INPUT.kNorm),
     rotary: rotaryOf(node, around, { ...INPUT, headDim }),
-    numbers: { ...numbersOf(node), ...sinksOf(node, inputOf(node, INPUT.sink), qHeadCount, values) },
+    numbers: {
+      ...withMask(node, numbersOf(node), inputOf(node, INPUT.bias), around.masks, IS_CAUSAL),
+      ...sinksOf(node, inputOf(node, INPUT.sink), qHeadCount, values),
+    },
     output: { name: node.outputs[0]!, layout },
   }, around);
 }

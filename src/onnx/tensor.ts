@@ -158,8 +158,8 @@ export interface Elements {
   readonly values: readonly number[];
 }
 
-/** Most elements that the cut reads of a tensor: sink logits, shapes and axes are far fewer. */
-const ELEMENTS_MAX = 1 << 16;
+/** Most elements that the cut reads of a tensor: the mask of 2048 positions is the largest that matters. */
+const ELEMENTS_MAX = 1 << 22;
 
 /** The elements of a small tensor as numbers; `outside` gives the bytes of those in a file of their own. */
 export function elementsOf(bytes: Bytes, tensor: Tensor, outside: (place: Place) => Uint8Array): Elements {

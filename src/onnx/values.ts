@@ -153,8 +153,8 @@ export class Values {
     if (node === undefined) return undefined;
     const { attributes, inputs, op } = node;
     if (op === "Constant") {
-      const tensor = attributes.get("value")?.tensor;
-      if (tensor !== undefined) return elementsOf(bytes, tensor, outside);
+      const tensor = this.attribute(node, "value");
+      if (tensor !== undefined) return tensor;
       const { int, float } = { ...attributes.get("value_int"), ...attributes.get("value_float") };
       const ints = attributes.get("value_ints")?.ints;
       if (ints !== undefined) return { type: ELEMENT.int64, dims: [ints.length], values: ints };
@@ -163,6 +163,12 @@ export class Values {
     }
     if (op !== "Identity" && op !== "Cast") return undefined;
     return this.constant(inputs[0] ?? "");
+  }
+
+  /** The elements of a tensor that is an attribute. */
+  attribute({ attributes }: GraphNode, name: string): Elements | undefined {
+    const tensor = attributes.get(name)?.tensor;
+    return tensor && elementsOf(this.#model.bytes, tensor, (place) => this.#outside(place));
   }
 
   #outside({ file, offset, length }: Place): Uint8Array {
