@@ -20,6 +20,8 @@ export interface Form {
   readonly rotary?: "inside" | "nodes" | "plain";
   /** `position_ids` is an input that the attention's node takes, too. */
   readonly positionIds?: boolean;
+  /** Norms of heads are the attention node's, too. */
+  readonly headNormsInside?: boolean;
   /** The causal mask as `attention_bias`. */
   readonly causalBias?: boolean;
   /** Pairs of dims that are rotated lie side by side, as in Llama's own files: rows of the matrices move with them. */

@@ -28,6 +28,20 @@ const forms: Readonly<Record<string, Form>> = {
 /** The forms in f32 that onnxruntime runs by itself. */
 export const FORMS: readonly NamedForm[] = Object.entries(forms).map(([name, form]) => ({ name, form }));
 
+/** The forms in f32 that onnxruntime has no kernel for on CPUs. */
+export const CUT_ONLY_FORMS: readonly NamedForm[] = [
+  { name: "GroupQueryAttention with norms of heads", form: { attention: "gqa", headNormsInside: true } },
+  {
+    name: "GroupQueryAttention of packed QKV with norms of heads",
+    form: { attention: "gqa", headNormsInside: true, packed: true },
+  },
+  { name: "PagedAttention", form: { attention: "paged" } },
+  {
+    name: "PagedAttention of packed QKV with norms of heads",
+    form: { attention: "paged", headNormsInside: true, packed: true },
+  },
+];
+
 /** The forms of f16 graphs; onnxruntime runs the first two by itself. */
 export const HALF_FORMS: readonly NamedForm[] = [
   { name: "GroupQueryAttention in f16", form: { attention: "gqa", float: "float16" } },
@@ -50,11 +64,11 @@ export const INT4_FORMS: readonly NamedForm[] = [
 
 /** Can the form write what distinguishes that decoder? Nodes but GroupQueryAttention know no windows, limits and sinks. */
 export function canWrite(
-  { attention, packed, rotary }: Form,
+  { attention, packed, rotary, headNormsInside }: Form,
   shape: DecoderShape,
   { layers }: DecoderWeights,
 ): boolean {
-  if (packed && layers[0]!.qNorm) return false;
+  if (packed && layers[0]!.qNorm && !headNormsInside) return false;
   if (rotary === "plain" && shape.rotaryDim !== undefined) return false;
   if (attention === "gqa" || attention === "paged") return true;
   return shape.windows === undefined && shape.softcap === undefined && layers[0]!.sinkLogits === undefined;

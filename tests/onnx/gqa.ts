@@ -1,6 +1,6 @@
 /** Attention as one node, `GroupQueryAttention`: the form of onnxruntime-genai's builder and of onnx-community's models. */
 import type { Builder } from "./builder.ts";
-import { MICROSOFT } from "./graph.ts";
+import { type Attribute, MICROSOFT } from "./graph.ts";
 import { biasOfPositions, maskLengths, positionsOf } from "./mask.ts";
 import { rotaryTables, rotated } from "./rotary.ts";
 import { type LayerWeights, windowOf } from "./shapes.ts";
@@ -24,6 +24,8 @@ export function groupQueryAttention(builder: Builder, layer: number, x: string, 
     weights.sinkLogits
       ? builder.floats(`model.layers.${layer}.attn.sinks`, [shape.qHeadCount], weights.sinkLogits)
       : "",
+    ...["", ""], // scales of a past in codes
+    ...headNormInputs(builder, layer, weights),
   ];
   if (optional.some((input) => input !== "")) {
     while (inputs.length < 9) inputs.push("");
@@ -42,9 +44,26 @@ export function groupQueryAttention(builder: Builder, layer: number, x: string, 
       softcap: { float: shape.softcap ?? 0 },
       do_rotary: rotaryInside ? 1 : 0,
       rotary_interleaved: form.interleaved ? 1 : 0,
+      ...headNormAttributes(builder, weights),
     },
   });
   return `${attention}/output_0`;
+}
+
+/** The weights of the norms of heads, where the node has them: both or none. */
+export function headNormInputs(builder: Builder, layer: number, { qNorm, kNorm }: LayerWeights): string[] {
+  if (!builder.form.headNormsInside || !qNorm || !kNorm) return ["", ""];
+  const name = `model.layers.${layer}.attn`;
+  const { headDim } = builder.shape;
+  return [
+    builder.floats(`${name}.q_norm.layernorm.weight`, [headDim], qNorm),
+    builder.floats(`${name}.k_norm.layernorm.weight`, [headDim], kNorm),
+  ];
+}
+
+/** What a node says of such norms. */
+export function headNormAttributes({ form, shape }: Builder, { qNorm }: LayerWeights): Record<string, Attribute> {
+  return form.headNormsInside && qNorm ? { qk_norm_epsilon: { float: shape.rmsNormEps } } : {};
 }
 
 /** Queries, keys and values by a matrix each, normed by head and rotated where nodes do that. */
@@ -54,6 +73,7 @@ export function projections(builder: Builder, layer: number, name: string, x: st
   let q = builder.linear(`${name}/q_proj`, x, weights.qProj, qSize, weights.qBias);
   let k = builder.linear(`${name}/k_proj`, x, weights.kProj, kvSize, weights.kBias);
   const v = builder.linear(`${name}/v_proj`, x, weights.vProj, kvSize, weights.vBias);
+  if (builder.form.headNormsInside) return [q, k, v];
   if (weights.qNorm) q = builder.headNorm(`${name}/q_norm`, q, weights.qNorm);
   if (weights.kNorm) k = builder.headNorm(`${name}/k_norm`, k, weights.kNorm);
   if (builder.form.rotary !== "nodes") return [q, k, v];

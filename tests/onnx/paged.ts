@@ -1,6 +1,6 @@
 /** Attention as `PagedAttention`: all tokens of a batch in one row, past rows in blocks. onnxruntime has it for CUDA alone. */
 import type { Builder } from "./builder.ts";
-import { packedProjection, projections } from "./gqa.ts";
+import { headNormAttributes, headNormInputs, packedProjection, projections } from "./gqa.ts";
 import { MICROSOFT } from "./graph.ts";
 import { rotaryTables } from "./rotary.ts";
 import { type LayerWeights, windowOf } from "./shapes.ts";
@@ -28,10 +28,12 @@ export function pagedAttention(builder: Builder, layer: number, x: string, weigh
   const rotaryInside = form.rotary !== "nodes";
   const inputs = [...heads, ...caches, ...Object.keys(BATCH_INPUTS)];
   if (rotaryInside) inputs.push(...rotaryTables(builder, layer));
-  if (weights.sinkLogits) {
-    while (inputs.length < 11) inputs.push("");
-    inputs.push(builder.floats(`model.layers.${layer}.attn.sinks`, [shape.qHeadCount], weights.sinkLogits));
-  }
+  const sinks = weights.sinkLogits
+    ? builder.floats(`model.layers.${layer}.attn.sinks`, [shape.qHeadCount], weights.sinkLogits)
+    : "";
+  while (inputs.length < 11) inputs.push(""); // slot_mapping is the last of them
+  inputs.push(sinks, ...headNormInputs(builder, layer, weights));
+  while (inputs.at(-1) === "") inputs.pop();
   const attention = `${name}/PagedAttention`;
   graph.nodes("PagedAttention", inputs, [`${attention}/output_0`, ...present], {
     name: attention,
@@ -44,6 +46,7 @@ export function pagedAttention(builder: Builder, layer: number, x: string, weigh
       softcap: { float: shape.softcap ?? 0 },
       do_rotary: rotaryInside ? 1 : 0,
       rotary_interleaved: form.interleaved ? 1 : 0,
+      ...headNormAttributes(builder, weights),
     },
   });
   return `${attention}/output_0`;
