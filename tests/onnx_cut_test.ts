@@ -67,8 +67,8 @@ async function errorOf(
 }
 
 /** Is attention of that form cut? */
-function isCut({ attention }: Form): boolean {
-  return attention === "gqa" || attention === "paged";
+function isCut({ positionsMade }: Form): boolean {
+  return !positionsMade;
 }
 
 const TEXTS = ["const std = @im", "fn add(a: u8, b: u8) u8 {"].map(tokensOf);

@@ -15,16 +15,22 @@ import { findLogits } from "./logits.ts";
 import { Masks } from "./mask.ts";
 import { type Model, readModel } from "./model.ts";
 import type { GraphNode } from "./node.ts";
+import { takeMultiHead } from "./multi_head.ts";
 import { takePaged } from "./paged_attention.ts";
 import { crossing, isNarrow, writePiece } from "./piece.ts";
+import { takePlain } from "./plain_attention.ts";
 import { type Line, planPieces } from "./plan.ts";
 import { cannotCut, nodeText } from "./refusal.ts";
+import { takeStandard } from "./standard_attention.ts";
 import { Values } from "./values.ts";
 
 /** The forms of attention, by domain and operator. */
-const FORMS: ReadonlyMap<string, (node: GraphNode, around: Surroundings) => TakenApart> = new Map([
+const FORMS: ReadonlyMap<string, (node: GraphNode, around: Surroundings) => TakenApart | undefined> = new Map([
   ["com.microsoft GroupQueryAttention", takeGroupQuery],
   ["com.microsoft PagedAttention", takePaged],
+  ["com.microsoft MultiHeadAttention", takeMultiHead],
+  [" Attention", takeStandard],
+  [" MatMul", takePlain],
 ]);
 
 /** Cuts the model in `source`: its bytes, the path of its file, or that of a folder with one. */
@@ -33,7 +39,12 @@ export function cutModel(source: string | Uint8Array): CutModel {
   try {
     const values = new Values(model);
     const inputs = new Inputs(model, values);
-    const attended = takeApart(model, { values, masks: new Masks(model, values), positions: () => inputs.positions() });
+    const attended = takeApart(model, {
+      model,
+      values,
+      masks: new Masks(model, values),
+      positions: () => inputs.positions(),
+    });
     const { line, logits } = findLogits(model, attended, values);
     const plans = planPieces([...inputs.nodes, ...line], logits, values);
     const pieces = plans.map((plan, i) => writePiece(plan, i, model, values));
@@ -71,9 +82,9 @@ function takeApart(model: Model, around: Surroundings): Line {
     if (inner !== undefined) {
       throw cannotCut(`attention must lie in the graph itself: ${nodeText(node)} has ${inner} in a body of its own`);
     }
-    const take = FORMS.get(`${node.domain} ${node.op}`);
-    if (take === undefined) return [node];
-    const { before, layer, after } = take(node, around);
+    const taken = FORMS.get(`${node.domain} ${node.op}`)?.(node, around);
+    if (taken === undefined) return [node];
+    const { before, layer, after } = taken;
     return [...before, { layer }, ...after];
   });
   if (!line.some((each) => "layer" in each)) {

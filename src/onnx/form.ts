@@ -6,7 +6,8 @@
  */
 
 import type { AttentionLayer } from "./cut_model.ts";
-import type { Masks } from "./mask.ts";
+import type { Mask, Masks } from "./mask.ts";
+import type { Model } from "./model.ts";
 import type { GraphNode } from "./node.ts";
 import { cannotCut, nodeText } from "./refusal.ts";
 import type { Layout } from "./rows.ts";
@@ -21,6 +22,7 @@ export interface TakenApart {
 
 /** The graph as a form sees it. */
 export interface Surroundings {
+  readonly model: Model;
   readonly values: Values;
   readonly masks: Masks;
   /** The positions of the tokens, int64 `[1, tokens]`. */
@@ -123,18 +125,30 @@ export function sinksOf(node: GraphNode, input: string | undefined, qHeadCount: 
   );
 }
 
-/** The numbers of a node with those of its mask: of two windows the smaller is what tokens see. */
-export function withMask(
+/** The numbers of a node with those of its masks: of two windows the smaller is what tokens see. */
+export function withMasks(
   node: GraphNode,
   numbers: Numbers,
-  mask: string | undefined,
-  masks: Masks,
-  isCausal: boolean,
+  { masks, isCausal, around }: {
+    readonly masks: readonly Mask[];
+    /** The node hides later tokens by itself. */
+    readonly isCausal: boolean;
+    readonly around: Surroundings;
+  },
 ): Numbers {
-  if (mask === undefined) return numbers;
-  const { windowTokens = Infinity } = masks.windowOf(mask, nodeText(node), isCausal);
+  if (masks.length === 0 && !isCausal) {
+    throw cannotCut(`${nodeText(node)} must hide later tokens: it has no mask, and no attribute that says so`);
+  }
+  if (masks.length === 0) return numbers;
+  const { windowTokens = Infinity } = around.masks.windowOf(masks, nodeText(node), isCausal);
   const window = Math.min(windowTokens, numbers.windowTokens ?? Infinity);
   return window === Infinity ? numbers : { ...numbers, windowTokens: window };
+}
+
+/** A mask that a node takes as an input, where there is one. */
+export function masksOf(node: GraphNode, index: number, seen: Mask["seen"]): Mask[] {
+  const name = inputOf(node, index);
+  return name === undefined ? [] : [{ name, seen }];
 }
 
 /** The norms of queries and keys inside a node. */

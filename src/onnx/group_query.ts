@@ -10,12 +10,13 @@ import {
   checkHeads,
   inputOf,
   intOf,
+  masksOf,
   normsOf,
   numbersOf,
   sinksOf,
   type Surroundings,
   type TakenApart,
-  withMask,
+  withMasks,
 } from "./form.ts";
 import type { GraphNode } from "./node.ts";
 import { cannotCut, nodeText } from "./refusal.ts";
@@ -37,9 +38,6 @@ const INPUT = {
   qNorm: 14,
   kNorm: 15,
 } as const;
-
-/** The node hides later tokens by itself. */
-const IS_CAUSAL = true;
 
 /** Takes a GroupQueryAttention apart. */
 export function takeGroupQuery(node: GraphNode, around: Surroundings): TakenApart {
@@ -70,7 +68,7 @@ export function takeGroupQuery(node: GraphNode, around: Surroundings): TakenApar
     norms: normsOf(node, INPUT.qNorm, INPUT.kNorm),
     rotary: rotaryOf(node, around, { ...INPUT, headDim }),
     numbers: {
-      ...withMask(node, numbersOf(node), inputOf(node, INPUT.bias), around.masks, IS_CAUSAL),
+      ...withMasks(node, numbersOf(node), { masks: masksOf(node, INPUT.bias, "zero"), isCausal: true, around }),
       ...sinksOf(node, inputOf(node, INPUT.sink), qHeadCount, values),
     },
     output: { name: node.outputs[0]!, layout },

@@ -14,6 +14,13 @@ import { inputsFor, type Lengths } from "./scenario.ts";
 import { ELEMENT } from "./tensor.ts";
 import type { Values } from "./values.ts";
 
+/** A value that hides keys from tokens: what is true, what is false, or what is 0 is seen. */
+export interface Mask {
+  readonly name: string;
+  /** A sum's 0 is seen, and what is far below it is not. */
+  readonly seen: "true" | "false" | "zero";
+}
+
 /** Masks of a graph. */
 export class Masks {
   readonly #model: Model;
@@ -25,68 +32,63 @@ export class Masks {
     this.#values = values;
   }
 
-  /**
-   * The window of a mask, if it has one; `isCausal` says that the node hides later tokens by itself. What is true or 0 is
-   * seen, what is false or far below 0 is not.
-   */
-  windowOf(mask: string, user: string, isCausal: boolean): { windowTokens?: number } {
-    const key = `${isCausal} ${mask}`;
-    const found = this.#found.get(key) ?? this.#find(mask, user, isCausal);
+  /** Is a value computed from lengths alone? */
+  isMask(name: string): boolean {
+    return this.#of(name, LENGTHS[1]!)?.values !== undefined;
+  }
+
+  /** The window of all masks together, if they have one; `isCausal` says that later tokens are hidden without them. */
+  windowOf(masks: readonly Mask[], user: string, isCausal: boolean): { readonly windowTokens?: number } {
+    const key = JSON.stringify([masks, isCausal]);
+    const found = this.#found.get(key) ?? this.#find(masks, user, isCausal);
     this.#found.set(key, found);
     return found;
   }
 
-  /** Refuses a list of keys that are not padding where it says that one is. */
-  checkUnpadded(mask: string, user: string): void {
-    const known = this.#of(mask, { past: 3, tokens: 2 });
-    if (known?.values?.every((value) => value >= 1)) return;
-    throw cannotCut(`${user} may mask no key as padding: ${mask} does, or cannot be told; export it without`);
-  }
-
-  #find(mask: string, user: string, isCausal: boolean): { windowTokens?: number } {
+  #find(masks: readonly Mask[], user: string, isCausal: boolean): { windowTokens?: number } {
+    const names = masks.map(({ name }) => name).join(" and ");
     let windowTokens: number | undefined;
     for (const lengths of LENGTHS) {
-      const seen = this.#rows(mask, user, lengths);
+      const seen = this.#rows(masks, user, lengths);
       // A table of as many positions as the model was made for ends somewhere.
       if (seen === undefined && lengths.past > TABLE_MIN) break;
       if (seen === undefined) {
         throw cannotCut(
-          `the mask of ${user} must be computed from lengths and attention_mask: ${mask} cannot be told; ` +
+          `the mask of ${user} must be computed from lengths and attention_mask: ${names} cannot be told; ` +
             "export with GroupQueryAttention, which needs none",
         );
       }
       windowTokens ??= windowIn(seen, lengths);
-      checkRows(seen, lengths, { mask, user, isCausal, windowTokens });
+      checkRows(seen, lengths, { names, user, isCausal, windowTokens });
     }
     if (windowTokens === undefined) return {};
     const edge = { past: windowTokens + 2, tokens: 4 };
-    const seen = this.#rows(mask, user, edge);
-    if (seen !== undefined) checkRows(seen, edge, { mask, user, isCausal, windowTokens });
+    const seen = this.#rows(masks, user, edge);
+    if (seen !== undefined) checkRows(seen, edge, { names, user, isCausal, windowTokens });
     return { windowTokens };
   }
 
   /** Which keys each token sees, `[token][total]`; undefined where it cannot be told. */
-  #rows(mask: string, user: string, lengths: Lengths): boolean[][] | undefined {
-    const known = this.#of(mask, lengths);
-    if (known?.values === undefined) return undefined;
-    const { values, dims, type } = known;
+  #rows(masks: readonly Mask[], user: string, lengths: Lengths): Uint8Array[] | undefined {
     const total = lengths.past + lengths.tokens;
-    const tokens = dims.at(-2) ?? 1;
-    if (dims.at(-1) !== total || tokens !== lengths.tokens) return undefined;
-    const isSeen = (value: number) => {
-      if (type === ELEMENT.bool) return value !== 0;
-      if (value === 0) return true;
-      if (value <= HIDDEN_MAX) return false;
-      throw cannotCut(`the mask of ${user} must be 0 or below ${HIDDEN_MAX}: ${mask} adds ${value} to scores`);
-    };
-    const rows = Array.from(
-      { length: tokens },
-      (_, i) => Array.from({ length: total }, (_, j) => isSeen(values[i * total + j]!)),
-    );
-    // The same for every head, where it has an axis of them.
-    for (let i = tokens * total; i < values.length; i++) {
-      if (isSeen(values[i]!) !== rows[Math.floor(i / total) % tokens]![i % total]) {
-        throw cannotCut(`the mask of ${user} must be the same for every head: ${mask} is not`);
+    const rows = Array.from({ length: lengths.tokens }, () => new Uint8Array(total).fill(1));
+    for (const mask of masks) {
+      const known = this.#of(mask.name, lengths);
+      const [columnCount = 1, rowCount = 1] = [...known?.dims ?? []].reverse();
+      const fits = (columnCount === total || columnCount === 1) && (rowCount === lengths.tokens || rowCount === 1);
+      if (known?.values === undefined || !fits) return undefined;
+      const { values } = known;
+      const plane = columnCount * rowCount;
+      for (let i = plane; i < values.length; i++) {
+        if (values[i] !== values[i % plane]) {
+          throw cannotCut(`the mask of ${user} must be the same for every head: ${mask.name} is not`);
+        }
+      }
+      for (const [i, row] of rows.entries()) {
+        for (let j = 0; j < total; j++) {
+          const value = values[i % rowCount * columnCount + j % columnCount]!;
+          if (!isSeen(value, mask, known.type, user)) row[j] = 0;
+        }
       }
     }
     return rows;
@@ -95,6 +97,14 @@ export class Masks {
   #of(mask: string, lengths: Lengths): Known | undefined {
     return new Evaluation(this.#values, inputsFor(this.#model, lengths)).of(mask);
   }
+}
+
+function isSeen(value: number, { name, seen }: Mask, type: number, user: string): boolean {
+  if (seen === "false") return value === 0;
+  if (seen === "true" || type === ELEMENT.bool) return value !== 0;
+  if (value === 0) return true;
+  if (value <= HIDDEN_MAX) return false;
+  throw cannotCut(`the mask of ${user} must add 0 to scores, or less than ${HIDDEN_MAX}: ${name} adds ${value}`);
 }
 
 /** What is added to a score that counts for nothing: the lowest f16 is -65504, and older exporters add -10000. */
@@ -116,16 +126,16 @@ const LENGTHS: readonly Lengths[] = [
 ];
 
 /** Tokens that the last row sees, where it does not see all. */
-function windowIn(seen: readonly (readonly boolean[])[], { past, tokens }: Lengths): number | undefined {
-  const count = seen.at(-1)!.filter((isSeen) => isSeen).length;
+function windowIn(seen: readonly Uint8Array[], { past, tokens }: Lengths): number | undefined {
+  const count = seen.at(-1)!.reduce((sum, isSeen) => sum + isSeen, 0);
   return count < past + tokens && count > 0 ? count : undefined;
 }
 
 function checkRows(
-  seen: readonly (readonly boolean[])[],
+  seen: readonly Uint8Array[],
   { past }: Lengths,
-  { mask, user, isCausal, windowTokens = Infinity }: {
-    readonly mask: string;
+  { names, user, isCausal, windowTokens = Infinity }: {
+    readonly names: string;
     readonly user: string;
     readonly isCausal: boolean;
     readonly windowTokens?: number | undefined;
@@ -137,10 +147,10 @@ function checkRows(
       const isLater = j > position;
       if (isLater && isCausal) continue;
       const wanted = !isLater && j > position - windowTokens;
-      if (isSeen === wanted) continue;
+      if ((isSeen === 1) === wanted) continue;
       throw cannotCut(
-        `the mask of ${user} must be the causal one, with or without a window: by ${mask}, the token at position ` +
-          `${position} ${isSeen ? "sees" : "does not see"} position ${j}`,
+        `the mask of ${user} must be the causal one, with or without a window: by ${names}, the token at position ` +
+          `${position} ${isSeen === 1 ? "sees" : "does not see"} position ${j}`,
       );
     }
   }

@@ -165,6 +165,14 @@ export class Values {
     return this.constant(inputs[0] ?? "");
   }
 
+  /** The value that is one number in every run. */
+  number(name: string): number | undefined {
+    const dims = this.weight(name)?.dims;
+    if (dims !== undefined && dims.some((dim) => dim !== 1)) return undefined;
+    const values = this.constant(name)?.values;
+    return values?.length === 1 ? values[0] : undefined;
+  }
+
   /** The elements of a tensor that is an attribute. */
   attribute({ attributes }: GraphNode, name: string): Elements | undefined {
     const tensor = attributes.get(name)?.tensor;
