@@ -116,6 +116,27 @@ export function failedTests(output: string): string[] {
   return [...new Set(names)];
 }
 
+/** A test and how long it took. */
+export interface Slow {
+  readonly name: string;
+  readonly seconds: number;
+}
+
+/** Tests that took longer than this have to be worth it: the end of a run names them. */
+const SLOW_SECONDS = 20;
+
+/** The tests of that output that took long, as Deno, Bun and Node tell it, the longest first. */
+export function slowTests(output: string): Slow[] {
+  const inDeno = /^(.+) \.\.\. (?:ok|FAILED) \((?:(\d+)m)?(\d+)s\)$/gm; // which tells milliseconds of what is short
+  const inOthers = /^(?:[✔✖]|\((?:pass|fail)\)) (.+?) [[(]([\d.]+)ms[\])]$/gm;
+  const found = [...output.matchAll(inDeno)].map(([, name, minutes = "0", seconds]) => ({
+    name: name!,
+    seconds: Number(minutes) * 60 + Number(seconds),
+  }));
+  for (const [, name, ms] of output.matchAll(inOthers)) found.push({ name: name!, seconds: Number(ms) / 1000 });
+  return found.filter(({ seconds }) => seconds > SLOW_SECONDS).sort((a, b) => b.seconds - a.seconds);
+}
+
 function lastMatch(text: string, pattern: RegExp): RegExpExecArray | undefined {
   return [...text.matchAll(pattern)].at(-1) as RegExpExecArray | undefined;
 }
@@ -132,6 +153,8 @@ export interface Outcome {
   readonly counts: Counts;
   /** The names of the tests that failed. */
   readonly failures: readonly string[];
+  /** The tests that took long. */
+  readonly slow: readonly Slow[];
   /** Why it did not run; then it counts as one skipped test. */
   readonly unrun?: string;
 }
@@ -139,7 +162,7 @@ export interface Outcome {
 /** Of a step in which more failed, the first are enough. */
 const NAMES_MAX = 20;
 
-/** The end of a run: what was skipped and what failed, by name, and the sum of all counts in the last line. */
+/** The end of a run: what was skipped, failed or took long, by name, and the sum of all counts in the last line. */
 export function closing(outcomes: readonly Outcome[]): string {
   const sum = (key: keyof Counts) => outcomes.reduce((total, { counts }) => total + counts[key], 0);
   const ran = outcomes.filter(({ unrun }) => unrun === undefined);
@@ -153,6 +176,9 @@ export function closing(outcomes: readonly Outcome[]): string {
       ...failures.slice(0, NAMES_MAX).map((name) => `  ${name}`),
       ...(failures.length > NAMES_MAX ? [`  and ${failures.length - NAMES_MAX} more`] : []),
     ]),
+    ...ran.flatMap(({ title, slow }) =>
+      slow.map(({ name, seconds }) => `slow: ${Math.round(seconds)} s of ${title}: ${name}`)
+    ),
     summary({ passed: sum("passed"), failed: sum("failed"), skipped: sum("skipped") }),
   ].join("\n");
 }
@@ -254,7 +280,7 @@ async function runStep(
   const unrun = await missing(step);
   if (unrun !== undefined) {
     say(`${place}: skipped, as ${unrun}\n`);
-    return { title, command, counts: { passed: 0, failed: 0, skipped: 1 }, failures: [], unrun };
+    return { title, command, counts: { passed: 0, failed: 0, skipped: 1 }, failures: [], slow: [], unrun };
   }
   say(`${place}: ${command}`);
   const { code, output } = await run(`at ${command}`, process.execPath, ["task", "--quiet", ...task], {
@@ -266,7 +292,7 @@ async function runStep(
   const counts = settle(count(output, code), code);
   process.stderr.write(`${output.trimEnd()}\n`);
   say(`${place}: ${summary(counts)}, ${seconds(started)}\n`);
-  return { title, command, counts, failures: failedTests(output) };
+  return { title, command, counts, failures: failedTests(output), slow: slowTests(output) };
 }
 
 if (import.meta.main) {

@@ -22,6 +22,7 @@ import {
   failedTests,
   missing,
   settle,
+  slowTests,
   summary,
 } from "./all.ts";
 
@@ -117,22 +118,33 @@ test("summary() is one plain line", () => {
 
 test("the last lines name what failed, what did not run at all, and where tests were skipped", () => {
   const green = { passed: 2, failed: 0, skipped: 0 };
-  assert.equal(closing([{ title: "A", command: "deno task lint", counts: green, failures: [] }]), "2 passed, 0 failed");
+  assert.equal(
+    closing([{ title: "A", command: "deno task lint", counts: green, failures: [], slow: [] }]),
+    "2 passed, 0 failed",
+  );
   const lines = closing([
-    { title: "A", command: "deno task lint", counts: { passed: 2, failed: 0, skipped: 3 }, failures: [] },
+    { title: "A", command: "deno task lint", counts: { passed: 2, failed: 0, skipped: 3 }, failures: [], slow: [] },
     {
       title: "B",
       command: "deno task build",
       counts: { passed: 0, failed: 0, skipped: 1 },
       failures: [],
+      slow: [],
       unrun: "no b is here",
     },
-    { title: "C", command: "deno task check", counts: { passed: 1, failed: 2, skipped: 0 }, failures: ["one", "two"] },
+    {
+      title: "C",
+      command: "deno task check",
+      counts: { passed: 1, failed: 2, skipped: 0 },
+      failures: ["one", "two"],
+      slow: [{ name: "x", seconds: 61.7 }],
+    },
     {
       title: "D",
       command: "deno task test",
       counts: { passed: 0, failed: 22, skipped: 0 },
       failures: Array.from({ length: 22 }, (_, index) => `test ${index}`),
+      slow: [],
     },
   ]).split("\n");
   assert.deepEqual(lines, [
@@ -144,6 +156,7 @@ test("the last lines name what failed, what did not run at all, and where tests 
     "failed: deno task test",
     ...Array.from({ length: 20 }, (_, index) => `  test ${index}`),
     "  and 2 more",
+    "slow: 62 s of C: x",
     "3 passed, 24 failed, 4 skipped",
   ]);
 });
@@ -159,6 +172,21 @@ test("failed tests are named, whichever runner ran them", () => {
     "pool.test.b",
   ]);
   assert.deepEqual(failedTests("all is well\n"), []);
+});
+
+test("tests that took long are named, whichever runner ran them", () => {
+  assert.deepEqual(slowTests("a ... ok (2m29s)\nb ... FAILED (21s)\nc ... ok (19s)\nd ... ok (900ms)\n"), [
+    { name: "a", seconds: 149 },
+    { name: "b", seconds: 21 },
+  ]);
+  assert.deepEqual(slowTests("(pass) a > b [30000.50ms]\n(fail) c [19000.00ms]\n"), [{
+    name: "a > b",
+    seconds: 30.0005,
+  }]);
+  assert.deepEqual(slowTests("✔ a (1) (20500.5ms)\n✖ b (25000ms)\n✔ c (1.5ms)\n"), [
+    { name: "b", seconds: 25 },
+    { name: "a (1)", seconds: 20.5005 },
+  ]);
 });
 
 /** Runs `.ci/run` where there are these programs and no others; gives the packages that it installed. */

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { runtime } from "./child.ts";
+import { inDeno, runtime } from "./child.ts";
 import { generate, output, refused } from "./generate_child.ts";
 
 const ZIGLET = fileURLToPath(new URL("../examples/ziglet", import.meta.url));
@@ -298,7 +298,10 @@ const WRONG_ARGUMENTS: [string[], RegExp][] = [
   [["--model", join(ZIGLET, "nowhere")], /config.json: no such file/],
 ];
 
-for (const [args, problem] of WRONG_ARGUMENTS) {
+/** Arguments are read by the same code in every runtime: what is refused in Deno is tried in the others now and then. */
+const REFUSED = inDeno ? WRONG_ARGUMENTS : WRONG_ARGUMENTS.filter((_, i) => i % 10 === 0);
+
+for (const [args, problem] of REFUSED) {
   const name = JSON.stringify(args.map((arg) => arg.replace(ZIGLET, "ziglet").slice(0, 24)).join(" "));
   test(`generate.ts refuses ${name}: ${problem.source}`, TIMEOUT, () => refused(args, problem));
 }
