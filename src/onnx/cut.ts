@@ -11,6 +11,7 @@ import type { Surroundings, TakenApart } from "./form.ts";
 import { fingerprintOf, type ModelFiles } from "./fingerprint.ts";
 import { takeGroupQuery } from "./group_query.ts";
 import { Inputs } from "./inputs.ts";
+import { withoutLengths } from "./lengths.ts";
 import { findLogits } from "./logits.ts";
 import { Masks } from "./mask.ts";
 import { type Model, readModel } from "./model.ts";
@@ -46,7 +47,8 @@ export function cutModel(source: string | Uint8Array): CutModel {
       positions: () => inputs.positions(),
     });
     const { line, logits } = findLogits(model, attended, values);
-    const plans = planPieces([...inputs.nodes, ...line], logits, values);
+    const even = withoutLengths(line, logits, inputs, model, values);
+    const plans = planPieces([...inputs.nodes, ...even], logits, values);
     const pieces = plans.map((plan, i) => writePiece(plan, i, model, values));
     const { folder } = model;
     let fingerprint: string | undefined;

@@ -30,7 +30,9 @@ export class Inputs {
   readonly #values: Values;
   readonly #fed = new Map<string, ModelInput>();
   readonly #nodes: GraphNode[] = [];
+  readonly #reshaped = new Set<string>();
   #positions: string | undefined;
+  #total: string | undefined;
 
   constructor(model: Model, values: Values) {
     this.#values = values;
@@ -47,6 +49,7 @@ export class Inputs {
         this.#push({ op: "Constant", inputs: [], outputs: [dims], ints: { value_ints: [-1] } });
         this.#push({ op: "Reshape", inputs: [fed, dims], outputs: [name] });
         this.#fed.set(fed, { name: fed, role, type });
+        this.#reshaped.add(name);
       } else if (rank === undefined || rank === 2) this.#fed.set(name, { name, role, type });
     }
   }
@@ -71,6 +74,19 @@ export class Inputs {
     this.#positions = this.#values.fresh(`${fed.name}:int64`);
     this.#push({ op: "Cast", inputs: [fed.name], outputs: [this.#positions], ints: { to: ELEMENT.int64 } });
     return this.#positions;
+  }
+
+  /** Is an input of the model fed, in whatever shape? */
+  has(name: string): boolean {
+    return this.#fed.has(name) || this.#reshaped.has(name);
+  }
+
+  /** The length of the longest sequence, past and new tokens: an int64 of no axis. */
+  total(): string {
+    this.#total ??= this.#values.fresh("total_sequence_length");
+    this.#values.note({ name: this.#total, type: ELEMENT.int64, dims: [] });
+    this.#fed.set(this.#total, { name: this.#total, role: "totalSequenceLength", type: "int64" });
+    return this.#total;
   }
 
   /** The inputs that are left: what no piece takes, nobody has to feed. */

@@ -110,6 +110,20 @@ export class Chain {
     return fed;
   }
 
+  /** Gives `name` as an integer value with other axes, in another type. */
+  giveAs(name: string, from: string, dims: readonly number[], type: number): void {
+    if (type === ELEMENT.int64) {
+      this.#give(name, { op: "Reshape", inputs: [from, this.ints(`${name}:dims`, dims)] });
+    } else {
+      this.#give(name, { op: "Cast", inputs: [this.reshaped(from, `${name}:axes`, dims)], ints: { to: type } });
+    }
+  }
+
+  /** Gives `name` as a whole number that is the same in every run. */
+  giveNumber(name: string, value: number, dims: readonly number[], type: number): void {
+    this.giveAs(name, this.ints(`${name}:number`, [value]), dims, type);
+  }
+
   #give(name: string, node: Omit<NewNode, "outputs">): string {
     this.#push(newNode({ ...node, outputs: [name] }));
     return name;

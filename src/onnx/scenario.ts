@@ -34,6 +34,7 @@ function inputFor(info: ValueInfo, { past, tokens }: Lengths): Known | undefined
     const wanted = [...Array<number>(Math.max(0, rank - 1)).fill(1), length];
     return { type, dims: wanted, values: fill(wanted, element) };
   };
+  const number = (value: number): Known => ({ type, dims: Array<number>(dims?.length ?? 0).fill(1), values: [value] });
   switch (name) {
     case "input_ids":
       return { type, dims: rank === 1 ? [tokens] : [1, tokens] };
@@ -43,9 +44,12 @@ function inputFor(info: ValueInfo, { past, tokens }: Lengths): Known | undefined
     case "attention_mask":
       return line(past + tokens, () => 1);
     case "past_sequence_length":
-      return { type, dims: Array<number>(dims?.length ?? 0).fill(1), values: [past] };
+      return number(past);
     case "total_sequence_length":
-      return { type, dims: Array<number>(dims?.length ?? 0).fill(1), values: [past + tokens] };
+      return number(past + tokens);
+    case "num_logits_to_keep": // 0 keeps those of all tokens
+    case "logits_to_keep":
+      return number(0);
     default:
       return undefined;
   }
