@@ -49,7 +49,11 @@ async function errorOf(
   const folder = mkdtempSync(join(tmpdir(), "kvern-cut-"));
   try {
     writeModel(folder, makeDecoder(shape, weights, form));
-    await using pieces = await Pieces.load(onnxRuntime!, cutModel(folder));
+    const cut = cutModel(folder);
+    // Nothing crosses the last border but attention and the residual stream: both have a row for each token.
+    const { takes } = cut.pieces.at(-1)!;
+    assert.equal(takes.filter((name) => cut.inputs.every((input) => input.name !== name)).length, 2, `${takes}`);
+    await using pieces = await Pieces.load(onnxRuntime!, cut);
     const sequences = texts.map(() => pieces.sequence());
     const given: number[][] = texts.map(() => []);
     const heads = texts.map((tokens, i) => tokens.slice(0, tokens.length - 3 - 2 * i));

@@ -8,8 +8,10 @@
 
 import { compute, isArithmetic } from "./arithmetic.ts";
 import { broadcastDims, fill, type Known, valuesOf } from "./array.ts";
+import type { Model } from "./model.ts";
 import type { GraphNode } from "./node.ts";
 import { RESHAPING } from "./reshaping.ts";
+import { inputsFor, type Lengths } from "./scenario.ts";
 import { ELEMENT } from "./tensor.ts";
 import type { Values } from "./values.ts";
 
@@ -25,12 +27,14 @@ const SAME_SHAPE = new RegExp(
 /** The values of a graph for one set of inputs. */
 export class Evaluation {
   readonly #values: Values;
+  readonly #tokens: number;
   readonly #known: Map<string, Known | undefined>;
 
-  /** Inputs, and other values that are given. */
-  constructor(values: Values, given: ReadonlyMap<string, Known>) {
+  /** A run of so many tokens behind a past; `given` are values that are not to be computed. */
+  constructor(model: Model, values: Values, lengths: Lengths, given: ReadonlyMap<string, Known> = new Map()) {
     this.#values = values;
-    this.#known = new Map(given);
+    this.#tokens = lengths.tokens;
+    this.#known = new Map([...inputsFor(model, lengths), ...given]);
   }
 
   /** What a value comes to; undefined where it cannot be told. */
@@ -57,10 +61,13 @@ export class Evaluation {
     return this.#known.get(name);
   }
 
-  /** A value that no node gives: weights. */
+  /** A value that no node gives: weights, and what the pieces are fed. */
   #given(name: string): Known | undefined {
     const weight = this.#values.weight(name);
-    if (weight === undefined) return undefined;
+    if (weight === undefined) {
+      const { type, dims } = this.#values.fed(name) ?? {};
+      return dims && { type: type!, dims: dims.map((dim) => typeof dim === "number" ? dim : this.#tokens) };
+    }
     const { type, dims } = weight;
     const size = dims.reduce((product, dim) => product * dim, 1);
     const isMask = type === ELEMENT.bool || type === ELEMENT.uint8;

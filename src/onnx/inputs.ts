@@ -76,6 +76,11 @@ export class Inputs {
     return this.#positions;
   }
 
+  /** A value `[1, tokens]`. */
+  tokens(): string {
+    return [...this.#fed.values()].find(({ role }) => role === "inputIds")?.name ?? this.positions();
+  }
+
   /** Is an input of the model fed, in whatever shape? */
   has(name: string): boolean {
     return this.#fed.has(name) || this.#reshaped.has(name);

@@ -1,9 +1,11 @@
 /**
- * What a graph makes of the lengths of its past, where it is wanted without attention: positions of tokens, mostly.
+ * What a graph makes of the lengths of its past and of its values, where it is wanted without attention: positions of
+ * tokens, and shapes.
  *
  * The sequences of a run have pasts of different lengths, and the graph knows one. A value that is the positions of the
- * tokens in every run is fed as such, one that is the same number in every run is that number, and the length of all is
- * the largest, where it is but the end of a table. Anything else is refused with the node that wants it.
+ * tokens in every run is fed as such; numbers that are the same in every run, or the number of its tokens, are made of
+ * nothing else; and the length of all is the largest, where it is but the end of a table. Anything else that a past says
+ * is refused with the node that wants it. Shapes of values become shapes of tokens, so that none crosses a border.
  *
  * @module
  */
@@ -15,7 +17,7 @@ import type { Model } from "./model.ts";
 import type { GraphNode } from "./node.ts";
 import type { Line } from "./plan.ts";
 import { Chain } from "./rows.ts";
-import { inputsFor, type Lengths } from "./scenario.ts";
+import type { Lengths } from "./scenario.ts";
 import { ELEMENT } from "./tensor.ts";
 import type { Values } from "./values.ts";
 
@@ -29,7 +31,7 @@ const RUNS: readonly Lengths[] = [
 
 /** The line with values in place of lengths, wherever `logits` or a layer wants one. */
 export function withoutLengths(line: Line, logits: string, inputs: Inputs, model: Model, values: Values): Line {
-  const runs = RUNS.map((lengths) => ({ lengths, evaluation: new Evaluation(values, inputsFor(model, lengths)) }));
+  const runs = RUNS.map((lengths) => ({ lengths, evaluation: new Evaluation(model, values, lengths) }));
   const depends = dependents(line, model, inputs);
   const chain = new Chain(values);
   const replaced = new Set<string>();
@@ -73,9 +75,17 @@ export function withoutLengths(line: Line, logits: string, inputs: Inputs, model
       const open = results[1]!.known.dims.map((dim, axis) => dim === dims[axis] ? dim : -1);
       chain.giveAs(name, inputs.positions(), open, type);
     } else if (Number.isSafeInteger(first) && one(() => first!)) chain.giveNumber(name, first!, dims, type);
-    else if (one(({ tokens }) => tokens)) {
-      const length = chain.add(`${name}:shape`, { op: "Shape", inputs: [inputs.positions()], ints: { start: 1 } });
-      chain.giveAs(name, length, dims, type);
+    else if (isShape(results)) {
+      const parts = results[0]!.known.values;
+      const length = chain.add(`${name}:tokens`, { op: "Shape", inputs: [inputs.tokens()], ints: { start: 1 } });
+      const list = Array.from(
+        parts,
+        (part, i) => part === results[1]!.known.values[i] ? chain.ints(`${name}:${i}`, [part]) : length,
+      );
+      const all = list.length === 1
+        ? list[0]!
+        : chain.add(`${name}:list`, { op: "Concat", inputs: list, ints: { axis: 0 } });
+      chain.giveAs(name, all, dims, type);
     } else if (isEnd && one(({ past, tokens }) => past + tokens)) chain.giveAs(name, inputs.total(), dims, type);
     else return false;
     return true;
@@ -96,12 +106,28 @@ function isPositions(results: readonly Result[]): boolean {
   );
 }
 
-/** Values that depend on inputs other than tokens and their positions. */
+/** Most axes of a shape. */
+const AXES_MAX = 8;
+
+/** Is this a list of numbers that are the same in every run, or the number of its tokens? */
+function isShape(results: readonly Result[]): boolean {
+  const { values: first, dims } = results[0]!.known;
+  return dims.length <= 1 && first.length <= AXES_MAX &&
+    results.every(({ known: { values, type }, lengths }) =>
+      type === ELEMENT.int64 && values.length === first.length &&
+      Array.from(values).every((value, i) =>
+        Number.isSafeInteger(value) && (value === lengths.tokens || value === first[i])
+      )
+    );
+}
+
+/** Values that depend on inputs other than tokens and their positions, or are lengths of what is no input. */
 function dependents(line: Line, model: Model, inputs: Inputs): ReadonlySet<string> {
   const depends = new Set([...model.inputs.keys()].filter((name) => !inputs.has(name)));
   for (const each of line) {
     if ("layer" in each) continue;
-    if (![...each.inputs, ...each.captured].some((input) => depends.has(input))) continue;
+    const isLength = each.op === "Shape" && !inputs.has(each.inputs[0] ?? "");
+    if (!isLength && ![...each.inputs, ...each.captured].some((input) => depends.has(input))) continue;
     for (const output of each.outputs) depends.add(output);
   }
   return depends;

@@ -10,7 +10,7 @@ import type { Known } from "./array.ts";
 import { Evaluation } from "./evaluate.ts";
 import type { Model } from "./model.ts";
 import { cannotCut } from "./refusal.ts";
-import { inputsFor, type Lengths } from "./scenario.ts";
+import type { Lengths } from "./scenario.ts";
 import { ELEMENT } from "./tensor.ts";
 import type { Values } from "./values.ts";
 
@@ -95,7 +95,7 @@ export class Masks {
   }
 
   #of(mask: string, lengths: Lengths): Known | undefined {
-    return new Evaluation(this.#values, inputsFor(this.#model, lengths)).of(mask);
+    return new Evaluation(this.#model, this.#values, lengths).of(mask);
   }
 }
 

@@ -16,7 +16,7 @@ import type { Part } from "./form.ts";
 import type { Model } from "./model.ts";
 import type { GraphNode } from "./node.ts";
 import { cannotCut, nodeText } from "./refusal.ts";
-import { inputsFor, isPast } from "./scenario.ts";
+import { isPast } from "./scenario.ts";
 import type { Values } from "./values.ts";
 
 /** Keys or values of a layer. */
@@ -56,8 +56,7 @@ export function joinedTo(name: string, axes: Axes, user: GraphNode, model: Model
     dims: [1, headCount!, total, headDim!],
     values: fill([1, headCount!, total, headDim!], (i) => i + 1),
   };
-  const given = inputsFor(model, LENGTHS).set(node.outputs[0]!, numbered);
-  const end = new Evaluation(values, given).of(name);
+  const end = new Evaluation(model, values, LENGTHS, new Map([[node.outputs[0]!, numbered]])).of(name);
   const found = end && wayOf(end, axes, { headCount: headCount!, headDim: headDim!, total });
   if (found === undefined) {
     throw cannotCut(

@@ -94,6 +94,11 @@ export class Values {
     return this.#model.inputs.has(name) || (this.#own.has(name) && !this.#producers.has(name));
   }
 
+  /** What is known of a value that the pieces are fed beside the inputs of the model. */
+  fed(name: string): ValueInfo | undefined {
+    return this.#producers.has(name) ? undefined : this.#own.get(name);
+  }
+
   /** The weights of that name, as they lie in the model. */
   weight(name: string): Tensor | undefined {
     return this.#model.weights.get(name);
