@@ -6,6 +6,7 @@ import {
   type KvCache,
   memoryBytes,
   PagedCache,
+  type PagedOptions,
   type Sequence,
 } from "../mod.ts";
 import { type BlockSurvey, surveyBlocks } from "./blocks.ts";
@@ -67,9 +68,7 @@ export function newPagedCache(
 ): HeldPagedCache {
   const shape = { layerCount, kvHeadCount, headDim, maxSeqLen };
   const dtype = floatsOf(kv);
-  const tiers = isFloat(kv.k) && isFloat(kv.v)
-    ? { dtype }
-    : { tail: { dtype: TAIL_DTYPE, tokens: tail, sinkTokens: sinks }, store: kv };
+  const tiers = tierOptions({ kv, tail, sinks });
   const paged = new PagedCache({ ...shape, ...tiers, blockSize, ...(keepsPrefixes ? { prefix: {} } : {}) });
   const sequences = [paged.sequence()];
   return {
@@ -95,6 +94,14 @@ export function newPagedCache(
     },
     [Symbol.dispose]: () => paged.free(),
   };
+}
+
+/** How a paged cache stores rows: in floats, or in those first and in codes later. */
+export function tierOptions(
+  { kv, tail, sinks }: Pick<CacheOptions, "kv" | "tail" | "sinks">,
+): Pick<PagedOptions, "dtype" | "tail" | "store"> {
+  if (isFloat(kv.k) && isFloat(kv.v)) return { dtype: floatsOf(kv) };
+  return { tail: { dtype: TAIL_DTYPE, tokens: tail, sinkTokens: sinks }, store: kv };
 }
 
 /** The floats of a cache without codes: those asked for, and f16 where codes were. */

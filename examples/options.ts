@@ -32,6 +32,10 @@ export interface Options {
   mode: Mode;
   /** Directory of config.json and model.safetensors. */
   modelDirectory: string;
+  /** Directory of an ONNX model with its tokenizer; null: the model of `modelDirectory`. */
+  onnxDirectory: string | null;
+  /** The prompt as it is, where an ONNX model has a template for messages. */
+  plain: boolean;
   cache: CacheKind;
   /** Positions a block of a paged cache holds. */
   blockSize: number;
@@ -82,16 +86,23 @@ const DEFAULTS = {
   blockSize: 16, // small, so that the blocks of a short prompt can be seen
   codesBlockSize: 64, // the smallest that can be codes
   kv: "f32",
+  onnxPrompt: "Say in one sentence what a mill is.",
+  onnxKv: "f16",
 } as const;
 
 const OPTIONS = {
-  prompt: { value: "TEXT", mayBeEmpty: true, mode: "generate", help: "text to go on from (a line of Zig)" },
+  prompt: {
+    value: "TEXT",
+    mayBeEmpty: true,
+    mode: "generate",
+    help: `text to go on from (a line of Zig; with --onnx, ${JSON.stringify(DEFAULTS.onnxPrompt)})`,
+  },
   "prompt-file": { value: "FILE", mode: "generate", help: "the same, read from a file; - for standard input" },
-  tokens: { value: "N", mode: "generate", help: `bytes to write, fewer where the context ends (${DEFAULTS.tokens})` },
+  tokens: { value: "N", mode: "generate", help: `tokens to write, fewer where the context ends (${DEFAULTS.tokens})` },
   temperature: {
     value: "T",
     mode: "generate",
-    help: `0 takes the most likely byte each time (${DEFAULTS.temperature})`,
+    help: `0 takes the most likely token each time (${DEFAULTS.temperature})`,
   },
   seed: { value: "N", mode: "generate", help: `same seed, same text (${DEFAULTS.seed})` },
   samples: {
@@ -133,12 +144,23 @@ const OPTIONS = {
     help: `positions a block of a paged cache holds, a power of two from 1 to 256 (${DEFAULTS.blockSize}; ` +
       `${DEFAULTS.codesBlockSize} for codes)`,
   },
-  kv: { value: "DTYPE", mode: null, help: `format of keys and values: ${KV_DTYPES.join(", ")} (${DEFAULTS.kv})` },
+  kv: {
+    value: "DTYPE",
+    mode: null,
+    help: `format of keys and values: ${KV_DTYPES.join(", ")} (${DEFAULTS.kv}; with --onnx, ${DEFAULTS.onnxKv})`,
+  },
   "kv-k": { value: "DTYPE", mode: null, help: "format of keys alone" },
   "kv-v": { value: "DTYPE", mode: null, help: "format of values alone" },
   tail: { value: "N", mode: null, help: "newest tokens that stay in f16 beside codes, whole blocks (0)" },
   sinks: { value: "N", mode: null, help: "first tokens that stay in f16 beside codes (0)" },
   model: { value: "DIR", mode: null, help: "directory of config.json and model.safetensors (examples/ziglet)" },
+  onnx: {
+    value: "DIR",
+    mode: "generate",
+    paged: true,
+    help: "another model: a directory of an ONNX file, tokenizer.json and config.json, as model hubs have it",
+  },
+  plain: { mode: "generate", help: "the prompt as it is, where the model of --onnx has a template for messages" },
   json: { mode: null, help: "one JSON object on stdout, and no text" },
   help: { mode: null, help: "this text; -h, too" },
 } as const satisfies Record<string, OptionRow>;
@@ -158,6 +180,12 @@ const EXCLUSIONS: readonly [OptionName, OptionName][] = [
   // The picture has the blocks of sequences, not those that are kept behind them.
   ["repeat", "show-blocks"],
   ["all-beams", "json"],
+  // One text by a model whose weights, tokens and context are its own.
+  ["onnx", "model"],
+  ["onnx", "samples"],
+  ["onnx", "beams"],
+  ["onnx", "repeat"],
+  ["onnx", "show-blocks"],
 ];
 
 /** Reads the arguments; a wrong one is a UsageError. */
@@ -177,9 +205,11 @@ export function parseOptions(args: string[]): Options | "help" {
     if (given.has(one) && given.has(other)) throw new UsageError(`--${one} and --${other} exclude each other`);
   }
   if (given.has("all-beams") && !given.has("beams")) throw new UsageError("--all-beams needs --beams");
+  if (given.has("plain") && !given.has("onnx")) throw new UsageError("--plain needs --onnx");
 
   const text = (name: OptionName): string | undefined => given.get(name);
-  const both = choice("kv", text("kv") ?? DEFAULTS.kv, KV_DTYPES);
+  const hasOnnx = given.has("onnx");
+  const both = choice("kv", text("kv") ?? (hasOnnx ? DEFAULTS.onnxKv : DEFAULTS.kv), KV_DTYPES);
   const kv = { k: choice("kv-k", text("kv-k") ?? both, KV_DTYPES), v: choice("kv-v", text("kv-v") ?? both, KV_DTYPES) };
   const codes = (["kv-k", "kv-v", "kv"] as const).find((name) => !isFloat((text(name) ?? DEFAULTS.kv) as DType));
   for (const name of ["tail", "sinks"] as const) {
@@ -195,13 +225,16 @@ export function parseOptions(args: string[]): Options | "help" {
   return {
     mode,
     modelDirectory: text("model") ?? fileURLToPath(new URL("./ziglet", import.meta.url)),
+    onnxDirectory: text("onnx") ?? null,
+    plain: given.has("plain"),
     cache,
-    blockSize: blockSize(text("block-size")) ?? (codes ? DEFAULTS.codesBlockSize : DEFAULTS.blockSize),
+    blockSize: blockSize(text("block-size")) ?? (codes || hasOnnx ? DEFAULTS.codesBlockSize : DEFAULTS.blockSize),
     kv,
     tail: integer("tail", text("tail"), 0) ?? 0,
     sinks: integer("sinks", text("sinks"), 0) ?? 0,
     json: given.has("json"),
-    prompt: text("prompt") ?? readPrompt(text("prompt-file")) ?? DEFAULTS.prompt,
+    prompt: text("prompt") ?? readPrompt(text("prompt-file")) ??
+      (hasOnnx ? DEFAULTS.onnxPrompt : DEFAULTS.prompt),
     tokens: integer("tokens", text("tokens"), 1) ?? DEFAULTS.tokens,
     temperature: temperature("temperature", text("temperature")) ?? DEFAULTS.temperature,
     seed: integer("seed", text("seed"), 0) ?? DEFAULTS.seed,
@@ -218,7 +251,8 @@ export function parseOptions(args: string[]): Options | "help" {
 
 /** The text of --help. */
 export function helpText(): string {
-  return `A small language model (5.3 M parameters, one token is one byte) writes Zig; kvern is its KV cache.
+  return `A small language model (5.3 M parameters, one token is one byte) writes Zig; kvern is its KV cache. With --onnx
+another model writes.
 
   deno run -A examples/generate.ts [options]
   bun examples/generate.ts [options]

@@ -17,17 +17,19 @@ interface RunOptions {
   env?: Record<string, string>;
   linesWanted?: number;
   program?: string;
+  cwd?: string;
 }
 
 /** Runs the program with this runtime; with `linesWanted` stdout is closed after that many lines. */
 export function generate(
   args: string[],
-  { env = {}, linesWanted = Infinity, program = "generate.ts" }: RunOptions = {},
+  { env = {}, linesWanted = Infinity, program = "generate.ts", cwd }: RunOptions = {},
 ): Promise<Result> {
   return new Promise((resolve, reject) => {
     const path = fileURLToPath(new URL(`../examples/${program}`, import.meta.url));
     const child = spawn(process.execPath, [...programArgs(path), ...args], {
       env: { ...process.env, ...env },
+      cwd,
       stdio: ["ignore", "pipe", "pipe"],
     });
     const stdout: Uint8Array[] = [];
