@@ -249,6 +249,18 @@ test(`bench onnx prints the rows its options choose${withoutOnnx}`, ONNX_OPTIONS
   );
 });
 
+test("bench past prints a row for each format and direction", TIMEOUT, () => {
+  const rows = rowsOf("past", "call kv tokens threads ms vsCopy vsTurned prefillMs shareOfPrefill", "--kv", "f16,i4");
+  assert.deepEqual(
+    rows.map(({ call, kv, tokens }) => [call, kv, tokens]),
+    ["f16", "i4"].flatMap((kv) => ["keep", "restore"].map((call) => [call, kv, 70])),
+  );
+  const hasPrefill = withoutOnnx === "";
+  for (const { prefillMs, shareOfPrefill } of rows) {
+    assert.deepEqual([typeof prefillMs, typeof shareOfPrefill], new Array(2).fill(hasPrefill ? "number" : "object"));
+  }
+});
+
 test("the chart shows every format, context and rival of the rows", TIMEOUT, () => {
   const row = { bench: "attend", runtime: "bun", level: "v3", gqa: 4, headDim: 128, queries: 1, ms: 1, gbps: 9 };
   const rows = [4096, 32768].flatMap((tokens) => [
@@ -299,6 +311,7 @@ test("benches print a table with their rival in it where no JSON is wanted", TIM
     quantize: "f32 copy",
     tiers: "none",
     prefix: "match",
+    past: "keep",
     ...(withoutOnnx === "" ? { onnx: "whole" } : {}),
   };
   for (const [bench, rival] of Object.entries(rivals)) {
@@ -326,6 +339,7 @@ test("benches refuse what they do not know", TIMEOUT, () => {
     ["tiers", ["--store", "f16"], /--store takes none,q8_0,i8,i4,q4_0,i2, not f16\n$/],
     ["prefix", ["--turns", "0"], /--turns takes whole numbers from 1 up, not "0"\n$/],
     ["onnx", ["--engine", "vllm"], /--engine takes whole,shared,llama-f16,kvern-f16,kvern-i4, not vllm\n$/],
+    ["past", ["--kv", "i2"], /--kv takes f32,f16,i8,i4, not i2\n$/],
     ["chart", [], /takes the file of rows/],
   ];
   for (const [bench, args, problem] of refused) {
@@ -362,7 +376,7 @@ test("the loop that attend is compared with is right for any shape", () => {
 
 test("deno task bench runs every bench, and each has a task of its own", () => {
   const { tasks, imports } = JSON.parse(readFileSync(new URL("../deno.json", import.meta.url), "utf8"));
-  const benches = ["boundary", "append", "attend", "paged", "quantize", "tiers", "prefix", "onnx"];
+  const benches = ["boundary", "append", "attend", "paged", "quantize", "tiers", "prefix", "onnx", "past"];
   const commands = benches.map((bench) => tasks[`bench:${bench}`].command);
   assert.equal(tasks.bench.command, commands.join(" && "));
   // What stands in imports is downloaded by everybody who builds kvern; the rivals have a task of their own.
