@@ -3,21 +3,25 @@
  */
 
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { PagedCache } from "../mod.ts";
-import { keep, layersOf, pastKeyValues } from "../src/onnx.ts";
+import * as kvern from "../mod.ts";
+import * as onnx from "../src/onnx.ts";
 import { makeDecoder } from "./onnx/decoder.ts";
 import { writeModel } from "./onnx/graph.ts";
 import { GOLDEN, tokensOf, ZIGLET_SHAPE, ZIGLET_WEIGHTS } from "./onnx/ziglet.ts";
 import {
   type DynamicCache,
+  type GenerateOptions,
   transformers,
   type TransformersModel,
   withoutTransformers,
 } from "./transformers_runtime.ts";
+
+const { PagedCache } = kvern;
+const { keep, layersOf, pastKeyValues } = onnx;
 
 const OPTIONS = { skip: withoutTransformers !== "", timeout: 120_000 };
 
@@ -100,6 +104,9 @@ test(
       using cache = new PagedCache({ layers: layersOf(first), maxSeqLen: 1024, dtype: "f32", prefix: {} });
       keep(cache, text, first, { fingerprint: "ziglet f32" }).free();
 
+      using nothing = cache.sequence();
+      assert.deepEqual(await generate(model, prompt, new DynamicCache(pastKeyValues(nothing, { Tensor }))), text);
+
       // The last token that was generated has no row yet; the second question begins as the first one does.
       const questions: [text: string, startsAt: number][] = [
         ['\ntest "', text.length - 1],
@@ -140,5 +147,59 @@ test(
       assert.equal(masked.get_seq_length(), text.length + 15);
       // What docs/transformers.md warns of: once this fails the package is mended.
       assert.equal(unmasked.get_seq_length(), sequence.seqLen + text.length + 15);
+    }),
+);
+
+/** What the example of docs/transformers.md makes, and the tokens that its cache has. */
+interface Example {
+  answer(messages: readonly string[]): Promise<string>;
+  cacheOf(): kvern.PagedCache;
+}
+
+/** Runs the example as it is written, with another model in its place. */
+async function runExample(modules: Readonly<Record<string, object>>): Promise<Example> {
+  const text = readFileSync(new URL("../docs/transformers.md", import.meta.url), "utf8");
+  const code = /```js\n([^]*?)```/.exec(text)![1]!;
+  const imports = /^import (\{.*\}) from ("[^"]+");$/gm;
+  assert.equal([...code.matchAll(imports)].length, 3);
+  const body = code.replaceAll(imports, "const $1 = modules[$2];") + "return { answer, cacheOf: () => cache };";
+  const AsyncFunction = Object.getPrototypeOf(async () => {}).constructor;
+  return await new AsyncFunction("modules", body)(modules);
+}
+
+test(
+  `the example of docs/transformers.md goes on from its cache${withoutTransformers}`,
+  OPTIONS,
+  () =>
+    withModel(async (model) => {
+      const lengths: number[] = [];
+      const tokenizer = {
+        apply_chat_template: (messages: readonly string[]) => tokensOf(messages.join("")),
+        decode: (tokens: readonly number[]) => String.fromCharCode(...tokens),
+      };
+      const { answer, cacheOf } = await runExample({
+        "@kvern/kvern": kvern,
+        "@kvern/kvern/onnx": onnx,
+        "@huggingface/transformers": {
+          ...transformers!,
+          AutoTokenizer: { from_pretrained: () => tokenizer },
+          AutoModelForCausalLM: {
+            from_pretrained: () => ({
+              generate(options: GenerateOptions) {
+                lengths.push(options.past_key_values!.get_seq_length());
+                return model.generate({ ...options, max_new_tokens: 24 });
+              },
+            }),
+          },
+        },
+      });
+      const prompt = GOLDEN.cases[0]!.prompt;
+      const first = await answer([prompt]);
+      assert.equal(first, GOLDEN.cases[0]!.greedy.slice(0, 24));
+      const second = await answer([prompt, first, "\ntest"]);
+      assert.equal(second.length, 24);
+      assert.equal(await answer([prompt]), first);
+      assert.deepEqual(lengths, [0, prompt.length + 24, prompt.length]); // and the token that begins each text
+      cacheOf().free();
     }),
 );
