@@ -51,7 +51,7 @@ async function logitsOf(decoder: OnnxDecoder, tokens: readonly number[], atOnce:
 }
 
 /** The forms that are cut. */
-const CUT = FORMS.filter(({ form }) => form.attention === "gqa" && !form.causalBias);
+const CUT = FORMS.filter(({ form }) => !form.positionsMade);
 
 const ziglets = [
   ...CUT.map(({ name, form }) => ({ name, form, ...ZIGLET })),

@@ -9,7 +9,7 @@ import type { DecoderShape, LayerWeights } from "./shapes.ts";
 /** How a graph is written; every row of it is one that exporters give. */
 export interface Form {
   /** The nodes that attention is. */
-  readonly attention: "gqa" | "mha" | "plain" | "paged";
+  readonly attention: "gqa" | "mha" | "standard" | "plain" | "paged";
   /** The element type of weights, activations and past. */
   readonly float?: "float32" | "float16";
   /** The type of `input_ids` and `position_ids`. */

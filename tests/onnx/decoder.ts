@@ -10,8 +10,15 @@ import { multiHeadAttention } from "./mha.ts";
 import { pagedAttention, pagedInputs } from "./paged.ts";
 import { plainAttention } from "./plain.ts";
 import { type DecoderShape, type DecoderWeights, interleavedHeads } from "./shapes.ts";
+import { standardAttention } from "./standard.ts";
 
-const ATTENTIONS = { gqa: groupQueryAttention, mha: multiHeadAttention, plain: plainAttention, paged: pagedAttention };
+const ATTENTIONS = {
+  gqa: groupQueryAttention,
+  mha: multiHeadAttention,
+  standard: standardAttention,
+  plain: plainAttention,
+  paged: pagedAttention,
+};
 
 export function makeDecoder(shape: DecoderShape, given: DecoderWeights, form: Form): ModelFiles {
   const weights = form.interleaved ? interleavedHeads(shape, given) : given;
@@ -54,5 +61,6 @@ export function makeDecoder(shape: DecoderShape, given: DecoderWeights, form: Fo
   const logits = builder.linear("/lm_head", normed, weights.embedding, shape.vocabSize);
   const limited = logitSoftcap === undefined ? logits : builder.softcapped("/lm_head/softcap", logits, logitSoftcap);
   graph.node("Identity", [limited], "logits", { name: "/lm_head/Identity" });
-  return graph.files(form.dataFile === undefined ? {} : { dataFile: form.dataFile });
+  const opset = form.attention === "standard" ? { opset: 23 } : {};
+  return graph.files({ ...opset, ...(form.dataFile === undefined ? {} : { dataFile: form.dataFile }) });
 }

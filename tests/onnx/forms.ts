@@ -17,6 +17,7 @@ const forms: Readonly<Record<string, Form>> = {
   "GroupQueryAttention of side-by-side pairs": { attention: "gqa", interleaved: true, tied: true },
   "GroupQueryAttention with weights in a file": { attention: "gqa", dataFile: "model.onnx_data" },
   "MultiHeadAttention": { attention: "mha", rotary: "nodes" },
+  "Attention of ONNX": { attention: "standard", rotary: "nodes" },
   "products and a softmax": { attention: "plain", rotary: "plain", norms: "plain", constantNodes: true },
   "products and a softmax, scaled apart": { attention: "plain", rotary: "plain", norms: "plain", scaledApart: true },
   "products and a softmax, positions made": {

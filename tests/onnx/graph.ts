@@ -94,7 +94,7 @@ export class Graph {
   }
 
   /** The model; with `dataFile` every constant of a kilobyte or more lies in that file. */
-  files({ dataFile }: { dataFile?: string } = {}): ModelFiles {
+  files({ dataFile, opset = 17 }: { dataFile?: string; opset?: number } = {}): ModelFiles {
     const graph = new Message();
     for (const node of this.#nodes) graph.message(1, node);
     graph.text(2, "main_graph");
@@ -115,8 +115,8 @@ export class Graph {
     }
     for (const input of this.#inputs) graph.message(11, input);
     for (const output of this.#outputs) graph.message(12, output);
-    const model = new Message().number(1, 8).text(2, "kvern").message(7, graph);
-    for (const [domain, version] of [["", 17], [MICROSOFT, 1]] as const) {
+    const model = new Message().number(1, opset < 21 ? 8 : 10).text(2, "kvern").message(7, graph);
+    for (const [domain, version] of [["", opset], [MICROSOFT, 1]] as const) {
       model.message(8, new Message().text(1, domain).number(2, version));
     }
     if (dataFile === undefined) return { model: model.toBytes() };
