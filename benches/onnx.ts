@@ -91,6 +91,7 @@ async function measureWhole(graph: WholeGraph, engine: "whole" | "shared"): Prom
       const step = graph.step(TOKEN, { rows: rowsOf(tokens), batch, passing });
       checkClose(`${engine}, ${tokens} tokens`, (await step()).slice(-shape.vocabSize), truth, 1e-3);
       const ns = await timeOf(step, smoke);
+      tell(options, `${engine}, ${tokens} tokens, ${batch} at once: ${(ns / batch / 1e6).toFixed(2)} ms a token`);
       // Past and present are there together where they are not the same.
       const copies = engine === "whole" ? 2 : 1;
       measured.push({ engine, tokens, batch, ns: ns / batch, bytes: copies * batch * pastBytes(tokens + 1) });
@@ -111,6 +112,7 @@ async function measureLlama(path: string): Promise<Measured[]> {
       }
       await llama.prefill(Uint32Array.from({ length: tokens }, (_, i) => (i * 7919) % shape.vocabSize));
       const ns = await timeOf(() => llama.step(TOKEN, tokens, batch), smoke);
+      tell(options, `llama-f16, ${tokens} tokens, ${batch} at once: ${(ns / batch / 1e6).toFixed(2)} ms a token`);
       measured.push({ engine: "llama-f16", tokens, batch, ns: ns / batch, bytes: batch * pastBytes(maxSeqLen) / 2 });
     }
   }
