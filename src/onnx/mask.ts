@@ -119,10 +119,9 @@ const LENGTHS: readonly Lengths[] = [
   { past: 3, tokens: 1 },
   { past: 6, tokens: 4 },
   { past: 40, tokens: 2 },
-  { past: 700, tokens: 2 },
-  { past: 5000, tokens: 2 },
-  { past: 40_000, tokens: 2 },
-  { past: 140_000, tokens: 2 },
+  { past: 700, tokens: 1 },
+  { past: 5000, tokens: 1 },
+  { past: 70_000, tokens: 1 },
 ];
 
 /** Tokens that the last row sees, where it does not see all. */

@@ -47,7 +47,7 @@ const FILES = ["model.onnx", "onnx/model.onnx"];
 
 /** Reads the model that lies in `source`: its bytes, the path of its file, or that of a folder with one. */
 export function readModel(source: string | Uint8Array): Model {
-  if (source instanceof Uint8Array) return readBytes(bytesOf(source), {});
+  if (source instanceof Uint8Array) return checkAlone(readBytes(bytesOf(source), {}));
   if (typeof source !== "string") throw new TypeError(`model must be a path or a Uint8Array: ${typeof source}`);
   const path = fileOf(source);
   const bytes = bytesOfFile(path);
@@ -63,10 +63,18 @@ export function readModel(source: string | Uint8Array): Model {
   }
 }
 
+/** Bytes have no folder where files of weights could be. */
+function checkAlone(model: Model): Model {
+  const outside = [...model.weights.values()].find(({ place }) => place !== undefined)?.place;
+  if (outside === undefined) return model;
+  throw cannotCut(`weights in ${outside.file} lie beside a model that is a file: give its path in place of its bytes`);
+}
+
 function fileOf(path: string): string {
   const facts = statSync(path, { throwIfNoEntry: false });
   if (facts === undefined) throw damaged(`there must be a file or a folder: ${path} is not there`);
-  if (!facts.isDirectory()) return path;
+  if (facts.isFile()) return path;
+  if (!facts.isDirectory()) throw damaged(`there must be a file or a folder: ${path} is neither`);
   const found = FILES.map((file) => join(path, file)).find((file) =>
     statSync(file, { throwIfNoEntry: false })?.isFile()
   );

@@ -185,11 +185,7 @@ export class Values {
   }
 
   #outside({ file, offset, length }: Place): Uint8Array {
-    const { folder } = this.#model;
-    if (folder === undefined) {
-      throw cannotCut(`weights in ${file} are beside a model that is a file: give its path in place of its bytes`);
-    }
-    const bytes = bytesOfFile(join(folder, file));
+    const bytes = bytesOfFile(join(this.#model.folder!, file));
     try {
       return bytes.window(offset, Math.min(bytes.length, offset + length!)).slice();
     } finally {
