@@ -369,16 +369,24 @@ export class CacheFuzzer {
     const into = this.#dice.oneIn(2)
       ? { k: side(), v: this.#dice.oneIn(20) ? new Float32Array(length) : side() }
       : undefined;
-    const codes = "layer_out_of_range invalid_size invalid_config RangeError TypeError stale_handle";
+    const part = this.#dice.oneIn(2) ? this.#dice.partOfRows() : undefined;
+    const codes = "layer_out_of_range invalid_size invalid_config RangeError TypeError stale_handle" +
+      (part === undefined ? "" : " position_out_of_range");
     const from = this.#dice.oneIn(4) ? this.sequenceOf(subject)! : subject.cache.sequence(index);
     const which = subject.sequences.includes(from) ? subject.sequences.indexOf(from) : index;
     const copy = this.#dice.attempt(
       "gather",
       codes,
-      () => from.gather(layer, into === undefined ? { dtype } : { dtype, into }),
+      () => from.gather(layer, { dtype, ...part, ...(into === undefined ? {} : { into }) }),
     );
     if (copy === undefined) return;
-    const elements = (subject.seqLens[which]! + subject.pending[layer]![which]!) * subject.kvDim;
+    const rowCount = subject.seqLens[which]! + subject.pending[layer]![which]!;
+    this.#dice.check((part?.start ?? 0) + (part?.count ?? 0) <= rowCount, "a copy has rows that are there");
+    const rows = part?.count ?? rowCount - (part?.start ?? 0);
+    const { kvHeadCount, headDim } = subject.cache;
+    const elements = part?.headStride === undefined || rows === 0
+      ? rows * subject.kvDim
+      : (kvHeadCount - 1) * part.headStride + rows * headDim;
     if (into === undefined) {
       this.#dice.check(copy.k.length === elements && copy.v.length === elements, "a copy has all rows");
     } else {this.#dice.check(

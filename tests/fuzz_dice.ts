@@ -61,6 +61,16 @@ export class Dice {
     return this.oneIn(20) ? this.pick(this.oneIn(3) ? NO_COUNTS : ABSURD) : this.below(end);
   }
 
+  /** A range of rows, head-major, most of the time one that may be there. */
+  partOfRows(): { layout: "head_major"; start: number; count?: number; headStride?: number } {
+    return {
+      layout: "head_major",
+      start: this.index(8),
+      ...(this.oneIn(2) ? { count: this.index(8) } : {}),
+      ...(this.oneIn(3) ? { headStride: 1 + this.below(2000) } : {}),
+    };
+  }
+
   /** Calls `body`; a refusal must be one of `codes`, or another error of a class named there. */
   attempt<T>(name: string, codes: string, body: () => T): T | undefined {
     this.trace(name);

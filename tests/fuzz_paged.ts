@@ -380,13 +380,18 @@ export class PagedFuzzer {
         return;
       }
       case 2: {
-        const copy = dice.attempt("paged gather", CODES, () => sequence.gather(layer, { dtype: dice.pick(DTYPES) }));
-        if (copy === undefined) return;
-        const rows = sequence.residentTokens(layer);
-        dice.check(
-          copy.k.length === rows * subject.cache.kvDim && copy.v.length === copy.k.length,
-          "a copy has all rows",
+        const part = dice.oneIn(2) ? dice.partOfRows() : undefined;
+        const codes = part === undefined ? CODES : `${CODES} position_out_of_range invalid_size RangeError`;
+        const copy = dice.attempt(
+          "paged gather",
+          codes,
+          () => sequence.gather(layer, { dtype: dice.pick(DTYPES), ...part }),
         );
+        if (copy === undefined) return;
+        dice.check(copy.v.length === copy.k.length, "both sides have equally many rows");
+        const rows = part === undefined ? sequence.residentTokens(layer) : part.count;
+        if (rows === undefined || part?.headStride !== undefined) return;
+        dice.check(copy.k.length === rows * subject.cache.kvDim, "a copy has all rows");
         return;
       }
       default: {
