@@ -40,6 +40,7 @@ import { givenOptions } from "./options/option_names.ts";
 import type { LayerShape } from "./options/paged.ts";
 import { missingRowsText } from "./options/retention.ts";
 import type { Rows } from "./options/rows.ts";
+import { lengthOf } from "./options/typed_array.ts";
 
 /** Makes the object of a native sequence. */
 export let createSequence: (memory: SequenceMemory) => Sequence;
@@ -281,7 +282,7 @@ export class Sequence implements KvCache {
       throw new KvError("unsupported", `Cannot ${EXPLAIN} as this cache does not find rows by their tokens`);
     }
     const record = newExplanation();
-    const status = this.#library.kv_sequence_explain(memory.handle, tokens, tokens.length, record, record.byteLength);
+    const status = this.#library.kv_sequence_explain(memory.handle, tokens, lengthOf(tokens), record, record.byteLength);
     if (status < 0) throw refusal(status, EXPLAIN, memory.cache.promptRules(tokens));
     return explanationOf(record);
   }

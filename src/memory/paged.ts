@@ -25,6 +25,7 @@ import {
 import { type Policy, policyOf } from "../options/policy.ts";
 import { type Prompt, promptWords } from "../options/prompt.ts";
 import type { Sight } from "../options/retention.ts";
+import { lengthOf } from "../options/typed_array.ts";
 import type { AskedRows, CacheMemory, IndexRules, Resident, SequenceToken } from "./cache.ts";
 import { newExplanation } from "./explanation.ts";
 import { freePartWhenDropped, freeWhenDropped, unwatch } from "./finalization.ts";
@@ -149,7 +150,7 @@ export class PagedMemory implements CacheMemory {
   promptRules(tokens: Uint32Array): Record<"cache_full" | "invalid_config" | "stale_handle", () => string> {
     return {
       ...this.freedRule,
-      cache_full: () => `a sequence holds at most ${this.maxSeqLen} rows: tokens has ${tokens.length}`,
+      cache_full: () => `a sequence holds at most ${this.maxSeqLen} rows: tokens has ${lengthOf(tokens)}`,
       invalid_config: () => "a cache on a shared pool does not find rows by their tokens",
     };
   }

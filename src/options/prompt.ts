@@ -4,14 +4,15 @@
  * @module
  */
 
-import { type OptionNames, optionNames } from "./option_names.ts";
 import { checkWords } from "./commit.ts";
+import { type OptionNames, optionNames } from "./option_names.ts";
+import { arrayKind, checkAttached, kindOf, lengthOf } from "./typed_array.ts";
 
 /** Whose rows they are, and what they depend on. */
 export interface TenantOptions {
   /**
    * Names the tenant: sequences of equal salts share what they have in common, and others learn nothing of it. Without one,
-   * sequences of this cache that have none share among themselves.
+   * sequences of this cache that have none share among themselves. A string is the tenant that its UTF-8 bytes are.
    */
   readonly salt?: string | Uint8Array;
   /**
@@ -47,11 +48,11 @@ export interface Prompt {
   readonly fingerprint: Uint8Array;
 }
 
-/** A prompt as the library takes it: each buffer with its length. */
+/** A prompt as the library takes it: each buffer with the length that it has now, whatever it says of itself. */
 export function promptWords(
   { tokens, hasSalt, salt, fingerprint }: Prompt,
 ): [Uint32Array, number, number, Uint8Array, number, Uint8Array, number] {
-  return [tokens, tokens.length, hasSalt, salt, salt.length, fingerprint, fingerprint.length];
+  return [tokens, lengthOf(tokens), hasSalt, salt, lengthOf(salt), fingerprint, lengthOf(fingerprint)];
 }
 
 /** The checked prompt. */
@@ -69,9 +70,15 @@ const NO_TOKENS = new Uint32Array(0);
 const NO_BYTES = new Uint8Array(0);
 const encoder = new TextEncoder();
 
+/** The bytes of a name: different strings have different ones. */
 function textOf(name: string, text: string | Uint8Array | undefined): Uint8Array {
   if (text === undefined) return NO_BYTES;
-  if (typeof text === "string") return encoder.encode(text);
-  if (text instanceof Uint8Array) return text;
-  throw new TypeError(`${name} must be a string or a Uint8Array: ${typeof text}`);
+  if (typeof text === "string") {
+    if (!/\p{Surrogate}/u.test(text)) return encoder.encode(text);
+    throw new TypeError(`${name} must be well-formed: it has half of a surrogate pair, which has no bytes of its own`);
+  }
+  if (arrayKind(text) !== "Uint8Array") throw new TypeError(`${name} must be a string or a Uint8Array: ${kindOf(text)}`);
+  // Without its memory it would name the tenant of the empty salt.
+  if (lengthOf(text) === 0) checkAttached(name, text);
+  return text;
 }
