@@ -282,7 +282,13 @@ export class Sequence implements KvCache {
       throw new KvError("unsupported", `Cannot ${EXPLAIN} as this cache does not find rows by their tokens`);
     }
     const record = newExplanation();
-    const status = this.#library.kv_sequence_explain(memory.handle, tokens, lengthOf(tokens), record, record.byteLength);
+    const status = this.#library.kv_sequence_explain(
+      memory.handle,
+      tokens,
+      lengthOf(tokens),
+      record,
+      record.byteLength,
+    );
     if (status < 0) throw refusal(status, EXPLAIN, memory.cache.promptRules(tokens));
     return explanationOf(record);
   }

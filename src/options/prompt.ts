@@ -77,7 +77,9 @@ function textOf(name: string, text: string | Uint8Array | undefined): Uint8Array
     if (!/\p{Surrogate}/u.test(text)) return encoder.encode(text);
     throw new TypeError(`${name} must be well-formed: it has half of a surrogate pair, which has no bytes of its own`);
   }
-  if (arrayKind(text) !== "Uint8Array") throw new TypeError(`${name} must be a string or a Uint8Array: ${kindOf(text)}`);
+  if (arrayKind(text) !== "Uint8Array") {
+    throw new TypeError(`${name} must be a string or a Uint8Array: ${kindOf(text)}`);
+  }
   // Without its memory it would name the tenant of the empty salt.
   if (lengthOf(text) === 0) checkAttached(name, text);
   return text;

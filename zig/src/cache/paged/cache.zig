@@ -388,11 +388,11 @@ pub const PagedCache = struct {
 
     /// The root of a prompt's tenant, for one user of it.
     fn openRoot(self: *PagedCache, prompt: Prompt) error{OutOfMemory}!Ref {
-        return self.state.prefix.?.open(self.keyOf(prompt), chain.keyOf(&.{}, prompt.salt), newWriter);
-    }
-
-    fn keyOf(self: *const PagedCache, prompt: Prompt) chain.Key {
-        return chain.keyOf(&.{ &self.geometry, prompt.fingerprint }, prompt.salt);
+        // Read once: another thread may write a caller's memory, and the tenant is that of the root's key.
+        const salt = if (prompt.salt) |borrowed| try self.state.gpa.dupe(u8, borrowed) else null;
+        defer if (salt) |copy| self.state.gpa.free(copy);
+        const key = chain.keyOf(&.{ &self.geometry, prompt.fingerprint }, salt);
+        return self.state.prefix.?.open(key, chain.keyOf(&.{}, salt), newWriter);
     }
 
     /// A sequence at a root of the prefix index that was opened for it.
@@ -741,4 +741,5 @@ test {
     _ = @import("rewind_test.zig");
     _ = @import("../prefix/index.zig");
     _ = @import("prefix_test.zig");
+    _ = @import("prefix_memory_test.zig");
 }

@@ -10,7 +10,7 @@
 //! tenant looks up, and how long that takes, does not depend on what another one has.
 //!
 //! The index holds one reference to each block it names, as a block table does, so a block that no sequence has stays until
-//! memory is wanted. Then the blocks of lowest priority go first, of these the least recently used (`roots.zig`), and a node
+//! memory is wanted. Then the blocks of lowest priority go first, of these the least recently used (`tenants.zig`), and a node
 //! never before its children. In layers that do not need all rows, those of a window or under retention, a block may go by itself.
 
 const std = @import("std");
@@ -23,6 +23,7 @@ const Events = @import("events.zig").Events;
 const Gone = @import("gone.zig").Gone;
 const Group = @import("../paged/layer_group.zig").Group;
 const Roots = @import("roots.zig").Roots;
+const Tenants = @import("tenants.zig").Tenants;
 const trees = @import("tree.zig");
 const Ref = trees.Ref;
 const Tree = trees.Tree;
@@ -81,12 +82,13 @@ pub const Index = struct {
     options: Options,
     tree: Tree,
     roots: Roots,
+    tenants: Tenants,
     /// Blocks that were given up not long ago.
     gone: Gone = .{},
     /// What changed; null where nobody asks.
     log: ?Events,
-    /// Nodes whose priority is for a time, and when the first of these times ends.
-    expiring: std.AutoArrayHashMapUnmanaged(Ref, void) = .empty,
+    /// Nodes whose priority is for a time, and when the first of these times ends, or an earlier one that no node has any more.
+    expiring: std.AutoArrayHashMapUnmanaged(u32, void) = .empty,
     expires_next_ms: u64 = trees.never,
     clock: *const fn () u64 = milliseconds,
     /// Nodes that a sequence left before its end, where none is to outlive its sequences.
@@ -109,6 +111,7 @@ pub const Index = struct {
             .groups = groups,
             .tree = .{ .gpa = gpa, .block_size = block_size, .group_count = groups.len },
             .roots = .{ .gpa = gpa },
+            .tenants = .{ .gpa = gpa },
             .sees_all = sees_all,
             .lead = lead,
             .options = options,
@@ -123,6 +126,7 @@ pub const Index = struct {
         if (index.log) |*log| log.deinit(gpa);
         index.tree.deinit();
         index.roots.deinit();
+        index.tenants.deinit();
         gpa.free(index.sees_all);
         index.left.deinit(gpa);
         index.expiring.deinit(gpa);
@@ -134,8 +138,8 @@ pub const Index = struct {
     pub fn clear(index: *Index) void {
         var log = index.log;
         index.log = null; // one event says it all
-        index.roots.takeAllBack(&index.tree, null);
-        while (index.roots.first(null)) |slot| index.drop(slot);
+        index.tenants.takeAllBack(&index.tree, null);
+        while (index.tenants.first(null)) |slot| index.drop(slot);
         if (log) |*one| one.add(index.gpa, .cleared, chain.no_parent, chain.no_parent, &.{});
         index.log = log;
     }
@@ -171,10 +175,10 @@ pub const Index = struct {
         try log.append(index.gpa, .stored, own.hash, index.tree.nodes.items[own.parent].hash, index.tree.tokensOf(node));
     }
 
-    /// The root of a tenant for a sequence, which closes it.
-    /// `newWriter` names it at the pools where it is a new one.
+    /// The root of a tenant, by their keys, for a sequence, which closes it.
+    /// `newWriter` names the tenant at the pools where it is a new one.
     pub fn open(index: *Index, key: chain.Key, tenant: chain.Key, newWriter: *const fn () u32) error{OutOfMemory}!Ref {
-        return index.roots.open(&index.tree, key, tenant, newWriter);
+        return index.roots.open(&index.tree, &index.tenants, key, tenant, newWriter);
     }
 
     /// The root of a tenant that has a sequence already, for another one.
@@ -184,12 +188,12 @@ pub const Index = struct {
 
     /// A sequence that began at a root has ended.
     pub fn close(index: *Index, node: u32) void {
-        index.roots.close(&index.tree, node);
+        index.roots.close(&index.tree, &index.tenants, node);
     }
 
     /// The name of a root's tenant at the pools.
     pub fn writerOf(index: *const Index, node: u32) u32 {
-        return index.roots.of(&index.tree, node).writer;
+        return index.tenants.of(&index.tree, node).writer;
     }
 
     /// Marks the blocks of a node as used now.
@@ -198,7 +202,7 @@ pub const Index = struct {
         for (0..index.groups.len) |group| {
             const slot = index.tree.slotOf(node, @intCast(group));
             index.tree.slots.items[slot].used = index.uses;
-            index.roots.touch(&index.tree, slot);
+            index.tenants.touch(&index.tree, slot);
         }
     }
 
@@ -247,7 +251,7 @@ pub const Index = struct {
         if (bytes == 0) return true;
         index.pinned = node;
         index.relist(node);
-        const has_room = index.makeRoom(index.tree.nodes.items[node].root, bytes);
+        const has_room = index.makeRoom(index.tree.nodes.items[node].tenant, bytes);
         index.pinned = trees.none;
         index.relist(node);
         if (!has_room) index.dropEmpty(node);
@@ -274,26 +278,27 @@ pub const Index = struct {
         rank: Rank,
     ) error{OutOfMemory}!u32 {
         const gpa = index.gpa;
-        const root = index.tree.nodes.items[parent].root;
+        const tenant = index.tree.nodes.items[parent].tenant;
         try index.tree.nodes.items[parent].children.ensureUnusedCapacity(gpa, 1);
-        try index.roots.ensureNodeCapacity(&index.tree, root);
+        try index.tenants.ensureNodeCapacity(&index.tree, tenant);
         const node = try index.tree.takeNode();
         const before = index.tree.nodes.items[parent];
-        index.roots.items.items[root].node_count += 1;
+        index.tenants.items.items[tenant].node_count += 1;
         index.tree.nodes.items[node] = .{
             .parent = parent,
-            .root = root,
+            .root = before.root,
+            .tenant = tenant,
             .depth = before.depth + 1,
             .token_count = @intCast(tokens.len),
             .generation = index.tree.nodes.items[node].generation,
             .priority = rank.priority,
-            .hash = chain.next(&index.roots.items.items[root].key, before.hash, tokens),
+            .hash = chain.next(&index.roots.items.items[before.root].key, before.hash, tokens),
         };
         @memcpy(index.tree.tokens.items[@as(usize, node) * index.tree.block_size ..][0..tokens.len], tokens);
         const at = index.tree.lowerBound(index.tree.nodes.items[parent].children.items, tokens);
         index.tree.nodes.items[parent].children.insertAssumeCapacity(at, node);
         index.fill(node, tables, entry);
-        index.setExpiry(node, rank.ttl_ms);
+        index.setExpiry(node, index.expiryOf(rank));
         index.relist(parent);
         if (tokens.len == index.tree.block_size) if (index.log) |*log| {
             log.add(gpa, .stored, index.tree.nodes.items[node].hash, before.hash, tokens);
@@ -342,7 +347,7 @@ pub const Index = struct {
         pool.retain(&.{block});
         index.tree.slots.items[slot].block = block;
         index.tree.slots.items[slot].format = format;
-        index.roots.items.items[index.tree.nodeOf(slot).root].bytes += pool.block_bytes;
+        index.tenants.items.items[index.tree.nodeOf(slot).tenant].bytes += pool.block_bytes;
         index.stats.cached_bytes += pool.block_bytes;
         index.stats.cached_blocks += 1;
     }
@@ -354,7 +359,7 @@ pub const Index = struct {
         const pool = &index.groups[group].formats.items[held.format].pool;
         pool.release(&.{held.block});
         held.block = -1;
-        index.roots.items.items[index.tree.nodeOf(slot).root].bytes -= pool.block_bytes;
+        index.tenants.items.items[index.tree.nodeOf(slot).tenant].bytes -= pool.block_bytes;
         index.stats.cached_bytes -= pool.block_bytes;
         index.stats.cached_blocks -= 1;
     }
@@ -369,22 +374,26 @@ pub const Index = struct {
 
     /// Gives a node at least that priority, for at least that time.
     fn raise(index: *Index, node: u32, rank: Rank) void {
-        const known = index.tree.nodes.items[node].priority;
-        if (rank.priority < known) return;
-        if (rank.priority > known) index.tree.nodes.items[node].expires_ms = 0;
+        const own = index.tree.nodes.items[node];
+        const expires_ms = index.expiryOf(rank);
+        if (rank.priority < own.priority) return;
+        if (rank.priority == own.priority and expires_ms <= own.expires_ms) return;
         index.setPriority(node, rank.priority);
-        index.setExpiry(node, rank.ttl_ms);
+        index.setExpiry(node, expires_ms);
     }
 
-    /// Lets the priority of a node last that long, if it does not last longer.
-    fn setExpiry(index: *Index, node: u32, ttl_ms: ?u32) void {
+    /// When a priority that is given now ends; `trees.never` is later than any other time.
+    fn expiryOf(index: *const Index, rank: Rank) u64 {
+        return if (rank.ttl_ms) |ms| index.clock() + ms else trees.never;
+    }
+
+    fn setExpiry(index: *Index, node: u32, expires_ms: u64) void {
         const own = &index.tree.nodes.items[node];
-        const expires_ms = if (ttl_ms) |ms| index.clock() + ms else trees.never;
-        if (own.expires_ms != trees.never and expires_ms <= own.expires_ms) return;
-        own.expires_ms = trees.never;
-        if (expires_ms == trees.never) return;
-        // Without memory for it the priority stays.
-        index.expiring.put(index.gpa, index.tree.refOf(node), {}) catch return;
+        if (expires_ms == trees.never) {
+            if (own.expires_ms != trees.never) assert(index.expiring.swapRemove(node));
+        } else if (own.expires_ms == trees.never) {
+            index.expiring.put(index.gpa, node, {}) catch return; // without memory for it the priority stays
+        }
         own.expires_ms = expires_ms;
         index.expires_next_ms = @min(index.expires_next_ms, expires_ms);
     }
@@ -397,17 +406,15 @@ pub const Index = struct {
         index.expires_next_ms = trees.never;
         var i = index.expiring.count();
         while (i > 0) {
-            i -= 1;
-            const node = index.tree.get(index.expiring.keys()[i]);
-            const expires_ms = if (node) |one| index.tree.nodes.items[one].expires_ms else trees.never;
-            if (node != null and expires_ms > now and expires_ms != trees.never) {
+            i -= 1; // what takes the place of one that has ended was looked at before
+            const node = index.expiring.keys()[i];
+            const expires_ms = index.tree.nodes.items[node].expires_ms;
+            if (expires_ms > now) {
                 index.expires_next_ms = @min(index.expires_next_ms, expires_ms);
                 continue;
             }
-            index.expiring.swapRemoveAt(i); // what takes its place was looked at before
-            if (node == null or expires_ms == trees.never) continue;
-            index.tree.nodes.items[node.?].expires_ms = trees.never;
-            index.setPriority(node.?, priority_default);
+            index.setExpiry(node, trees.never);
+            index.setPriority(node, priority_default);
         }
     }
 
@@ -417,34 +424,34 @@ pub const Index = struct {
         index.relist(node);
     }
 
-    /// Puts the slots of a node into the heap of its root where they may go by themselves, or takes them out.
+    /// Puts the slots of a node into the heap of its tenant where they may go by themselves, or takes them out.
     fn relist(index: *Index, node: u32) void {
-        const root = index.tree.nodes.items[node].root;
+        const tenant = index.tree.nodes.items[node].tenant;
         const is_leaf = index.tree.nodes.items[node].children.items.len == 0;
         for (0..index.groups.len) |i| {
             const group: u32 = @intCast(i);
             const slot = index.tree.slotOf(node, group);
             const may_go = node != index.pinned and index.tree.slots.items[slot].block >= 0 and
                 (if (index.sees_all[group]) is_leaf and index.lead == group else true);
-            index.roots.list(&index.tree, slot, may_go);
+            index.tenants.list(&index.tree, slot, may_go);
         }
-        index.roots.settle(&index.tree, root);
+        index.tenants.settle(&index.tree, tenant);
     }
 
-    /// Takes the slots of a node out of the heap of its root, so that none of them goes until `relist`.
+    /// Takes the slots of a node out of the heap of its tenant, so that none of them goes until `relist`.
     fn unlist(index: *Index, node: u32) void {
-        const root = index.tree.nodes.items[node].root;
-        for (0..index.groups.len) |group| index.roots.list(&index.tree, index.tree.slotOf(node, @intCast(group)), false);
-        index.roots.settle(&index.tree, root);
+        const tenant = index.tree.nodes.items[node].tenant;
+        for (0..index.groups.len) |group| index.tenants.list(&index.tree, index.tree.slotOf(node, @intCast(group)), false);
+        index.tenants.settle(&index.tree, tenant);
     }
 
-    /// Lets blocks go until so many bytes more of a root are within the limits. False where that cannot be.
-    fn makeRoom(index: *Index, root: u32, bytes: u64) bool {
+    /// Lets blocks go until so many bytes more of a tenant are within the limits. False where that cannot be.
+    fn makeRoom(index: *Index, tenant: u32, bytes: u64) bool {
         const own_max = index.options.max_bytes_per_salt orelse std.math.maxInt(u64);
         const max = index.options.max_bytes orelse std.math.maxInt(u64);
         if (bytes > own_max or bytes > max) return false;
-        while (index.roots.items.items[root].bytes > own_max - bytes) {
-            index.evict(index.unused(root) orelse index.any(root) orelse return false);
+        while (index.tenants.items.items[tenant].bytes > own_max - bytes) {
+            index.evict(index.unused(tenant) orelse index.any(tenant) orelse return false);
         }
         while (index.stats.cached_bytes > max - bytes) {
             index.evict(index.unused(null) orelse index.any(null) orelse return false);
@@ -516,23 +523,23 @@ pub const Index = struct {
         return index.groups[group].formats.items[held.format].pool.refCount(@intCast(held.block)) > 1;
     }
 
-    /// The slot that goes first of those that no sequence uses, of a root or of all. The used ones before it are set aside.
-    fn unused(index: *Index, root: ?u32) ?u32 {
+    /// The slot that goes first of those that no sequence uses, of a tenant or of all. The used ones before it are set aside.
+    fn unused(index: *Index, tenant: ?u32) ?u32 {
         index.expire();
         for ([_]bool{ false, true }) |again| {
-            if (again) index.roots.takeAllBack(&index.tree, root);
-            while (index.roots.first(root)) |slot| {
+            if (again) index.tenants.takeAllBack(&index.tree, tenant);
+            while (index.tenants.first(tenant)) |slot| {
                 if (!index.isUsed(slot)) return slot;
-                index.roots.setAside(&index.tree, slot);
+                index.tenants.setAside(&index.tree, slot);
             }
         }
         return null;
     }
 
     /// The slot that goes first, used or not.
-    fn any(index: *Index, root: ?u32) ?u32 {
-        index.roots.takeAllBack(&index.tree, root);
-        return index.roots.first(root);
+    fn any(index: *Index, tenant: ?u32) ?u32 {
+        index.tenants.takeAllBack(&index.tree, tenant);
+        return index.tenants.first(tenant);
     }
 
     /// The whole block of these tokens behind a node was given up not long ago.
@@ -590,6 +597,7 @@ pub const Index = struct {
         assert(index.tree.nodes.items[node].children.items.len == 0 and !index.tree.hasBlocks(node));
         const parent = index.tree.nodes.items[node].parent;
         const root = index.tree.nodes.items[node].root;
+        index.setExpiry(node, trees.never);
         index.unlist(node);
         index.unlist(parent);
         for (0..index.groups.len) |group| {
@@ -603,16 +611,16 @@ pub const Index = struct {
         const at = index.tree.lowerBound(siblings.items, index.tree.tokensOf(node));
         assert(siblings.orderedRemove(at) == node);
         index.tree.giveNode(node);
-        index.roots.items.items[root].node_count -= 1;
+        index.tenants.of(&index.tree, parent).node_count -= 1;
         index.relist(parent);
-        index.roots.dropIfUnused(&index.tree, root);
+        index.roots.dropIfUnused(&index.tree, &index.tenants, root);
     }
 
     pub fn metadataBytes(index: *const Index) u64 {
         var bytes: u64 = @sizeOf(Index) + index.groups.len;
-        bytes += index.tree.metadataBytes() + index.roots.metadataBytes();
+        bytes += index.tree.metadataBytes() + index.roots.metadataBytes() + index.tenants.metadataBytes();
         bytes += index.gone.metadataBytes();
-        bytes += index.expiring.capacity() * (@sizeOf(Ref) + @sizeOf(u32));
+        bytes += index.expiring.capacity() * 2 * @sizeOf(u32);
         bytes += index.left.capacity() * (@sizeOf(Ref) + @sizeOf(u32));
         return bytes;
     }

@@ -226,6 +226,47 @@ test "a priority for a time ends with it" {
     }
 }
 
+test "a priority that holds for ever does not end with a later one that holds for a time" {
+    const fixture: *Fixture = try .init(&.{null}, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    index.clock = testClock;
+    now_ms = 1000;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
+    defer index.close(root);
+    const made = try fixture.tables(block_size);
+    const tokens = [_]u32{ 1, 1, 1, 1 };
+    for ([_]?u32{ null, 500, 1 }) |ttl_ms| _ = index.add(root, &tokens, made, 0, .{ .priority = 90, .ttl_ms = ttl_ms }).?;
+    fixture.free(made);
+    _ = try fixture.addAll(root, &.{ 2, 2, 2, 2 }, 50);
+    now_ms = 5000;
+    try testing.expect(index.reclaim());
+    try testing.expectEqual(4, try fixture.matched(root, &tokens));
+}
+
+test "what has gone is not waited for, however long its priority was to hold" {
+    const fixture: *Fixture = try .init(&.{null}, .{});
+    defer fixture.deinit();
+    const index = &fixture.index;
+    index.clock = testClock;
+    now_ms = 1000;
+    const root = (try index.open(keyOf(null), keyOf(null), newWriter)).node;
+    defer index.close(root);
+    const made = try fixture.tables(block_size);
+    defer fixture.free(made);
+    const tokens = [_]u32{ 1, 1, 1, 1 };
+    for (0..100) |_| {
+        _ = index.add(root, &tokens, made, 0, .{ .priority = 90, .ttl_ms = std.math.maxInt(u32) }).?;
+        try testing.expectEqual(1, index.expiring.count());
+        index.clear();
+        try testing.expectEqual(0, index.expiring.count());
+    }
+    // Nor is one whose priority holds for ever after all.
+    _ = index.add(root, &tokens, made, 0, .{ .priority = 90, .ttl_ms = 500 }).?;
+    _ = index.add(root, &tokens, made, 0, .{ .priority = 90 }).?;
+    try testing.expectEqual(0, index.expiring.count());
+}
+
 test "events that were lost are replaced by all there is, a block behind the one before it" {
     const fixture: *Fixture = try .init(&.{null}, .{ .has_events = true });
     defer fixture.deinit();
@@ -321,6 +362,32 @@ test "a limit for all and one for a tenant hold, and a flood stays in its own" {
     try testing.expectEqual(24, try fixture.matched(loud, &long));
 }
 
+test "a limit for a tenant is one for all of its models, and what is wanted least of these goes" {
+    const block_bytes = block_size * 4 * 4 * 2;
+    const fixture: *Fixture = try .init(&.{null}, .{ .max_bytes_per_salt = 6 * block_bytes });
+    defer fixture.deinit();
+    const index = &fixture.index;
+    const other = (try index.open(keyOf("other"), keyOf("other"), newWriter)).node;
+    defer index.close(other);
+    _ = try fixture.addAll(other, &.{ 7, 7, 7, 7 }, 35);
+    var keys: [20]chain.Key = undefined;
+    for (&keys, 0..) |*key, i| key.* = chain.keyOf(&.{ "model", &.{@intCast(i)} }, "salt");
+    for (keys, 0..) |key, i| {
+        const root = (try index.open(key, keyOf("salt"), newWriter)).node;
+        defer index.close(root);
+        const priority: u8 = if (i == 1) 90 else 35;
+        try testing.expectEqual(8, try fixture.addAll(root, &.{ 1, 1, 1, 1, 2, 2, 2, 2 }, priority));
+        try testing.expect(index.tenants.of(&index.tree, root).bytes <= 6 * block_bytes);
+    }
+    for (keys, 0..) |key, i| {
+        const root = (try index.open(key, keyOf("salt"), newWriter)).node;
+        defer index.close(root);
+        const left: u32 = if (i == 1 or i >= keys.len - 2) 8 else 0;
+        try testing.expectEqual(left, try fixture.matched(root, &.{ 1, 1, 1, 1, 2, 2, 2, 2 }));
+    }
+    try testing.expectEqual(4, try fixture.matched(other, &.{ 7, 7, 7, 7 }));
+}
+
 test "in a layer with a window a block goes by itself, and comes back with the next who has it" {
     const fixture: *Fixture = try .init(&.{ null, 4 }, .{});
     defer fixture.deinit();
@@ -356,8 +423,8 @@ test "a root goes with its last sequence and block, and a node that went is know
         try testing.expectEqual(null, index.tree.get(node));
         try testing.expectEqual(null, index.tree.get(root));
     }
-    try testing.expect(index.tree.nodes.items.len <= 2 and index.roots.items.items.len <= 1);
-    try testing.expectEqual(0, index.roots.by_key.count());
+    try testing.expect(index.tree.nodes.items.len <= 2 and index.roots.items.items.len <= 1 and index.tenants.items.items.len <= 1);
+    try testing.expectEqual(0, index.roots.by_key.count() + index.tenants.by_key.count());
 }
 
 test "blocks that are set aside while they are used come back, however many follow" {

@@ -2,7 +2,7 @@
 //!
 //! A node is a block's tokens behind those of its parent, and the block of each layer group. The children of a node are
 //! sorted by their tokens, so the one that has most of them in common with a prompt stands beside where the prompt would be.
-//! What may go of a tree, and when, is for `roots.zig`; what its blocks are worth to others, for `index.zig`.
+//! What may go of a tree, and when, is for `tenants.zig`; what its blocks are worth to others, for `index.zig`.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -27,7 +27,7 @@ pub const Slot = struct {
     /// -1 where the group has none.
     block: i32 = -1,
     format: u8 = 0,
-    /// The place in the heap of its root, or among those set aside.
+    /// The place in the heap of its tenant, or among those set aside.
     place: u32 = heaps.nowhere,
     /// A sequence had the block when it was to go.
     is_aside: bool = false,
@@ -39,6 +39,8 @@ pub const Node = struct {
     /// The node before; none for a root.
     parent: u32,
     root: u32,
+    /// The tenant of the root.
+    tenant: u32,
     /// Blocks from the first to this one; 0 for a root.
     depth: u32,
     /// Its tokens, as many as a block has or fewer; 0 for a root.
