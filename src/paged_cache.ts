@@ -268,7 +268,8 @@ export class PagedCache {
 
   /**
    * How many more of these tokens will be found once the sequences of this salt that were made with them have committed
-   * them: a scheduler that lets a prompt wait computes them once.
+   * them: a scheduler that lets a prompt wait computes them once. A sequence that commits others or tells none, or that goes
+   * back, is not waited for.
    *
    * @throws {TypeError} an option of the wrong type
    * @throws {KvError} as {@linkcode PagedCache.sequence}

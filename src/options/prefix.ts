@@ -17,7 +17,7 @@ export interface PrefixOptions {
    * the cache's own. Blocks that no sequence uses are given back whenever memory is wanted.
    */
   readonly maxBytes?: number;
-  /** Most of them for one salt: what one tenant computes does not push out what another one has. */
+  /** Most of them for one salt, whatever the fingerprints: what one tenant computes does not push out what another one has. */
   readonly maxBytesPerSalt?: number;
   /**
    * With `"any"`, the default, a sequence starts from whatever format the rows have; with `"float"` it starts before the

@@ -369,7 +369,7 @@ pub const PagedCache = struct {
     }
 
     /// How many more of a prompt's tokens will be found once the sequences of its tenant that were made with them have
-    /// committed theirs.
+    /// committed theirs. One that tells other tokens or none, or is rewound, is not waited for.
     pub fn pendingPrefix(self: *PagedCache, prompt: Prompt) PromptError!u32 {
         const index = self.state.prefix orelse return error.InvalidConfig;
         if (prompt.tokens.len > self.state.max_seq_len) return error.CacheFull;
@@ -382,7 +382,9 @@ pub const PagedCache = struct {
         var found = try adoption.find(&self.state, root.node, tokens);
         defer found.deinit(&self.state);
         var most: u32 = 0;
-        for (self.state.living.of(root.node)) |other| most = @max(most, trees.commonCount(other.prompt, tokens));
+        for (self.state.living.of(root.node)) |other| {
+            if (other.toldCount() != null) most = @max(most, trees.commonCount(other.prompt, tokens));
+        }
         return most -| found.known_count;
     }
 

@@ -31,7 +31,7 @@ pub const Tokens = struct {
     is_whole: bool = true,
     /// The number of the sequence among the living ones of its root.
     place: usize = 0,
-    /// What the sequence was made for.
+    /// What the sequence was made for, until it has told all of that, or goes on in another way.
     prompt: []u32 = &.{},
 
     /// Begins without tokens, at a root that was opened for a sequence of these tables.
@@ -62,7 +62,7 @@ pub const Tokens = struct {
         }
         index.close(tokens.root);
         tokens.newest.deinit(index.gpa);
-        index.gpa.free(tokens.prompt);
+        tokens.forgetPrompt();
         tokens.* = undefined;
     }
 
@@ -78,6 +78,7 @@ pub const Tokens = struct {
     /// The tokens of another sequence of this root, once more.
     pub fn copyFrom(tokens: *Tokens, other: *const Tokens) void {
         assert(tokens.root == other.root);
+        tokens.forgetPrompt();
         if (!tokens.index.options.outlives) tokens.index.leave(tokens.last);
         tokens.last = other.last;
         tokens.newest.clearRetainingCapacity();
@@ -91,6 +92,12 @@ pub const Tokens = struct {
         return if (tokens.is_whole) tokens.index.tree.get(tokens.last) else null;
     }
 
+    /// Tokens that others find, from the first on; null where they find nothing that is told from now on.
+    pub fn toldCount(tokens: *const Tokens) ?u32 {
+        const node = tokens.lastNode() orelse return null;
+        return tokens.index.tree.depthOf(node) * tokens.index.tree.block_size + @as(u32, @intCast(tokens.newest.items.len));
+    }
+
     /// Rows were committed, up to `seq_len`: their tokens, or none where they were not told.
     pub fn committed(tokens: *Tokens, told: ?[]align(1) const u32, seq_len: u32, rank: indexes.Rank) void {
         const index = tokens.index;
@@ -98,6 +105,7 @@ pub const Tokens = struct {
         const more = told orelse return tokens.end();
         assert(index.tree.depthOf(node) * index.tree.block_size + tokens.newest.items.len + more.len == seq_len);
         tokens.rank = rank;
+        tokens.followPrompt(more, seq_len - @as(u32, @intCast(more.len)));
         for (more) |token| {
             tokens.newest.appendAssumeCapacity(token);
             if (tokens.newest.items.len < index.tree.block_size) continue;
@@ -110,6 +118,7 @@ pub const Tokens = struct {
     /// The sequence was rewound to `seq_len` rows.
     pub fn rewound(tokens: *Tokens, seq_len: u32) void {
         const index = tokens.index;
+        if (tokens.toldCount() != seq_len) tokens.forgetPrompt();
         defer if (!index.options.outlives) index.forgetLeft();
         if (!index.options.outlives) index.leave(tokens.last);
         if (seq_len == 0) {
@@ -141,7 +150,20 @@ pub const Tokens = struct {
         }
     }
 
+    /// Tokens are told behind the first `start`.
+    fn followPrompt(tokens: *Tokens, more: []align(1) const u32, start: u32) void {
+        const rest = tokens.prompt[@min(start, tokens.prompt.len)..];
+        if (more.len >= rest.len) return tokens.forgetPrompt();
+        for (more, rest[0..more.len]) |token, expected| if (token != expected) return tokens.forgetPrompt();
+    }
+
+    fn forgetPrompt(tokens: *Tokens) void {
+        tokens.index.gpa.free(tokens.prompt);
+        tokens.prompt = &.{};
+    }
+
     fn end(tokens: *Tokens) void {
+        tokens.forgetPrompt();
         tokens.is_whole = false;
         tokens.newest.clearRetainingCapacity();
     }
