@@ -9,41 +9,7 @@ import { test } from "node:test";
 import { KvError, type KvErrorCode } from "../mod.ts";
 import { cutModel } from "../src/onnx/cut.ts";
 import { type Attribute, Graph, MICROSOFT } from "./onnx/graph.ts";
-
-/** A decoder of one layer: an embedding, projections, attention by `attend`, logits of it or of what `end` makes of it. */
-function decoder(attend: (graph: Graph) => void, end = (_: Graph) => "attended"): Uint8Array {
-  const graph = new Graph();
-  graph.input("input_ids", "int64", ["batch", "tokens"]);
-  graph.input("attention_mask", "int64", ["batch", "total"]);
-  for (const side of ["key", "value"]) graph.input(`past.${side}`, "float32", ["batch", 1, "past", 8]);
-  graph.constant("table", "float32", [4, 8], new Float32Array(32));
-  graph.node("Gather", ["table", "input_ids"], "x");
-  for (const name of ["q", "k", "v"]) {
-    graph.constant(`${name}.weight`, "float32", [8, 8], new Float32Array(64));
-    graph.node("MatMul", ["x", `${name}.weight`], name);
-  }
-  attend(graph);
-  graph.constant("head.weight", "float32", [8, 4], new Float32Array(32));
-  graph.node("MatMul", [end(graph), "head.weight"], "logits");
-  graph.output("logits", "float32", ["batch", "tokens", 4]);
-  return graph.files().model;
-}
-
-/** The attention of such a decoder as GroupQueryAttention. */
-function gqa(attributes: Readonly<Record<string, Attribute>>, inputs: readonly string[] = []): (graph: Graph) => void {
-  return (graph) => {
-    const all = ["q", "k", "v", "past.key", "past.value", "lengths", "total", ...inputs];
-    graph.constant("one", "int64", [1], BigInt64Array.of(1n));
-    graph.node("ReduceSum", ["attention_mask", "one"], "lengths64");
-    graph.node("Cast", ["lengths64"], "lengths", { attributes: { to: 6 } });
-    graph.node("Cast", ["lengths64"], "total", { attributes: { to: 6 } });
-    graph.node("GroupQueryAttention", all, "attended", {
-      name: "attn",
-      domain: MICROSOFT,
-      attributes: { num_heads: 1, kv_num_heads: 1, ...attributes },
-    });
-  };
-}
+import { groupQuery, oneLayer } from "./onnx/one_layer.ts";
 
 function assertRefused(source: string | Uint8Array, code: KvErrorCode, ...texts: readonly RegExp[]): void {
   assert.throws(() => cutModel(source), (error) => {
@@ -55,7 +21,7 @@ function assertRefused(source: string | Uint8Array, code: KvErrorCode, ...texts:
 }
 
 test("the decoder of these tests is cut when nothing is wrong with it", () => {
-  const { pieces, inputs } = cutModel(decoder(gqa({ local_window_size: 7 })));
+  const { pieces, inputs } = cutModel(oneLayer(groupQuery({ local_window_size: 7 })));
   assert.equal(pieces.length, 2);
   assert.equal(pieces[0]!.attention!.windowTokens, 7);
   assert.deepEqual(inputs, [{ name: "input_ids", role: "inputIds", type: "int64" }]);
@@ -66,30 +32,34 @@ test("attributes that make another attention are refused, with the node", () => 
     [{ causal: 0 }, /causal of node attn \(GroupQueryAttention\) must be 1: it is 0/],
     [{ qk_output: 1 }, /qk_output of node attn .* must be 0: it is 1; .* export without/],
     [{ num_heads: 3, kv_num_heads: 2 }, /query heads of node attn .* multiple of its key heads: there are 3 and 2/],
-    [{ num_heads: 0 }, /query heads of node attn .*: there are 0 and 1/],
+    [{ num_heads: 0 }, /query heads of node attn .*: there are 0 and 2/],
     [{ local_window_size: 0 }, /local_window_size of node attn .* must be -1 or 1 to .*: it is 0/],
     [{ softcap: { float: -1 } }, /softcap of node attn/],
     [{ do_rotary: 1 }, /node attn .* must have cos_cache and sin_cache, as do_rotary is 1/],
   ];
-  for (const [attributes, text] of cases) assertRefused(decoder(gqa(attributes)), "unsupported", text);
+  for (const [attributes, text] of cases) assertRefused(oneLayer(groupQuery(attributes)), "unsupported", text);
 });
 
 test("sink logits that are computed, or too few, are refused", () => {
   const before = ["", "", "", ""];
   assertRefused(
-    decoder((graph) => {
-      graph.constant("sinks", "float32", [2], new Float32Array(2));
-      gqa({}, [...before, "sinks"])(graph);
+    oneLayer((graph) => {
+      graph.constant("sinks", "float32", [3], new Float32Array(3));
+      groupQuery({}, [...before, "sinks"])(graph);
     }),
     "unsupported",
-    /a sink logit for each of its 1 heads: it has 2/,
+    /a sink logit for each of its 4 heads: it has 3/,
   );
-  assertRefused(decoder(gqa({}, [...before, "x"])), "unsupported", /sink logits of node attn .* must be weights: x/);
+  assertRefused(
+    oneLayer(groupQuery({}, [...before, "x"])),
+    "unsupported",
+    /sink logits of node attn .* must be weights: x/,
+  );
 });
 
 /** Attention with a mask that `make` gives. */
 function masked(make: (graph: Graph) => void): Uint8Array {
-  return decoder((graph) => {
+  return oneLayer((graph) => {
     graph.input("position_ids", "int64", ["batch", "tokens"]);
     graph.constant("low", "float32", [], Float32Array.of(-65504));
     graph.constant("none", "float32", [], Float32Array.of(0));
@@ -102,7 +72,7 @@ function masked(make: (graph: Graph) => void): Uint8Array {
     graph.node("Unsqueeze", ["range", "axes"], "columns");
     graph.node("Unsqueeze", ["position_ids", "edges"], "rows");
     make(graph);
-    gqa({}, ["", "", "", "mask"])(graph);
+    groupQuery({}, ["", "", "", "mask"])(graph);
   });
 }
 
@@ -135,23 +105,27 @@ test("a mask that is not the causal one is refused, with the first tokens where 
 });
 
 test("a length of one past is refused where each sequence has its own, with what takes it", () => {
-  const model = decoder(gqa({}), (graph) => {
-    graph.node("Cast", ["total"], "length", { attributes: { to: 1 } });
-    return graph.node("Mul", ["attended", "length"], "scaled");
+  const model = oneLayer(groupQuery(), {
+    end: (graph) => {
+      graph.node("Cast", ["total"], "length", { attributes: { to: 1 } });
+      return graph.node("Mul", ["attended", "length"], "scaled");
+    },
   });
   assertRefused(
     model,
     "unsupported",
-    /must be fed input_ids and position_ids.*lengths64 \(ReduceSum\) takes attention_mask/,
+    /must be fed input_ids and position_ids.*count \(ReduceSum\) takes attention_mask/,
   );
 });
 
 test("what the rest of the graph takes beside ids and positions is refused, with the node that takes it", () => {
-  const model = decoder(gqa({}), (graph) => {
-    graph.input("token_type_ids", "int64", ["batch", "tokens"]);
-    graph.constant("types", "float32", [2, 8], new Float32Array(16));
-    graph.node("Gather", ["types", "token_type_ids"], "typed", { name: "segments" });
-    return graph.node("Add", ["attended", "typed"], "sum");
+  const model = oneLayer(groupQuery(), {
+    end: (graph) => {
+      graph.input("token_type_ids", "int64", ["batch", "tokens"]);
+      graph.constant("types", "float32", [2, 32], new Float32Array(64));
+      graph.node("Gather", ["types", "token_type_ids"], "typed", { name: "segments" });
+      return graph.node("Add", ["attended", "typed"], "sum");
+    },
   });
   assertRefused(
     model,
@@ -161,23 +135,23 @@ test("what the rest of the graph takes beside ids and positions is refused, with
 });
 
 test("keys and values that anything but attention takes are refused", () => {
-  const model = decoder((graph) => {
+  const model = oneLayer((graph) => {
     graph.nodes("GroupQueryAttention", ["q", "k", "v", "past.key", "past.value", "", ""], ["attended", "present"], {
       domain: MICROSOFT,
-      attributes: { num_heads: 1, kv_num_heads: 1 },
+      attributes: { num_heads: 4, kv_num_heads: 2 },
     });
-  }, (graph) => graph.node("Add", ["attended", "present"], "sum"));
+  }, { end: (graph) => graph.node("Add", ["attended", "present"], "sum") });
   assertRefused(model, "unsupported", /node sum \(Add\) takes present/);
 });
 
 test("a graph without attention, or without a past for it, is refused", () => {
-  const none = decoder((graph) => graph.node("Identity", ["q"], "attended"));
+  const none = oneLayer((graph) => graph.node("Identity", ["q"], "attended"));
   assertRefused(none, "unsupported", /attention of a known form/);
-  const open = decoder((graph) =>
+  const open = oneLayer((graph) =>
     graph.node("MultiHeadAttention", ["q", "k", "v", "", "", "", "past.key", "past.value"], "attended", {
       name: "attn",
       domain: MICROSOFT,
-      attributes: { num_heads: 1 },
+      attributes: { num_heads: 4 },
     })
   );
   assertRefused(open, "unsupported", /node attn \(MultiHeadAttention\) must hide later tokens: it has no mask/);
@@ -220,15 +194,15 @@ test("a model that is a link is read where it leads, and a folder may have it in
   try {
     mkdirSync(join(folder, "blobs"));
     mkdirSync(join(folder, "onnx"));
-    writeFileSync(join(folder, "blobs", "0123"), decoder(gqa({})));
+    writeFileSync(join(folder, "blobs", "0123"), oneLayer(groupQuery({})));
     symlinkSync(join("..", "blobs", "0123"), join(folder, "onnx", "model.onnx"));
     const cut = cutModel(folder);
     assert.equal(cut.pieces.length, 2);
     assert.match(cut.folder!, /blobs$/);
     assert.match(cut.fingerprint, /^[0-9a-f]{64}$/);
     // The file of the model and its bytes are the same model.
-    assert.equal(cut.fingerprint, cutModel(decoder(gqa({}))).fingerprint);
-    assert.notEqual(cut.fingerprint, cutModel(decoder(gqa({ local_window_size: 3 }))).fingerprint);
+    assert.equal(cut.fingerprint, cutModel(oneLayer(groupQuery({}))).fingerprint);
+    assert.notEqual(cut.fingerprint, cutModel(oneLayer(groupQuery({ local_window_size: 3 }))).fingerprint);
   } finally {
     rmSync(folder, { recursive: true });
   }

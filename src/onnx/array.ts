@@ -84,6 +84,7 @@ export function broadcastDims(a: readonly number[], b: readonly number[]): numbe
 
 /** The array with lengths of 1 repeated to those of `dims`. */
 export function expanded(source: Known, dims: readonly number[]): Known {
+  if (sizeOf(dims) === sizeOf(source.dims)) return { ...source, dims };
   const missing = dims.length - source.dims.length;
   const strides = stridesOf(source.dims);
   const repeated = dims.map((_, axis) => {
