@@ -142,7 +142,12 @@ test("rows that overlap where they go are those that were there as the call bega
   const contiguous = () => new ContiguousCache(SHAPE);
   const paged = () => new PagedCache(SHAPE);
   for (const make of [contiguous, paged]) {
-    for (const layout of ["token_major", "head_major"] as const) {
+    const layouts = [
+      { layout: "token_major" },
+      { layout: "head_major" },
+      { layout: "head_major", headStride: 6 * KV_DIM - 3 * 32 }, // three rows of two heads, at both ends
+    ] as const;
+    for (const layout of layouts) {
       for (const [cut, from] of [[30, 29], [30, 30], [30, 33], [20, 0], [20, 19], [38, 1]] as const) {
         for (const crossed of [false, true]) {
           using cache = make();
@@ -162,9 +167,9 @@ test("rows that overlap where they go are those that were there as the call bega
           const inside = sides.map((side) => side.subarray(from * 32, from * 32 + 6 * KV_DIM)) as Float32Array[];
           const copies = inside.map((side) => side.slice());
           for (const sequence of sequences) sequence.truncate(cut);
-          own.append(0, inside[0]!, inside[1]!, { layout });
-          other.append(0, copies[0]!, copies[1]!, { layout });
-          assert.deepEqual(own.gather(0), other.gather(0), `${layout} ${cut} ${from} ${crossed}`);
+          own.append(0, inside[0]!, inside[1]!, layout);
+          other.append(0, copies[0]!, copies[1]!, layout);
+          assert.deepEqual(own.gather(0), other.gather(0), `${JSON.stringify(layout)} ${cut} ${from} ${crossed}`);
         }
       }
     }
