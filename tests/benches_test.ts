@@ -229,7 +229,7 @@ function chartOf(rows: readonly Record<string, unknown>[]): string {
   return stdout;
 }
 
-const ONNX_ROWS = "engine tokens batch threads ms vsWhole vsShared mib memoryVsShared";
+const ONNX_ROWS = "engine tokens batch threads ms cpuMs vsWhole vsShared mib memoryVsShared";
 
 test(`bench onnx prints a row for each engine, number of tokens and batch${withoutOnnx}`, ONNX_OPTIONS, () => {
   const rows = rowsOf("onnx", ONNX_ROWS);

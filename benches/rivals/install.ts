@@ -1,5 +1,5 @@
 /**
- * Installs the rivals of the benches, pinned: llama.cpp's ggml and onnxruntime-node.
+ * Installs the rivals of the benches, pinned: llama.cpp and onnxruntime-node.
  *
  *     deno task bench:rivals
  *
