@@ -253,6 +253,11 @@ test("keep() refuses what does not fit, with its rule, and leaves the cache as i
     ],
     [
       "unsupported",
+      keeping({ "past_key_values.1.key": { ...key, type: "toString" } }),
+      /be float32 or float16: it is toString$/,
+    ],
+    [
+      "unsupported",
       keeping({ "past_key_values.1.key": { ...key, location: "gpu-buffer" } }),
       /CPU: it is on gpu-buffer$/,
     ],

@@ -102,6 +102,12 @@ function readLayer(past: PastKeyValues, key: string, value: string, action: stri
   return { dtype: k.dtype, kvHeadCount, rowCount, headDim, k: k.rows, v: v.rows };
 }
 
+/** The arrays that elements of a type come in. */
+const KINDS: ReadonlyMap<string, readonly string[]> = new Map([
+  ["float32", ["Float32Array"]],
+  ["float16", ["Uint16Array", "Float16Array"]],
+]);
+
 function readTensor(
   past: PastKeyValues,
   name: string,
@@ -121,7 +127,7 @@ function readTensor(
   }
   const { data } = tensor;
   const kind = kindOf(data);
-  const kinds = { float32: ["Float32Array"], float16: ["Uint16Array", "Float16Array"] }[type];
+  const kinds = KINDS.get(type);
   if (kinds === undefined) {
     throw new KvError("unsupported", `Cannot ${action} as ${name} must be float32 or float16: it is ${type}`);
   }
