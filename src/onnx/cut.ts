@@ -8,7 +8,7 @@
 
 import type { CutModel } from "./cut_model.ts";
 import type { Surroundings, TakenApart } from "./form.ts";
-import { fingerprintOf, type ModelFiles } from "./fingerprint.ts";
+import { fingerprintOf } from "./fingerprint.ts";
 import { takeGroupQuery } from "./group_query.ts";
 import { Inputs } from "./inputs.ts";
 import { withoutLengths } from "./lengths.ts";
@@ -50,15 +50,15 @@ export function cutModel(source: string | Uint8Array): CutModel {
     const even = withoutLengths(line, logits, inputs, model, values);
     const plans = planPieces([...inputs.nodes, ...even], logits, values);
     const pieces = plans.map((plan, i) => writePiece(plan, i, model, values));
-    const { folder } = model;
+    const { files } = model;
     let fingerprint: string | undefined;
     return {
       pieces,
       inputs: inputs.of(plans),
       logits: isNarrow(values.type(logits)) ? crossing(logits) : logits,
-      ...(folder === undefined ? {} : { folder }),
+      ...(files === undefined ? {} : { folder: files.folder }),
       get fingerprint() {
-        return fingerprint ??= fingerprintOf(filesOf(source, model));
+        return fingerprint ??= fingerprintOf(typeof source === "string" ? files! : source);
       },
     };
   } finally {
@@ -66,31 +66,24 @@ export function cutModel(source: string | Uint8Array): CutModel {
   }
 }
 
-/** Where the model and its weights lie: the fingerprint reads them all, at its first use. */
-function filesOf(source: string | Uint8Array, { folder, file, weights }: Model): ModelFiles {
-  const outside = new Set([...weights.values()].flatMap(({ place }) => place?.file ?? []));
-  const files = [...file === undefined ? [] : [file], ...[...outside].sort()];
-  return {
-    files,
-    ...(typeof source === "string" ? {} : { bytes: source }),
-    ...(folder === undefined ? {} : { folder }),
-  };
-}
-
 /** The nodes of the graph with every attention taken apart. */
 function takeApart(model: Model, around: Surroundings): Line {
   const line = model.nodes.flatMap((node) => {
-    const inner = node.innerOps.find((op) => /Attention$/.test(op));
+    const inner = node.innerOps.find((op) => /Attention$|^Softmax$/.test(op));
     if (inner !== undefined) {
-      throw cannotCut(`attention must lie in the graph itself: ${nodeText(node)} has ${inner} in a body of its own`);
+      throw cannotCut(
+        `attention must lie in the graph itself: ${nodeText(node)} has ${inner} in a body of its own; ` +
+          "export the decoder with its past alone, not merged with the one without",
+      );
     }
     const taken = FORMS.get(`${node.domain} ${node.op}`)?.(node, around);
     if (taken === undefined) return [node];
     const { before, layer, after } = taken;
     return [...before, { layer }, ...after];
   });
-  if (!line.some((each) => "layer" in each)) {
-    throw cannotCut("it must have attention of a known form: no node is GroupQueryAttention");
-  }
-  return line;
+  if (line.some((each) => "layer" in each)) return line;
+  throw cannotCut(
+    "it must have attention: no node is GroupQueryAttention, PagedAttention, MultiHeadAttention or Attention, and no " +
+      "product of a softmax with values that are joined to a past [batch, heads, past, head_dim]",
+  );
 }

@@ -7,15 +7,7 @@
 import { createHash, type Hash } from "node:crypto";
 import { join } from "node:path";
 import { type Bytes, bytesOf, bytesOfFile } from "./bytes.ts";
-
-/** Where the bytes of a model are. */
-export interface ModelFiles {
-  /** The bytes of the model, where it is no file. */
-  readonly bytes?: Uint8Array;
-  readonly folder?: string;
-  /** Files in that folder: the model, and those of its weights. */
-  readonly files: readonly string[];
-}
+import type { ModelFiles } from "./model.ts";
 
 /** Bytes that are read at once: a file of weights passes through, and is never held. */
 const STEP_BYTES = 1 << 20;
@@ -24,16 +16,16 @@ const STEP_BYTES = 1 << 20;
  * BLAKE2b over the model and every file of its weights, the first 64 hexadecimal digits: of the hashes that every runtime
  * has it is the one that is fast in all of them.
  */
-export function fingerprintOf({ bytes, folder, files }: ModelFiles): string {
+export function fingerprintOf(model: ModelFiles | Uint8Array): string {
   const hash = createHash("blake2b512").update("kvern onnx 1\n");
-  if (bytes !== undefined) update(hash, bytesOf(bytes));
-  if (folder !== undefined) {
-    for (const file of files) {
-      const fileBytes = bytesOfFile(join(folder, file));
+  if (model instanceof Uint8Array) update(hash, bytesOf(model));
+  else {
+    for (const file of [model.model, ...model.weights.values()]) {
+      const bytes = bytesOfFile(join(model.folder, file));
       try {
-        update(hash, fileBytes);
+        update(hash, bytes);
       } finally {
-        fileBytes.close();
+        bytes.close();
       }
     }
   }

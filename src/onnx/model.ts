@@ -5,7 +5,7 @@
  */
 
 import { realpathSync, statSync } from "node:fs";
-import { basename, dirname, join } from "node:path";
+import { dirname, isAbsolute, join, relative, sep } from "node:path";
 import { type Bytes, bytesOf, bytesOfFile } from "./bytes.ts";
 import { type GraphNode, readNode } from "./node.ts";
 import { type Field, fieldsOf, intOf, textOf } from "./protobuf.ts";
@@ -36,10 +36,18 @@ export interface Model {
   readonly outputs: ReadonlyMap<string, ValueInfo>;
   /** What the graph says of values in it. */
   readonly values: ReadonlyMap<string, ValueInfo>;
-  /** Where the files of weights are, and that of the model where it is one. */
-  readonly folder?: string;
-  /** The file of the model in that folder. */
-  readonly file?: string;
+  /** Where the model and its weights lie, where they are files. */
+  readonly files?: ModelFiles;
+}
+
+/** The files of a model, links followed: what a cache of downloads has in a folder may lie anywhere. */
+export interface ModelFiles {
+  /** The folder that has them all, at some depth. */
+  readonly folder: string;
+  /** The model, relative to that folder, with `/`. */
+  readonly model: string;
+  /** Files of weights by the names that the model has for them. */
+  readonly weights: ReadonlyMap<string, string>;
 }
 
 /** Names of the file of a model in a folder: those of exporters. */
@@ -47,16 +55,13 @@ const FILES = ["model.onnx", "onnx/model.onnx"];
 
 /** Reads the model that lies in `source`: its bytes, the path of its file, or that of a folder with one. */
 export function readModel(source: string | Uint8Array): Model {
-  if (source instanceof Uint8Array) return checkAlone(readBytes(bytesOf(source), {}));
+  if (source instanceof Uint8Array) return checkAlone(readBytes(bytesOf(source)));
   if (typeof source !== "string") throw new TypeError(`model must be a path or a Uint8Array: ${typeof source}`);
   const path = fileOf(source);
   const bytes = bytesOfFile(path);
   try {
-    const model = readBytes(bytes, { folder: dirname(path), file: basename(path) });
-    const isAlone = [...model.weights.values()].every(({ place }) => place === undefined);
-    // A cache of downloads has links in place of files, and what they lead to may lie anywhere.
-    const real = isAlone ? realpathSync(path) : path;
-    return { ...model, folder: dirname(real), file: basename(real) };
+    const model = readBytes(bytes);
+    return { ...model, files: filesOf(path, model) };
   } catch (error) {
     bytes.close();
     throw error;
@@ -82,7 +87,28 @@ function fileOf(path: string): string {
   return found;
 }
 
-function readBytes(bytes: Bytes, place: { readonly folder?: string; readonly file?: string }): Model {
+/** Where the files of the model at `path` lie. */
+function filesOf(path: string, model: Model): ModelFiles {
+  const names = new Set([...model.weights.values()].flatMap(({ place }) => place?.file ?? []));
+  const real = new Map([...names].sort().map((name) => [name, realFile(join(dirname(path), name), name)]));
+  const own = realpathSync(path);
+  let folder = dirname(own);
+  const isIn = (file: string) => !relative(folder, file).startsWith("..") && !isAbsolute(relative(folder, file));
+  while (![...real.values()].every(isIn) && dirname(folder) !== folder) folder = dirname(folder);
+  const inFolder = (file: string) => relative(folder, file).replaceAll(sep, "/");
+  return {
+    folder,
+    model: inFolder(own),
+    weights: new Map([...real].map(([name, file]) => [name, inFolder(file)])),
+  };
+}
+
+function realFile(path: string, name: string): string {
+  if (statSync(path, { throwIfNoEntry: false })?.isFile()) return realpathSync(path);
+  throw damaged(`the files of its weights must lie beside it: ${name} does not`);
+}
+
+function readBytes(bytes: Bytes): Model {
   let irVersion = 0;
   let graph: Field | undefined;
   const opsets = new Map<string, number>();
@@ -125,7 +151,7 @@ function readBytes(bytes: Bytes, place: { readonly folder?: string; readonly fil
   }
   for (const name of weights.keys()) inputs.delete(name); // before version 4 of the format they were listed there too
   checkOrder(nodes, [...weights.keys(), ...inputs.keys()]);
-  return { bytes, irVersion, opsets, functions, nodes, weights, inputs, outputs, values, ...place };
+  return { bytes, irVersion, opsets, functions, nodes, weights, inputs, outputs, values };
 }
 
 function readOpset(bytes: Bytes, { start, end }: Field): [domain: string, version: number] {

@@ -48,7 +48,7 @@ export function writePiece(plan: PiecePlan, index: number, model: Model, values:
   const weights = new Set(nodes.flatMap(({ inputs, captured }) => [...inputs, ...captured]));
   for (const name of weights) {
     const weight = values.weight(name);
-    if (weight !== undefined) graph.bytes(5, tensorMessage(model.bytes, weight, model.file));
+    if (weight !== undefined) graph.bytes(5, tensorMessage(model.bytes, weight, model.files));
   }
   for (const input of inputs) graph.bytes(11, input);
   for (const output of outputs) graph.bytes(12, output);

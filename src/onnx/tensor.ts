@@ -131,24 +131,26 @@ function placeOf(name: string, external: ReadonlyMap<string, string>): Place {
 /** Bytes of elements above which a tensor of a model that is a file stays there. */
 const INLINE_BYTES = 1024;
 
-/** The message of a tensor for a piece: weights that lie in the file of the model, `file`, are left in it. */
-export function tensorMessage(bytes: Bytes, tensor: Tensor, file?: string): Uint8Array | Message {
-  const { name, type, dims, start, end, raw } = tensor;
-  if (file === undefined || raw === undefined || raw.end - raw.start <= INLINE_BYTES) return bytes.window(start, end);
+/** Where weights lie, by the names that the model has for files; that of the model itself is `model`. */
+export interface WeightFiles {
+  readonly model: string;
+  readonly weights: ReadonlyMap<string, string>;
+}
+
+/** The message of a tensor for a piece: large weights stay in the file they lie in, be it that of the model. */
+export function tensorMessage(bytes: Bytes, tensor: Tensor, files: WeightFiles | undefined): Uint8Array | Message {
+  const { name, type, dims, start, end, raw, place } = tensor;
+  const isLarge = raw !== undefined && raw.end - raw.start > INLINE_BYTES;
+  if (files === undefined || (place === undefined && !isLarge)) return bytes.window(start, end);
+  const { file, offset, length } = place === undefined
+    ? { file: files.model, offset: raw!.start, length: raw!.end - raw!.start }
+    : { ...place, length: place.length, file: files.weights.get(place.file)! };
   const message = new Message();
   for (const dim of dims) message.int(1, dim);
   message.int(2, type).text(8, name);
-  const place = { location: file, offset: `${raw.start}`, length: `${raw.end - raw.start}` };
-  for (const [key, value] of Object.entries(place)) message.bytes(13, new Message().text(1, key).text(2, value));
+  const entries = { location: file, offset: `${offset}`, ...(length === undefined ? {} : { length: `${length}` }) };
+  for (const [key, value] of Object.entries(entries)) message.bytes(13, new Message().text(1, key).text(2, value));
   return message.int(14, 1);
-}
-
-/** A tensor of integers, to be written into a piece. */
-export function intTensor(name: string, values: readonly number[], dims: readonly number[]): Message {
-  const message = new Message();
-  for (const dim of dims) message.int(1, dim);
-  const raw = new Uint8Array(BigInt64Array.from(values, BigInt).buffer);
-  return message.int(2, ELEMENT.int64).text(8, name).bytes(9, raw);
 }
 
 /** Elements of a tensor, and what they were. */

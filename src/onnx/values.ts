@@ -36,6 +36,7 @@ const FIXED_TYPE: Readonly<Record<string, number>> = {
 /** Operators whose output has the type of another input than the first. */
 const TYPE_INPUT: Readonly<Record<string, number>> = {
   Where: 1,
+  SimplifiedLayerNormalization: 1,
   DequantizeLinear: 1,
   QuantizeLinear: 2,
   GatherBlockQuantized: 2,
@@ -185,7 +186,8 @@ export class Values {
   }
 
   #outside({ file, offset, length }: Place): Uint8Array {
-    const bytes = bytesOfFile(join(this.#model.folder!, file));
+    const { folder, weights } = this.#model.files!;
+    const bytes = bytesOfFile(join(folder, weights.get(file)!));
     try {
       return bytes.window(offset, Math.min(bytes.length, offset + length!)).slice();
     } finally {

@@ -68,6 +68,10 @@ export class Pieces implements AsyncDisposable {
     sequences: readonly PlainSequence[],
     tokens: readonly (readonly number[])[],
   ): OnnxTensor {
+    if (role === "totalSequenceLength") {
+      const total = Math.max(...sequences.map(({ length }, i) => length + tokens[i]!.length));
+      return new this.#ort.Tensor("int64", BigInt64Array.of(BigInt(total)), []);
+    }
     const numbers = role === "inputIds"
       ? tokens.flat()
       : sequences.flatMap(({ length }, i) => tokens[i]!.map((_, j) => length + j));
