@@ -181,20 +181,27 @@ onnxTest("free() waits for the step that runs, releases all sessions and refuses
   assert.throws(() => decoder.generate(sequence, { tokens: [1] }), { code: "stale_handle" });
 });
 
-onnxTest("options of sessions are onnxruntime's own, and threads do not spin between two pieces", async () => {
-  const seen: unknown[] = [];
-  const watching: Ort = {
-    ...ort,
-    InferenceSession: {
-      create(model, options) {
-        seen.push(options);
-        return ort.InferenceSession.create(model, options);
+onnxTest(
+  "options of sessions are onnxruntime's own; between two pieces no thread spins and no arena is kept",
+  async () => {
+    const seen: unknown[] = [];
+    const watching: Ort = {
+      ...ort,
+      InferenceSession: {
+        create(model, options) {
+          seen.push(options);
+          return ort.InferenceSession.create(model, options);
+        },
       },
-    },
-  };
-  await using _ = await loadSmall({ ort: watching });
-  const session = { intraOpNumThreads: 1, extra: { session: { force_spinning_stop: "0" } } };
-  await using __ = await loadSmall({ ort: watching, session });
-  assert.deepEqual(seen[0], { extra: { session: { force_spinning_stop: "1" } } });
-  assert.deepEqual(seen.at(-1), session);
-});
+    };
+    await using _ = await loadSmall({ ort: watching });
+    const session = {
+      intraOpNumThreads: 1,
+      enableCpuMemArena: true,
+      extra: { session: { force_spinning_stop: "0" } },
+    };
+    await using __ = await loadSmall({ ort: watching, session });
+    assert.deepEqual(seen[0], { enableCpuMemArena: false, extra: { session: { force_spinning_stop: "1" } } });
+    assert.deepEqual(seen.at(-1), session);
+  },
+);

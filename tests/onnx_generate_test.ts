@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Sequence } from "../mod.ts";
-import type { GenerateEnd, GenerateOptions, OnnxDecoder } from "../src/onnx.ts";
-import { loadSmall, tokensOf, VOCAB_SIZE, watched } from "./onnx_decoders.ts";
+import { type GenerateEnd, type GenerateOptions, OnnxDecoder } from "../src/onnx.ts";
+import { loadSmall, ort, smallModel, tokensOf, VOCAB_SIZE, watched } from "./onnx_decoders.ts";
 import { withoutOnnx } from "./onnx_runtime.ts";
 
 function onnxTest(name: string, run: () => Promise<void>): void {
@@ -58,8 +58,22 @@ onnxTest("generate() begins where the sequence ends, and goes on behind what it 
   const conversation = [...PROMPT, ...whole.tokens, 65];
   assert.equal(decoder.sequence({ tokens: conversation }).seqLen, conversation.length - 2);
   assert.equal(decoder.sequence({ tokens: conversation, salt: "another tenant" }).seqLen, 0);
-  const { startsAt } = decoder.cache.explain(Uint32Array.from(conversation), { fingerprint: decoder.fingerprint });
-  assert.equal(startsAt, conversation.length - 2);
+  assert.equal(decoder.cache.explain(Uint32Array.from(conversation)).startsAt, conversation.length - 2);
+});
+
+onnxTest("blocks that other processes hear of are named by the model, too", async () => {
+  const models = [smallModel(), smallModel(), smallModel({ ropeTheta: 5000 })];
+  const names = await Promise.all(models.map(async (model) => {
+    const prefix = { events: true };
+    await using decoder = await OnnxDecoder.load(model, { ort, maxSeqLen: 64, blockSize: 8, prefix });
+    await written(decoder, { maxTokens: 1 });
+    const { fingerprint } = decoder;
+    assert.equal(decoder.cache.explain(Uint32Array.from(PROMPT), { fingerprint }).startsAt, PROMPT.length - 1);
+    return decoder.cache.events().flatMap((event) => event.kind === "stored" ? event.block : []);
+  }));
+  assert.equal(names[0]!.length, 1);
+  assert.deepEqual(names[1], names[0]);
+  assert.notDeepEqual(names[2], names[0]);
 });
 
 onnxTest("generate() ends at a token, at a text, at maxTokens and where the sequence is full", async () => {

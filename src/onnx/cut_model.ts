@@ -32,9 +32,9 @@ export interface AttentionLayer {
 /** What a piece wants to be fed that is neither a value of an earlier piece nor the output of attention. */
 export interface ModelInput {
   readonly name: string;
-  /** What it means: ids and positions are `[1, tokens]`. */
-  readonly role: "inputIds" | "positionIds" | "attentionMask" | "totalSequenceLength";
-  readonly type: "int64" | "int32" | "bool" | "float32";
+  /** What it means: ids and positions are `[1, tokens]`, the length of the longest sequence has no axis. */
+  readonly role: "inputIds" | "positionIds" | "totalSequenceLength";
+  readonly type: "int64" | "int32";
 }
 
 /** A part of the graph that onnxruntime runs. */

@@ -11,6 +11,7 @@ import { givenOptions, type OptionNames, optionNames } from "../options/option_n
 import { PagedCache } from "../paged_cache.ts";
 import type { Sequence } from "../sequence.ts";
 import { cutModel } from "./cut.ts";
+import type { CutModel } from "./cut_model.ts";
 import { type DecoderPlan, decoderPlan, type OnnxDecoderOptions } from "./decoder_options.ts";
 import { type GenerateEnd, type GenerateOptions, generateTokens, readGenerate } from "./generate.ts";
 import { readModelConfig } from "./model_config.ts";
@@ -44,7 +45,8 @@ const STEP_NAMES: OptionNames = optionNames<StepOptions>({ allLogits: true, sign
 
 /** What a loaded decoder is made of. */
 interface Loaded {
-  readonly fingerprint: string;
+  /** Either the fingerprint or what knows it. */
+  readonly name: string | Pick<CutModel, "fingerprint">;
   readonly plan: DecoderPlan;
   readonly cache: PagedCache;
   readonly pieces: Pieces;
@@ -98,8 +100,9 @@ export class OnnxDecoder implements AsyncDisposable {
       sessions = await createSessions(plan.ort, cut, plan.session);
       const pieces = new Pieces(plan.ort, cut, sessions);
       const vocabSize = await pieces.vocabSize(cache);
-      const { fingerprint } = cut; // reads all weights, so not in the middle of the work
-      return new OnnxDecoder({ fingerprint, plan, cache, pieces, sessions, vocabSize });
+      // It reads all weights: not in the middle of the work, and while bytes that were given are there.
+      const name = plan.namesModel || typeof source !== "string" ? cut.fingerprint : cut;
+      return new OnnxDecoder({ name, plan, cache, pieces, sessions, vocabSize });
     } catch (error) {
       await releaseSessions(sessions);
       cache.free();
@@ -122,9 +125,15 @@ export class OnnxDecoder implements AsyncDisposable {
     return this.#loaded.plan.endTokens;
   }
 
-  /** 64 hexadecimal digits that differ wherever weights or graph do: the fingerprint of the rows in the cache. */
+  /**
+   * 64 hexadecimal digits that differ wherever weights or graph do. The first use reads all weights.
+   *
+   * Rows in this cache are of this model alone. With `prefix: { events: true }`, whose names of blocks other processes have,
+   * too, it is the fingerprint of every sequence, and read when the model is loaded.
+   */
   get fingerprint(): string {
-    return this.#loaded.fingerprint;
+    const { name } = this.#loaded;
+    return typeof name === "string" ? name : name.fingerprint;
   }
 
   /**
@@ -139,10 +148,10 @@ export class OnnxDecoder implements AsyncDisposable {
    */
   sequence(options?: DecoderSequenceOptions): Sequence {
     const { tokens, salt } = givenOptions(options, SEQUENCE_NAMES, "create a sequence");
-    const { cache, fingerprint, vocabSize } = this.#loaded;
-    if (tokens === undefined && salt === undefined && cache.pool !== undefined) return cache.sequence();
+    const { cache, plan, vocabSize } = this.#loaded;
+    if (options === undefined && cache.pool !== undefined) return cache.sequence();
     return cache.sequence({
-      fingerprint,
+      ...(plan.namesModel ? { fingerprint: this.fingerprint } : {}),
       ...(tokens === undefined ? {} : { tokens: checkTokens("tokens", tokens, vocabSize) }),
       ...(salt === undefined ? {} : { salt }),
     });

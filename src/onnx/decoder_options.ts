@@ -49,6 +49,8 @@ export interface DecoderPlan {
   readonly session: OrtSessionOptions | undefined;
   readonly endTokens: readonly number[];
   readonly tokensPerRun: number;
+  /** Whether others than this cache name its rows, so that the model belongs to their names. */
+  readonly namesModel: boolean;
   readonly cache: PagedCacheOptions;
 }
 
@@ -88,6 +90,7 @@ export function decoderPlan(
     session,
     endTokens: endTokens === undefined ? config?.endTokens ?? [] : [...checkTokens("endTokens", endTokens)],
     tokensPerRun: checkOption("tokensPerRun", tokensPerRun, LOAD),
+    namesModel: rest.prefix?.events === true,
     cache: { ...rest, layers: layers.map(shapeOf), maxSeqLen: lengthOf(maxSeqLen, config) },
   };
 }

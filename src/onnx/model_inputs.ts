@@ -22,8 +22,6 @@ export function inputTensor(ort: Ort, { role, type }: ModelInput, { tokens, posi
       return tensorOf(ort, type, tokens, [1, tokens.length]);
     case "positionIds":
       return tensorOf(ort, type, positions, [1, tokens.length]);
-    case "attentionMask": // what attention sees is no longer of the graph's making, so every row counts
-      return tensorOf(ort, type, new Uint32Array(tokens.length).fill(1), [1, tokens.length]);
     case "totalSequenceLength":
       return tensorOf(ort, type, Uint32Array.of(positions.reduce((most, at) => Math.max(most, at), 0) + 1), []);
   }
@@ -31,14 +29,7 @@ export function inputTensor(ort: Ort, { role, type }: ModelInput, { tokens, posi
 
 /** Numbers as a graph wants them. */
 function tensorOf(ort: Ort, type: ModelInput["type"], numbers: Uint32Array, dims: readonly number[]): OrtTensor {
-  switch (type) {
-    case "int64":
-      return new ort.Tensor("int64", BigInt64Array.from(numbers, BigInt), dims);
-    case "int32":
-      return new ort.Tensor("int32", Int32Array.from(numbers), dims);
-    case "float32":
-      return new ort.Tensor("float32", Float32Array.from(numbers), dims);
-    case "bool":
-      return new ort.Tensor("bool", Uint8Array.from(numbers, Number), dims);
-  }
+  return type === "int64"
+    ? new ort.Tensor("int64", BigInt64Array.from(numbers, BigInt), dims)
+    : new ort.Tensor("int32", Int32Array.from(numbers), dims);
 }
