@@ -70,6 +70,20 @@ async function errorOf(
   }
 }
 
+test("the pieces of a model that is a file leave its weights there, within the file too", () => {
+  const folder = mkdtempSync(join(tmpdir(), "kvern-cut-"));
+  try {
+    for (const form of [{ attention: "gqa" }, { attention: "gqa", dataFile: "weights.bin" }] as const) {
+      writeModel(folder, makeDecoder(ZIGLET_SHAPE, ZIGLET_WEIGHTS, form));
+      const { pieces } = cutModel(folder);
+      // The weights have 21 MB; nodes and what is smaller than a kilobyte have some 5 KB a piece.
+      for (const { model } of pieces) assert.ok(model.length < 20_000, `${model.length}`);
+    }
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
 const TEXTS = ["const std = @im", "fn add(a: u8, b: u8) u8 {"].map(tokensOf);
 
 // Bounds are a few times what was measured, as in the tests of the whole graphs: f32 sums in another order, and f16 numbers

@@ -39,7 +39,10 @@ export interface ModelInput {
 
 /** A part of the graph that onnxruntime runs. */
 export interface Piece {
-  /** A whole ONNX model. Weights that lie in files of their own are named relative to the folder of the cut model. */
+  /**
+   * A whole ONNX model, put together when it is read, so that weights that were given as bytes are there twice for one
+   * piece at a time. Weights that lie in files are named relative to the folder of the cut model.
+   */
   readonly model: Uint8Array;
   /** Values it is fed: model inputs, values of earlier pieces, outputs of attention. */
   readonly takes: readonly string[];

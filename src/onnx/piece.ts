@@ -58,7 +58,14 @@ export function writePiece(plan: PiecePlan, index: number, model: Model, values:
   for (const [domain, version] of opsets) message.bytes(8, new Message().text(1, domain).int(2, version));
   for (const each of model.functions) message.bytes(25, each);
   const { layer } = plan;
-  return { model: message.toBytes(), takes, gives, ...(layer === undefined ? {} : { attention: layer }) };
+  return {
+    get model() {
+      return message.toBytes();
+    },
+    takes,
+    gives,
+    ...(layer === undefined ? {} : { attention: layer }),
+  };
 }
 
 /** The name under which a value that is no f32 crosses. */

@@ -39,8 +39,14 @@ export class Pieces {
     const ends = pieces.map<string[]>(() => []);
     for (const [name, i] of lastUse) ends[i]!.push(name);
     this.#ort = ort;
-    // The bytes of a piece are onnxruntime's now.
-    this.#pieces = pieces.map(({ model: _, ...piece }, i) => ({ ...piece, session: sessions[i]!, ends: ends[i]! }));
+    // The bytes of a piece are onnxruntime's now: reading its model would make them again.
+    this.#pieces = pieces.map(({ takes, gives, attention }, i) => ({
+      takes,
+      gives,
+      ...(attention === undefined ? {} : { attention }),
+      session: sessions[i]!,
+      ends: ends[i]!,
+    }));
     this.#inputs = inputs;
     this.#logits = logits;
   }
