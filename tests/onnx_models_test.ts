@@ -50,12 +50,9 @@ async function logitsOf(decoder: OnnxDecoder, tokens: readonly number[], atOnce:
   return logits;
 }
 
-/** The forms that are cut. */
-const CUT = FORMS.filter(({ form }) => !form.positionsMade);
-
 const ziglets = [
-  ...CUT.map(({ name, form }) => ({ name, form, ...ZIGLET })),
-  ...CUT.filter(({ name }) => name === "MultiHeadAttention").map(({ name, form }) => ({
+  ...FORMS.map(({ name, form }) => ({ name, form, ...ZIGLET })),
+  ...FORMS.filter(({ name }) => name === "MultiHeadAttention").map(({ name, form }) => ({
     name: `${name} of as many KV heads`,
     form,
     ...unsharedHeads(ZIGLET_SHAPE, ZIGLET_WEIGHTS),
@@ -65,7 +62,7 @@ const ziglets = [
 for (const { name, ...made } of ziglets) {
   test(`ziglet as ${name} has golden logits and texts${withoutOnnx}`, OPTIONS, async () => {
     await withDecoder(made, {}, async (decoder) => {
-      const isFirst = name === CUT[0]!.name;
+      const isFirst = name === FORMS[0]!.name;
       const cases = isFirst ? GOLDEN.cases : GOLDEN.cases.slice(0, 2);
       for (const { prompt, logitsTop, logSumExp: truth, greedy } of cases) {
         using sequence = decoder.sequence();
@@ -109,7 +106,7 @@ const LENGTH = 48;
 
 /** A form of each kind of attention; onnx_cut_test.ts runs the pieces of all forms of random decoders. */
 const KINDS = [
-  ...CUT.filter(({ form: { attention } }, i) => CUT.findIndex((other) => other.form.attention === attention) === i),
+  ...FORMS.filter(({ form: { attention } }, i) => FORMS.findIndex((other) => other.form.attention === attention) === i),
   ...CUT_ONLY_FORMS,
 ];
 
