@@ -147,6 +147,27 @@ test("keys and values that anything but attention takes are refused", () => {
   assertRefused(model, "unsupported", /node sum \(Add\) takes present/);
 });
 
+test("what lets tokens know of one another beside attention is refused", () => {
+  const convolved = oneLayer(groupQuery(), {
+    end: (graph) => {
+      graph.constant("kernel", "float32", [1, 1, 3, 1], new Float32Array(3));
+      graph.node("Unsqueeze", ["attended", "one"], "planes");
+      graph.node("Conv", ["planes", "kernel"], "mixed", { name: "conv", attributes: { pads: [2, 0, 0, 0] } });
+      return graph.node("Squeeze", ["mixed", "one"], "sum");
+    },
+  });
+  assertRefused(convolved, "unsupported", /only attention .* may let tokens know .*: node conv \(Conv\) does/);
+  const pastless = oneLayer(groupQuery(), {
+    end: (graph) => {
+      graph.node("Transpose", ["attended"], "across", { attributes: { perm: [0, 2, 1] } });
+      graph.node("MatMul", ["attended", "across"], "scores");
+      graph.node("Softmax", ["scores"], "shares");
+      return graph.node("MatMul", ["shares", "attended"], "sum");
+    },
+  });
+  assertRefused(pastless, "unsupported", /values of node sum \(MatMul\) must be joined to a past .*: attended is not/);
+});
+
 test("a graph without attention, or without a past for it, is refused", () => {
   const none = oneLayer((graph) => graph.node("Identity", ["q"], "attended"));
   assertRefused(none, "unsupported", /it must have attention: no node is GroupQueryAttention, /);

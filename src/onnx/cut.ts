@@ -14,6 +14,7 @@ import { Inputs } from "./inputs.ts";
 import { withoutLengths } from "./lengths.ts";
 import { findLogits } from "./logits.ts";
 import { Masks } from "./mask.ts";
+import { checkMixing } from "./mixing.ts";
 import { type Model, readModel } from "./model.ts";
 import type { GraphNode } from "./node.ts";
 import { takeMultiHead } from "./multi_head.ts";
@@ -49,6 +50,7 @@ export function cutModel(source: string | Uint8Array): CutModel {
     const { line, logits } = findLogits(model, attended, values);
     const even = withoutLengths(line, logits, inputs, model, values);
     const plans = planPieces([...inputs.nodes, ...even], logits, values);
+    checkMixing(plans, values);
     const pieces = plans.map((plan, i) => writePiece(plan, i, model, values));
     const { files } = model;
     let fingerprint: string | undefined;

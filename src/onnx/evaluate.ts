@@ -12,7 +12,7 @@ import type { Model } from "./model.ts";
 import type { GraphNode } from "./node.ts";
 import { RESHAPING } from "./reshaping.ts";
 import { inputsFor, type Lengths } from "./scenario.ts";
-import { ELEMENT } from "./tensor.ts";
+import { ELEMENT, type Tensor } from "./tensor.ts";
 import type { Values } from "./values.ts";
 
 /** Weights with more elements are matrices, of which only the shape matters, unless they are truths. */
@@ -64,14 +64,19 @@ export class Evaluation {
   /** A value that no node gives: weights, and what the pieces are fed. */
   #given(name: string): Known | undefined {
     const weight = this.#values.weight(name);
-    if (weight === undefined) {
-      const { type, dims } = this.#values.fed(name) ?? {};
-      return dims && { type: type!, dims: dims.map((dim) => typeof dim === "number" ? dim : this.#tokens) };
+    if (weight !== undefined) return this.#constant(name, weight);
+    const { type, dims } = this.#values.fed(name) ?? {};
+    return dims && { type: type!, dims: dims.map((dim) => typeof dim === "number" ? dim : this.#tokens) };
+  }
+
+  /** A value that is the same in every run; of a matrix, its shape. */
+  #constant(name: string, tensor: Tensor | undefined): Known | undefined {
+    if (tensor !== undefined) {
+      const { type, dims } = tensor;
+      const size = dims.reduce((product, dim) => product * dim, 1);
+      const isMask = type === ELEMENT.bool || type === ELEMENT.uint8;
+      if (type === ELEMENT.string || (size > WEIGHTS_MAX && !isMask)) return { type, dims };
     }
-    const { type, dims } = weight;
-    const size = dims.reduce((product, dim) => product * dim, 1);
-    const isMask = type === ELEMENT.bool || type === ELEMENT.uint8;
-    if (type === ELEMENT.string || (size > WEIGHTS_MAX && !isMask)) return { type, dims };
     return this.#values.constant(name);
   }
 
@@ -85,7 +90,7 @@ export class Evaluation {
 
   #results(node: GraphNode, inputs: readonly (Known | undefined)[]): readonly (Known | undefined)[] | undefined {
     const { op, domain, outputs } = node;
-    if (op === "Constant") return [this.#values.constant(outputs[0]!)];
+    if (op === "Constant") return [this.#constant(outputs[0]!, node.attributes.get("value")?.tensor)];
     if (op === "ConstantOfShape") {
       const dims = valuesOf(inputs[0]);
       const { type, values } = this.#values.attribute(node, "value") ?? { type: ELEMENT.float32, values: [0] };

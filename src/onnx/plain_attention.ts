@@ -3,7 +3,7 @@
  *
  *     q -> [* number] -> MatMul with keys -> [* number] -> [+ mask] -> Softmax -> MatMul with values
  *
- * It is found at its second product, whose right side is joined to a past.
+ * It is found at its second product, whose right side is no weight.
  *
  * @module
  */
@@ -24,8 +24,17 @@ export function takePlain(node: GraphNode, around: Surroundings): TakenApart | u
   const { values, model } = around;
   const softmax = behindNothing(node.inputs[0]!, values);
   if (softmax?.op !== "Softmax") return undefined;
-  const v = joinedTo(node.inputs[1]!, "htd", node, model, values);
-  if (v === undefined) return undefined;
+  const right = node.inputs[1]!;
+  if (values.weight(right) !== undefined || values.producer(right)?.op === "Constant") return undefined;
+  const v = joinedTo(right, "htd", node, model, values);
+  if (v === undefined) {
+    throw cannotCut(
+      `the values of ${nodeText(node)} must be joined to a past [batch, heads, past, head_dim]: ${
+        node.inputs[1]
+      } is not; ` +
+        "export the decoder with its past",
+    );
+  }
   checkLastAxis(softmax);
 
   const scores = scoresOf(softmax, node, around);
