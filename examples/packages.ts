@@ -34,5 +34,6 @@ export async function loadPackage(name: PackageName): Promise<unknown> {
   } catch (error) {
     throw new UsageError(`${versioned} cannot be had from npm: ${error instanceof Error ? error.message : error}`);
   }
-  throw new UsageError(`${name} is not installed: npm install ${versioned}`);
+  const all = Object.entries(VERSIONS).map(([name, version]) => `${name}@${version}`);
+  throw new UsageError(`${name} is not installed: npm install ${all.join(" ")}`);
 }

@@ -169,5 +169,6 @@ onnxTest("generate() refuses tokens that are not the whole text, and options tha
   await refused({ decode: () => "" }, /decode needs a text in stop/);
   await refused({ stop: [-1] }, /stop\[0\]/);
   await refused({ sample: () => 0, topP: 0.5 }, /sample and topP exclude each other/);
+  await refused({ signal: true }, /signal must be an AbortSignal: boolean/);
   await refused({ temprature: 1 }, /did you mean temperature\?/);
 });

@@ -134,6 +134,14 @@ onnxTest("a step refuses what no step can be for", async () => {
   await assert.rejects(decoder.step([contiguous.sequence(0) as Sequence], [[1]]), /ContiguousCache/);
   await assert.rejects(decoder.step([{} as Sequence], [[1]]), TypeError);
   await assert.rejects(decoder.step([sequence], [[1]], { alllogits: true } as object), /did you mean allLogits/);
+  await assert.rejects(
+    decoder.step([sequence], [[1]], { allLogits: 1 } as object),
+    /allLogits must be a boolean: number/,
+  );
+  await assert.rejects(
+    decoder.step([sequence], [[1]], { signal: {} } as object),
+    /signal must be an AbortSignal: object/,
+  );
 
   const rows = new Float32Array(kvHeadCount * headDim);
   sequence.append(0, rows, rows);

@@ -6,7 +6,6 @@
 
 import { fileURLToPath } from "node:url";
 import { KvError } from "../error.ts";
-import { countText } from "../ffi/status.ts";
 import { givenOptions, type OptionNames, optionNames } from "../options/option_names.ts";
 import { PagedCache } from "../paged_cache.ts";
 import type { Sequence } from "../sequence.ts";
@@ -17,8 +16,9 @@ import { type GenerateEnd, type GenerateOptions, generateTokens, readGenerate } 
 import { readModelConfig } from "./model_config.ts";
 import { createSessions, type OrtSession, releaseSessions } from "./ort.ts";
 import { Pieces } from "./pieces.ts";
+import { checkIsSignal } from "./signal.ts";
 import { runStep } from "./step.ts";
-import { checkTokens } from "./tokens.ts";
+import { checkTokens, tokenLists } from "./tokens.ts";
 import { Turns } from "./turns.ts";
 
 /** What a sequence of an {@linkcode OnnxDecoder} is made for. */
@@ -176,8 +176,10 @@ export class OnnxDecoder implements AsyncDisposable {
     options?: StepOptions,
   ): Promise<Float32Array[]> {
     const { allLogits = false, signal } = givenOptions(options, STEP_NAMES, "step");
+    if (typeof allLogits !== "boolean") throw new TypeError(`allLogits must be a boolean: ${typeof allLogits}`);
+    checkIsSignal(signal);
     const { vocabSize, pieces, cache, plan } = this.#loaded;
-    const lists = listsOf(sequences, tokens, vocabSize);
+    const lists = tokenLists(sequences, tokens, vocabSize);
     const request = { sequences: [...sequences], tokens: lists, allLogits, signal, tokensPerRun: plan.tokensPerRun };
     this.#checkAlive("step");
     return await this.#turns.take(() => runStep(pieces, cache, request));
@@ -222,28 +224,4 @@ export class OnnxDecoder implements AsyncDisposable {
   #checkAlive(action: string): void {
     if (this.#isFreed) throw new KvError("stale_handle", `Cannot ${action} as the decoder was freed`);
   }
-}
-
-/** The ids for each sequence, checked and copied. */
-function listsOf(
-  sequences: readonly Sequence[],
-  tokens: readonly ArrayLike<number>[],
-  vocabSize: number,
-): Uint32Array[] {
-  if (!Array.isArray(sequences)) throw new TypeError(`sequences must be an array: ${typeof sequences}`);
-  if (!Array.isArray(tokens)) throw new TypeError(`tokens must be an array of arrays: ${typeof tokens}`);
-  if (sequences.length === 0 || sequences.length !== tokens.length) {
-    throw new KvError(
-      "invalid_size",
-      `Cannot step as there must be tokens for each sequence: for ${
-        countText(sequences.length, "sequence")
-      } there are ` +
-        `${tokens.length} arrays of them`,
-    );
-  }
-  return tokens.map((ids, i) => {
-    const list = checkTokens(`tokens[${i}]`, ids, vocabSize);
-    if (list.length > 0) return list;
-    throw new KvError("invalid_size", `Cannot step as each sequence needs a token: tokens[${i}] is empty`);
-  });
 }

@@ -9,6 +9,7 @@ import { checkOption } from "../options/counts.ts";
 import { checkOptions, type OptionNames, optionNames } from "../options/option_names.ts";
 import { memoryOf, type Sequence } from "../sequence.ts";
 import { type Sample, sampler, type SamplingOptions } from "./sampling.ts";
+import { checkIsSignal } from "./signal.ts";
 import { checkTokens } from "./tokens.ts";
 
 /** Behind which text to write, how, and how far. */
@@ -67,6 +68,7 @@ export function readGenerate(
 ): GeneratePlan {
   checkOptions(options, GENERATE_NAMES, GENERATE);
   const { tokens, maxTokens, stop = [], decode, signal, sample, temperature, topP, seed } = options;
+  checkIsSignal(signal);
   if (!Array.isArray(stop)) throw new TypeError(`stop must be an array: ${typeof stop}`);
   const texts = stop.filter((end) => typeof end === "string");
   if (texts.includes("")) throw refuse("a text in stop must not be empty");

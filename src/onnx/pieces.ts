@@ -16,6 +16,7 @@ import { inputTensor } from "./model_inputs.ts";
 import { failure, type Ort, type OrtSession, type OrtTensor } from "./ort.ts";
 import { rowsOfTensor, takeRows } from "./rows_of_tensor.ts";
 import type { Part } from "./runs.ts";
+import { checkSignal } from "./signal.ts";
 
 /** Values by name, as they are between two pieces. */
 type Values = Map<string, OrtTensor>;
@@ -207,11 +208,4 @@ function elementsOf(name: string, tensor: OrtTensor | undefined): Float32Array {
     "unsupported",
     `Cannot run the model as its value ${name} must be float32 on the CPU: it is ${tensor?.type ?? "not there"}`,
   );
-}
-
-/** Ends what a signal ended. */
-export function checkSignal(signal: AbortSignal | undefined): void {
-  if (signal?.aborted) {
-    throw new KvError("aborted", "Cannot finish the step as it was aborted", { cause: signal.reason });
-  }
 }

@@ -12,8 +12,9 @@ import { countText } from "../ffi/status.ts";
 import { isPaged, type PagedSequence } from "../memory/sequence.ts";
 import type { PagedCache } from "../paged_cache.ts";
 import { memoryOf, type Sequence } from "../sequence.ts";
-import { checkSignal, type Pieces } from "./pieces.ts";
+import type { Pieces } from "./pieces.ts";
 import { type Addition, runsOf } from "./runs.ts";
+import { checkSignal } from "./signal.ts";
 
 /** What a step is asked for. */
 export interface StepRequest {
