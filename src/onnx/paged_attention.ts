@@ -7,7 +7,6 @@
 
 import {
   checkAttribute,
-  checkHeadDim,
   checkHeads,
   inputOf,
   intOf,
@@ -20,11 +19,12 @@ import {
 import type { GraphNode } from "./node.ts";
 import { cannotCut, nodeText } from "./refusal.ts";
 import { rotaryOf } from "./rotary.ts";
-import { Chain, type Layout } from "./rows.ts";
-import { takenApart, unpacked } from "./taken_apart.ts";
+import { Chain } from "./rows.ts";
+import { headDimOf, partsOf, takenApart } from "./taken_apart.ts";
+import type { Values } from "./values.ts";
 
-/** Inputs by their number; those that only the node's own cache needs are left out. */
-const INPUT = { query: 0, key: 1, value: 2, keyCache: 3, cos: 8, sin: 9, sink: 11, qNorm: 12, kNorm: 13 } as const;
+/** Inputs behind query, key and value; those that only the node's own cache needs are left out. */
+const INPUT = { keyCache: 3, cos: 8, sin: 9, sink: 11, qNorm: 12, kNorm: 13 } as const;
 
 /** Takes a PagedAttention apart. */
 export function takePaged(node: GraphNode, around: Surroundings): TakenApart {
@@ -39,42 +39,26 @@ export function takePaged(node: GraphNode, around: Surroundings): TakenApart {
   const qHeadCount = intOf(node, "num_heads");
   const kvHeadCount = intOf(node, "kv_num_heads");
   checkHeads(node, qHeadCount, kvHeadCount);
-  const [query, key, value] = [INPUT.query, INPUT.key, INPUT.value].map((index) => inputOf(node, index));
-  if (query === undefined || (key === undefined) !== (value === undefined)) {
-    throw cannotCut(`${nodeText(node)} must have query, and key and value or neither: one is left out`);
-  }
-  const headDim = checkHeadDim(node, headDimOf(node, around, qHeadCount, kvHeadCount));
-
-  const before = new Chain(values);
-  const layout: Layout = "flat";
-  const parts = key === undefined
-    ? unpacked(before, query, layout, { qHeadCount, kvHeadCount, headDim })
-    : { q: { name: query, layout }, k: { name: key, layout }, v: { name: value!, layout } };
-  return takenApart({
-    node,
+  const heads = {
     qHeadCount,
     kvHeadCount,
-    headDim,
+    headDim: headDimOf(node, values, { qHeadCount, kvHeadCount, past: cacheDim(node, values) }),
+  };
+  const before = new Chain(values);
+  return takenApart({
+    node,
+    ...heads,
     before,
-    ...parts,
+    ...partsOf(node, before, "flat", heads),
     norms: normsOf(node, INPUT.qNorm, INPUT.kNorm),
-    rotary: rotaryOf(node, around, { ...INPUT, positions: -1, headDim }),
+    rotary: rotaryOf(node, around, { ...INPUT, positions: -1, headDim: heads.headDim }),
     numbers: { ...numbersOf(node), ...sinksOf(node, inputOf(node, INPUT.sink), qHeadCount, values) },
-    output: { name: node.outputs[0]!, layout },
+    output: { name: node.outputs[0]!, layout: "flat" },
   }, around);
 }
 
-/** The head dimension: of codes of 4 bits the cache says half of it. */
-function headDimOf(
-  node: GraphNode,
-  { values }: Surroundings,
-  qHeadCount: number,
-  kvHeadCount: number,
-): number | undefined {
-  const isCodes = /int4|float4/.test(node.attributes.get("k_cache_dtype")?.text ?? "");
-  const cached = values.info(inputOf(node, INPUT.keyCache) ?? "")?.dims?.[3];
-  if (typeof cached === "number" && !isCodes) return cached;
-  const key = inputOf(node, INPUT.key);
-  const width = values.width(key ?? inputOf(node, INPUT.query)!);
-  return width === undefined ? undefined : width / (key === undefined ? qHeadCount + 2 * kvHeadCount : kvHeadCount);
+/** The last dimension of the cache; of codes of 4 bits, two of which share a byte, it is not the head's. */
+function cacheDim(node: GraphNode, values: Values): number | string | undefined {
+  if (/int4|float4/.test(node.attributes.get("k_cache_dtype")?.text ?? "")) return undefined;
+  return values.info(inputOf(node, INPUT.keyCache) ?? "")?.dims?.[3];
 }

@@ -7,11 +7,20 @@
  */
 
 import type { AttentionLayer } from "./cut_model.ts";
-import type { HeadNorms, Numbers, Part, Surroundings, TakenApart } from "./form.ts";
+import {
+  checkHeadDim,
+  type HeadNorms,
+  inputOf,
+  type Numbers,
+  type Part,
+  type Surroundings,
+  type TakenApart,
+} from "./form.ts";
 import type { GraphNode } from "./node.ts";
-import { nodeText } from "./refusal.ts";
+import { cannotCut, nodeText } from "./refusal.ts";
 import { type Rotary, rotated } from "./rotary.ts";
 import { Chain } from "./rows.ts";
+import type { Values } from "./values.ts";
 
 /** What a form has found in its node. */
 export interface Found {
@@ -64,14 +73,42 @@ export function takenApart(found: Found, { values }: Surroundings): TakenApart {
   return { before: before.nodes, layer, after: after.nodes };
 }
 
-/** Queries, keys and values in one value `[..., (q heads + 2 * kv heads) * head_dim]`, as three. */
-export function unpacked(
+/** Numbers of heads, and elements of each. */
+interface HeadCounts {
+  readonly qHeadCount: number;
+  readonly kvHeadCount: number;
+  readonly headDim: number;
+}
+
+/**
+ * Queries, keys and values of a node that takes them as its first three inputs, or all in the first one,
+ * `[..., (q heads + 2 * kv heads) * head_dim]`.
+ */
+export function partsOf(
+  node: GraphNode,
   chain: Chain,
-  name: string,
   layout: "rows" | "flat",
-  { qHeadCount, kvHeadCount, headDim }: { qHeadCount: number; kvHeadCount: number; headDim: number },
-): { q: Part; k: Part; v: Part } {
+  { qHeadCount, kvHeadCount, headDim }: HeadCounts,
+): { readonly q: Part; readonly k: Part; readonly v: Part } {
+  const [query, key, value] = [0, 1, 2].map((index) => inputOf(node, index));
+  if (query === undefined || (key === undefined) !== (value === undefined)) {
+    throw cannotCut(`${nodeText(node)} must have query, and key and value or neither: one is left out`);
+  }
   const sizes = [qHeadCount, kvHeadCount, kvHeadCount].map((count) => count * headDim);
-  const [q, k, v] = chain.parts(name, ["q", "k", "v"], -1, sizes).map((part) => ({ name: part, layout }));
+  const names = key === undefined ? chain.parts(query, ["q", "k", "v"], -1, sizes) : [query, key, value!];
+  const [q, k, v] = names.map((name) => ({ name, layout }));
   return { q: q!, k: k!, v: v! };
+}
+
+/** The head dimension that the past of such a node says, or the width of what its heads lie in. */
+export function headDimOf(
+  node: GraphNode,
+  values: Values,
+  { qHeadCount, kvHeadCount, past }: Omit<HeadCounts, "headDim"> & { readonly past: number | string | undefined },
+): number {
+  if (typeof past === "number") return checkHeadDim(node, past);
+  const key = inputOf(node, 1);
+  const width = values.width(key ?? inputOf(node, 0) ?? "");
+  const headCount = key === undefined ? qHeadCount + 2 * kvHeadCount : kvHeadCount;
+  return checkHeadDim(node, width === undefined ? undefined : width / headCount);
 }
