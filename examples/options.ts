@@ -251,8 +251,7 @@ export function parseOptions(args: string[]): Options | "help" {
 
 /** The text of --help. */
 export function helpText(): string {
-  return `A small language model (5.3 M parameters, one token is one byte) writes Zig; kvern is its KV cache. With --onnx
-another model writes.
+  return `A small language model (5.3 M parameters, one token is one byte) writes Zig, or another one with --onnx; kvern is its KV cache.
 
   deno run -A examples/generate.ts [options]
   bun examples/generate.ts [options]
