@@ -179,7 +179,7 @@ const ZIG_ROWS: Rows = [
   /^zig\/src\/cache\//,
   /^zig\/src\/attention\//,
   /^zig\/src\/kvern\.zig$/,
-  /^zig\/src\/abi\//,
+  /^zig\/src\/(abi|bench)\//,
   // The last row has the roots that nothing imports: the library, and what checks and measures it.
   /^zig\/src\/(abi|memcheck|bench)\.zig$/,
 ];
@@ -249,7 +249,7 @@ function zigDoorComplaints(sources: Files): string[] {
   for (const [path, source] of sources) {
     // `_ = @import("x.zig");` pulls the tests of a file in and takes nothing from it.
     const used = source.replace(/_ = @import\("[^"]*"\);/g, "");
-    const isCheck = path.endsWith("_test.zig") || path === "zig/src/bench.zig";
+    const isCheck = path.endsWith("_test.zig") || path.startsWith("zig/src/bench/");
     for (const imported of importsOfZig(path, used)) {
       const isKernel = imported.startsWith("zig/src/kernels/") && !imported.endsWith("/dispatch.zig");
       // Tests and benches compare with the scalar reference wherever they are.
@@ -490,7 +490,7 @@ function leftoverComplaints(sources: Files): string[] {
     const isLibrary = /^(mod|src\/.*)\.ts$/.test(path); // the example in a comment may print
     const printed = isLibrary ? /\bconsole\.\w+|\bdebugger\b/.exec(codeOf(source)) : null;
     if (printed) complaints.push(`${path} has ${printed[0]}`);
-    const isShipped = /^zig\/src\/.*\.zig$/.test(path) && !/(_test|bench\w*)\.zig$/.test(path);
+    const isShipped = /^zig\/src\/.*\.zig$/.test(path) && !/(_test|\/bench(\/\w+)?)\.zig$/.test(path);
     if (isShipped && zigCodeOf(withoutTests(source)).includes("std.debug.print")) {
       complaints.push(`${path} has std.debug.print`);
     }

@@ -156,6 +156,8 @@ pub inline fn foldLanes(
 }
 
 /// Both halves of each group of `width` lanes made one; the groups of `a` and `b` take turns.
+///
+/// What stays in its lane is a blend, which any port takes: only what moves is a shuffle.
 inline fn foldPair(
     comptime combine: anytype,
     comptime width: comptime_int,
@@ -163,16 +165,14 @@ inline fn foldPair(
     b: Vector,
 ) Vector {
     const half = width / 2;
-    comptime var low: [lanes]i32 = undefined;
-    comptime var high: [lanes]i32 = undefined;
+    comptime var staying: [lanes]i32 = undefined;
+    comptime var moving: [lanes]i32 = undefined;
     inline for (0..lanes) |lane| {
-        const group_index = lane / width;
-        const within = lane % width;
-        const source: i32 = group_index * width + within % half;
-        low[lane] = if (within < half) source else ~source;
-        high[lane] = if (within < half) source + half else ~(source + half);
+        const is_of_a = lane % width < half;
+        staying[lane] = if (is_of_a) lane else ~@as(i32, lane);
+        moving[lane] = if (is_of_a) lane + half else ~@as(i32, lane - half);
     }
-    return combine(@shuffle(f32, a, b, low), @shuffle(f32, a, b, high));
+    return combine(@shuffle(f32, a, b, staying), @shuffle(f32, a, b, moving));
 }
 
 inline fn foldToFour(comptime T: type, comptime combine: anytype, values: @Vector(lanes, T)) @Vector(4, T) {

@@ -190,9 +190,12 @@ pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, scratch: 
     @setEvalBranchQuota(10_000); // what is inlined counts as one function
     assert(task.head_dim <= head_dim_max);
     const plane = planeOf(dtype, .keys, task);
+    const block_count = blockCount(task.row_count);
+    var next_turn: u32 = 0;
     var token: u32 = 0;
     while (token < tile_tokens) : (token += block_lanes) {
-        var turn = token / block_lanes % blockCount(task.row_count);
+        var turn = next_turn;
+        next_turn = if (next_turn + 1 == block_count) 0 else next_turn + 1;
         var r = scratch.row_first;
         const row_end = r + task.row_count;
         while (r < row_end) {
@@ -391,13 +394,16 @@ pub fn accumulateTile(comptime dtype: Dtype, task: *const table.AttendTask, scra
     // The weights of the next group are made before they are needed: both wait for different things, and so together.
     var weights: [2]Weights = undefined;
     setWeights(dtype, task, scratch, &scales, 0, &weights[0]);
+    const block_count = blockCount(task.row_count);
+    var next_turn: u32 = 0;
     var dim: u32 = 0;
     while (dim < task.head_dim) : (dim += block_lanes) {
         const dim_group = dim / group_size;
         if (dim % group_size == 0 and dim + group_size < task.head_dim) {
             setWeights(dtype, task, scratch, &scales, dim_group + 1, &weights[(dim_group + 1) % 2]);
         }
-        var turn = dim / block_lanes % blockCount(task.row_count);
+        var turn = next_turn;
+        next_turn = if (next_turn + 1 == block_count) 0 else next_turn + 1;
         var r = scratch.row_first;
         const row_end = r + task.row_count;
         while (r < row_end) {

@@ -53,18 +53,22 @@ pub fn linesOfSums(comptime dtype: Dtype, task: *const table.AttendTask, scratch
 /// Pass 1: scores[row][token] = query . key.
 pub fn scoreTile(comptime dtype: Dtype, task: *const table.AttendTask, scratch: *Scratch) void {
     const row_end = scratch.row_first + task.row_count;
+    const block_count = blockCount(task.row_count);
+    var turn: u32 = 0; // counted on, as a division takes longer than a block of tokens waits
     var token: u32 = 0;
     while (token < scratch.tokens.token_count) : (token += token_block) {
-        var turn = token / token_block % blockCount(task.row_count);
+        var block = turn;
         var r = scratch.row_first;
         while (r + row_block <= row_end) : (r += row_block) {
-            scoreBlock(dtype, row_block, task, r, token, scratch, turn == 0);
-            turn -%= 1;
+            scoreBlock(dtype, row_block, task, r, token, scratch, block == 0);
+            block -%= 1;
         }
         while (r < row_end) : (r += 1) {
-            scoreBlock(dtype, 1, task, r, token, scratch, turn == 0);
-            turn -%= 1;
+            scoreBlock(dtype, 1, task, r, token, scratch, block == 0);
+            block -%= 1;
         }
+        turn += 1;
+        if (turn == block_count) turn = 0;
     }
 }
 
@@ -174,13 +178,15 @@ inline fn accumulateDims(
     }
     const offset = scratch.tokens.offset_v;
     var lines: PrefetchQueue.Lines = undefined;
+    var at_work: u32 = 0; // counts the blocks of rows round, a step for four tokens
     for (scratch.tokens.values[0..scratch.tokens.token_count], 0..) |source, token| {
         // One of each four tokens prefetches nothing.
         const line_count = comptime linesAStep(dtype, dim_block);
-        if (token % 4 == 0)
-            lines = scratch.prefetches.takeIf(token / 4 % turn.count == turn.index, 3 * @as(u32, line_count), source + offset)
-        else
-            lines.prefetch(line_count);
+        if (token % 4 == 0) {
+            lines = scratch.prefetches.takeIf(at_work == turn.index, 3 * @as(u32, line_count), source + offset);
+            at_work += 1;
+            if (at_work == turn.count) at_work = 0;
+        } else lines.prefetch(line_count);
         var value: [vector_count]Vector = undefined;
         inline for (&value, 0..) |*vector, i| {
             const at = source + offset + (dim_first + i * lanes) * element_bytes;
