@@ -7,7 +7,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { cutModel } from "../src/onnx/cut.ts";
+import { cutModel } from "../src/onnx/cut/cut.ts";
 import type { Form } from "./onnx/builder.ts";
 import { makeDecoder } from "./onnx/decoder.ts";
 import { families } from "./onnx/families.ts";

@@ -5,7 +5,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { KvError } from "../mod.ts";
-import { cutModel } from "../src/onnx/cut.ts";
+import { cutModel } from "../src/onnx/cut/cut.ts";
 import { makeDecoder } from "./onnx/decoder.ts";
 import { families } from "./onnx/families.ts";
 import { FORMS } from "./onnx/forms.ts";

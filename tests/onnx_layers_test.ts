@@ -4,8 +4,8 @@
  */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { cutModel } from "../src/onnx/cut.ts";
-import type { AttentionLayer } from "../src/onnx/cut_model.ts";
+import { cutModel } from "../src/onnx/cut/cut.ts";
+import type { AttentionLayer } from "../src/onnx/cut/cut_model.ts";
 import { type Graph, MICROSOFT } from "./onnx/graph.ts";
 import { groupQuery, lengths, ONE_LAYER, oneLayer, type OneLayerOptions } from "./onnx/one_layer.ts";
 import { Pieces } from "./onnx/pieces.ts";

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { KvError, type KvErrorCode } from "../mod.ts";
-import { cutModel } from "../src/onnx/cut.ts";
+import { cutModel } from "../src/onnx/cut/cut.ts";
 import { makeDecoder } from "./onnx/decoder.ts";
 import { families } from "./onnx/families.ts";
 import { type Attribute, Graph, MICROSOFT, writeModel } from "./onnx/graph.ts";

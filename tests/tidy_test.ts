@@ -167,7 +167,7 @@ const TYPESCRIPT_ROWS: Rows = [
   /^src\/cache\.ts$/,
   /^src\/memory\/[a-z0-9_]+\.ts$/,
   /^src\/(?!onnx\.ts$)[a-z0-9_]+\.ts$/,
-  /^src\/onnx\/[a-z0-9_]+\.ts$/,
+  /^src\/onnx\/([a-z]+\/)?[a-z0-9_]+\.ts$/,
   /^(mod|src\/onnx)\.ts$/,
   /^(tests|benches|examples)\/|^zig\/\w+\.ts$/,
 ];

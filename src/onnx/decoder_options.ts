@@ -8,7 +8,7 @@ import { KvError } from "../error.ts";
 import { checkOption } from "../options/counts.ts";
 import { type OptionNames, optionNames } from "../options/option_names.ts";
 import type { PagedCacheOptions } from "../paged_cache.ts";
-import type { AttentionLayer } from "./cut_model.ts";
+import type { AttentionLayer } from "./cut/cut_model.ts";
 import type { ModelConfig } from "./model_config.ts";
 import { checkOrt, type Ort, type OrtSessionOptions } from "./ort.ts";
 import { checkTokens } from "./tokens.ts";

@@ -6,7 +6,7 @@
  * @module
  */
 
-import type { ModelInput } from "./cut_model.ts";
+import type { ModelInput } from "./cut/cut_model.ts";
 import type { Ort, OrtTensor } from "./ort.ts";
 
 /** The tokens of a run, and where in its sequence each of them stands, `[row]`. */

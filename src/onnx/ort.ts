@@ -8,7 +8,7 @@
  */
 
 import { KvError } from "../error.ts";
-import type { CutModel } from "./cut_model.ts";
+import type { CutModel } from "./cut/cut_model.ts";
 
 /** A tensor of onnxruntime. */
 export interface OrtTensor {

@@ -11,7 +11,7 @@
 import { KvError } from "../error.ts";
 import { countText } from "../ffi/status.ts";
 import type { PagedCache } from "../paged_cache.ts";
-import type { AttentionLayer, CutModel, Piece } from "./cut_model.ts";
+import type { AttentionLayer, CutModel, Piece } from "./cut/cut_model.ts";
 import { inputTensor } from "./model_inputs.ts";
 import { failure, type Ort, type OrtSession, type OrtTensor } from "./ort.ts";
 import { rowsOfTensor, takeRows } from "./rows_of_tensor.ts";

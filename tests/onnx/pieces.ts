@@ -1,5 +1,5 @@
 /** Runs a cut model with attention in plain loops, f64: what is wrong then is the cut. */
-import type { CutModel, ModelInput } from "../../src/onnx/cut_model.ts";
+import type { CutModel, ModelInput } from "../../src/onnx/cut/cut_model.ts";
 import type { Elements, OnnxRuntime, OnnxSession, OnnxTensor } from "../onnx_runtime.ts";
 
 /** Keys and values of one sequence, by layer and position. */

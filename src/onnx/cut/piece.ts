@@ -5,12 +5,12 @@
  */
 
 import type { Piece } from "./cut_model.ts";
-import type { Model } from "./model.ts";
-import { type GraphNode, newNode } from "./node.ts";
+import type { Model } from "../model/model.ts";
+import { type GraphNode, newNode } from "../model/node.ts";
 import type { PiecePlan } from "./plan.ts";
-import { Message } from "./protobuf.ts";
-import { ELEMENT, tensorMessage } from "./tensor.ts";
-import type { Values } from "./values.ts";
+import { Message } from "../model/protobuf.ts";
+import { ELEMENT, tensorMessage } from "../model/tensor.ts";
+import type { Values } from "../model/values.ts";
 
 /** The version of the format from which on weights need not be inputs too. */
 const IR_VERSION_MIN = 4;

@@ -5,8 +5,8 @@
  */
 
 import { inputOf, type Surroundings } from "./form.ts";
-import type { GraphNode } from "./node.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
+import type { GraphNode } from "../model/node.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
 import type { Chain } from "./rows.ts";
 
 /** What a node with rotary positions inside says of them. */

@@ -7,24 +7,24 @@
  */
 
 import type { CutModel } from "./cut_model.ts";
-import type { Surroundings, TakenApart } from "./form.ts";
-import { fingerprintOf } from "./fingerprint.ts";
-import { takeGroupQuery } from "./group_query.ts";
+import type { Surroundings, TakenApart } from "../forms/form.ts";
+import { fingerprintOf } from "../model/fingerprint.ts";
+import { takeGroupQuery } from "../forms/group_query.ts";
 import { Inputs } from "./inputs.ts";
 import { withoutLengths } from "./lengths.ts";
 import { findLogits } from "./logits.ts";
-import { Masks } from "./mask.ts";
+import { Masks } from "../forms/mask.ts";
 import { checkMixing } from "./mixing.ts";
-import { type Model, readModel } from "./model.ts";
-import type { GraphNode } from "./node.ts";
-import { takeMultiHead } from "./multi_head.ts";
-import { takePaged } from "./paged_attention.ts";
+import { type Model, readModel } from "../model/model.ts";
+import type { GraphNode } from "../model/node.ts";
+import { takeMultiHead } from "../forms/multi_head.ts";
+import { takePaged } from "../forms/paged_attention.ts";
 import { crossing, isNarrow, writePiece } from "./piece.ts";
-import { takePlain } from "./plain_attention.ts";
+import { takePlain } from "../forms/plain_attention.ts";
 import { type Line, planPieces } from "./plan.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
-import { takeStandard } from "./standard_attention.ts";
-import { Values } from "./values.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
+import { takeStandard } from "../forms/standard_attention.ts";
+import { Values } from "../model/values.ts";
 
 /** The forms of attention, by domain and operator. */
 const FORMS: ReadonlyMap<string, (node: GraphNode, around: Surroundings) => TakenApart | undefined> = new Map([

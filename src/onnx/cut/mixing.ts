@@ -4,10 +4,10 @@
  * @module
  */
 
-import type { GraphNode } from "./node.ts";
+import type { GraphNode } from "../model/node.ts";
 import type { PiecePlan } from "./plan.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
-import type { Values } from "./values.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
+import type { Values } from "../model/values.ts";
 
 /** Operators that mix tokens: attention of other kinds, convolutions, and states that are handed on. */
 const MIXING = new RegExp(

@@ -6,13 +6,13 @@
  * @module
  */
 
-import type { Known } from "./array.ts";
-import { Evaluation } from "./evaluate.ts";
-import type { Model } from "./model.ts";
-import { cannotCut } from "./refusal.ts";
-import type { Lengths } from "./scenario.ts";
-import { ELEMENT } from "./tensor.ts";
-import type { Values } from "./values.ts";
+import type { Known } from "../evaluate/array.ts";
+import { Evaluation } from "../evaluate/evaluate.ts";
+import type { Model } from "../model/model.ts";
+import { cannotCut } from "../model/refusal.ts";
+import type { Lengths } from "../evaluate/scenario.ts";
+import { ELEMENT } from "../model/tensor.ts";
+import type { Values } from "../model/values.ts";
 
 /** A value that hides keys from tokens: what is true, what is false, or what is 0 is seen. */
 export interface Mask {

@@ -10,11 +10,11 @@
 
 import { checkHeadDim, checkHeads, type Surroundings, type TakenApart, withMasks } from "./form.ts";
 import type { Mask } from "./mask.ts";
-import type { GraphNode } from "./node.ts";
+import type { GraphNode } from "../model/node.ts";
 import { joinedTo } from "./past.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
 import { takenApart } from "./taken_apart.ts";
-import type { Values } from "./values.ts";
+import type { Values } from "../model/values.ts";
 
 /** Operators that change nothing when a model runs. */
 const NOTHING = /^(Identity|Cast|Dropout)$/;

@@ -9,9 +9,9 @@
  */
 
 import type { AttentionLayer } from "./cut_model.ts";
-import type { GraphNode } from "./node.ts";
-import { ELEMENT } from "./tensor.ts";
-import type { Values } from "./values.ts";
+import type { GraphNode } from "../model/node.ts";
+import { ELEMENT } from "../model/tensor.ts";
+import type { Values } from "../model/values.ts";
 
 /** A graph whose attention has been taken apart: nodes in order, layers in their places. */
 export type Line = readonly (GraphNode | { readonly layer: AttentionLayer })[];

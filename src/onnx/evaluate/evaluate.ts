@@ -8,12 +8,12 @@
 
 import { compute, isArithmetic } from "./arithmetic.ts";
 import { broadcastDims, fill, type Known, valuesOf } from "./array.ts";
-import type { Model } from "./model.ts";
-import type { GraphNode } from "./node.ts";
+import type { Model } from "../model/model.ts";
+import type { GraphNode } from "../model/node.ts";
 import { RESHAPING } from "./reshaping.ts";
 import { inputsFor, type Lengths } from "./scenario.ts";
-import { ELEMENT, type Tensor } from "./tensor.ts";
-import type { Values } from "./values.ts";
+import { ELEMENT, type Tensor } from "../model/tensor.ts";
+import type { Values } from "../model/values.ts";
 
 /** Weights with more elements are matrices, of which only the shape matters, unless they are truths. */
 const WEIGHTS_MAX = 1 << 12;

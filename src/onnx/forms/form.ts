@@ -5,13 +5,13 @@
  * @module
  */
 
-import type { AttentionLayer } from "./cut_model.ts";
+import type { AttentionLayer } from "../cut/cut_model.ts";
 import type { Mask, Masks } from "./mask.ts";
-import type { Model } from "./model.ts";
-import type { GraphNode } from "./node.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
+import type { Model } from "../model/model.ts";
+import type { GraphNode } from "../model/node.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
 import type { Layout } from "./rows.ts";
-import type { Values } from "./values.ts";
+import type { Values } from "../model/values.ts";
 
 /** A node of attention, taken apart. */
 export interface TakenApart {

@@ -5,8 +5,8 @@
  */
 
 import { axisOf, broadcastDims, expanded, fill, type Known, sizeOf, strided, stridesOf, valuesOf } from "./array.ts";
-import type { GraphNode } from "./node.ts";
-import { ELEMENT } from "./tensor.ts";
+import type { GraphNode } from "../model/node.ts";
+import { ELEMENT } from "../model/tensor.ts";
 
 /** What an operator gives, or undefined where it cannot be told. */
 type Operator = (inputs: readonly (Known | undefined)[], node: GraphNode) => readonly Known[] | undefined;

@@ -16,12 +16,12 @@ import {
   type Surroundings,
   type TakenApart,
 } from "./form.ts";
-import type { GraphNode } from "./node.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
+import type { GraphNode } from "../model/node.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
 import { rotaryOf } from "./rotary.ts";
 import { Chain } from "./rows.ts";
 import { headDimOf, partsOf, takenApart } from "./taken_apart.ts";
-import type { Values } from "./values.ts";
+import type { Values } from "../model/values.ts";
 
 /** Inputs behind query, key and value; those that only the node's own cache needs are left out. */
 const INPUT = { keyCache: 3, cos: 8, sin: 9, sink: 11, qNorm: 12, kNorm: 13 } as const;

@@ -16,9 +16,9 @@ import {
   type TakenApart,
   withMasks,
 } from "./form.ts";
-import type { GraphNode } from "./node.ts";
+import type { GraphNode } from "../model/node.ts";
 import { joinedTo } from "./past.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
 import { Chain } from "./rows.ts";
 import { takenApart } from "./taken_apart.ts";
 

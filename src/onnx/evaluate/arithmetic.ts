@@ -5,7 +5,7 @@
  */
 
 import { broadcastDims, expanded, fill, type Known } from "./array.ts";
-import { ELEMENT } from "./tensor.ts";
+import { ELEMENT } from "../model/tensor.ts";
 
 /** Numbers of two arrays; whole ones are divided as integers are. */
 const BINARY: Readonly<Record<string, (a: number, b: number, isWhole: boolean) => number>> = {

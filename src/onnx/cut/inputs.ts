@@ -5,12 +5,12 @@
  */
 
 import type { ModelInput } from "./cut_model.ts";
-import type { Model } from "./model.ts";
-import { type GraphNode, newNode } from "./node.ts";
+import type { Model } from "../model/model.ts";
+import { type GraphNode, newNode } from "../model/node.ts";
 import type { PiecePlan } from "./plan.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
-import { ELEMENT } from "./tensor.ts";
-import type { Values } from "./values.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
+import { ELEMENT } from "../model/tensor.ts";
+import type { Values } from "../model/values.ts";
 
 /** What inputs mean, by name. */
 const ROLES: ReadonlyMap<string, ModelInput["role"]> = new Map([

@@ -5,8 +5,8 @@
  */
 
 import { fill, type Known } from "./array.ts";
-import type { Model, ValueInfo } from "./model.ts";
-import { ELEMENT } from "./tensor.ts";
+import type { Model, ValueInfo } from "../model/model.ts";
+import { ELEMENT } from "../model/tensor.ts";
 
 /** Lengths of a run. */
 export interface Lengths {

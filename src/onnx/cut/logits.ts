@@ -4,11 +4,11 @@
  * @module
  */
 
-import type { Model } from "./model.ts";
+import type { Model } from "../model/model.ts";
 import type { Line } from "./plan.ts";
-import { cannotCut } from "./refusal.ts";
-import { Chain } from "./rows.ts";
-import type { Values } from "./values.ts";
+import { cannotCut } from "../model/refusal.ts";
+import { Chain } from "../forms/rows.ts";
+import type { Values } from "../model/values.ts";
 
 /** Finds the logits; gives the line with what makes rows of them, and their name. */
 export function findLogits(model: Model, line: Line, values: Values): { readonly line: Line; readonly logits: string } {

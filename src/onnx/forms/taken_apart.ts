@@ -6,7 +6,7 @@
  * @module
  */
 
-import type { AttentionLayer } from "./cut_model.ts";
+import type { AttentionLayer } from "../cut/cut_model.ts";
 import {
   checkHeadDim,
   type HeadNorms,
@@ -16,11 +16,11 @@ import {
   type Surroundings,
   type TakenApart,
 } from "./form.ts";
-import type { GraphNode } from "./node.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
+import type { GraphNode } from "../model/node.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
 import { type Rotary, rotated } from "./rotary.ts";
 import { Chain } from "./rows.ts";
-import type { Values } from "./values.ts";
+import type { Values } from "../model/values.ts";
 
 /** What a form has found in its node. */
 export interface Found {

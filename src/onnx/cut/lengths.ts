@@ -10,16 +10,16 @@
  * @module
  */
 
-import type { Known } from "./array.ts";
-import { Evaluation } from "./evaluate.ts";
+import type { Known } from "../evaluate/array.ts";
+import { Evaluation } from "../evaluate/evaluate.ts";
 import type { Inputs } from "./inputs.ts";
-import type { Model } from "./model.ts";
-import type { GraphNode } from "./node.ts";
+import type { Model } from "../model/model.ts";
+import type { GraphNode } from "../model/node.ts";
 import type { Line } from "./plan.ts";
-import { Chain } from "./rows.ts";
-import type { Lengths } from "./scenario.ts";
-import { ELEMENT } from "./tensor.ts";
-import type { Values } from "./values.ts";
+import { Chain } from "../forms/rows.ts";
+import type { Lengths } from "../evaluate/scenario.ts";
+import { ELEMENT } from "../model/tensor.ts";
+import type { Values } from "../model/values.ts";
 
 /** Runs that a value is looked at in: no two have a length in common. */
 const RUNS: readonly Lengths[] = [

@@ -17,11 +17,11 @@ import {
   type TakenApart,
   withMasks,
 } from "./form.ts";
-import type { GraphNode } from "./node.ts";
+import type { GraphNode } from "../model/node.ts";
 import { rotaryOf } from "./rotary.ts";
 import { Chain } from "./rows.ts";
 import { headDimOf, partsOf, takenApart } from "./taken_apart.ts";
-import type { Values } from "./values.ts";
+import type { Values } from "../model/values.ts";
 
 /** Inputs behind query, key and value; those that only the node's own cache needs are left out. */
 const INPUT = {

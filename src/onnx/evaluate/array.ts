@@ -4,7 +4,7 @@
  * @module
  */
 
-import { cannotCut } from "./refusal.ts";
+import { cannotCut } from "../model/refusal.ts";
 
 /** An array: always a shape, and elements unless they depend on weights or tokens. */
 export interface Known {

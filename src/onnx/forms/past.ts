@@ -10,14 +10,14 @@
  * @module
  */
 
-import { fill, type Known } from "./array.ts";
-import { Evaluation } from "./evaluate.ts";
+import { fill, type Known } from "../evaluate/array.ts";
+import { Evaluation } from "../evaluate/evaluate.ts";
 import type { Part } from "./form.ts";
-import type { Model } from "./model.ts";
-import type { GraphNode } from "./node.ts";
-import { cannotCut, nodeText } from "./refusal.ts";
-import { isPast } from "./scenario.ts";
-import type { Values } from "./values.ts";
+import type { Model } from "../model/model.ts";
+import type { GraphNode } from "../model/node.ts";
+import { cannotCut, nodeText } from "../model/refusal.ts";
+import { isPast } from "../evaluate/scenario.ts";
+import type { Values } from "../model/values.ts";
 
 /** Keys or values of a layer. */
 export interface Joined {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { KvError } from "../error.ts";
+import { KvError } from "../../error.ts";
 
 /** A model that is whole, and that kvern cannot run. */
 export function cannotCut(rule: string): KvError {

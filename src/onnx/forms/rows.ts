@@ -4,9 +4,9 @@
  * @module
  */
 
-import { type GraphNode, type NewNode, newNode } from "./node.ts";
-import { ELEMENT } from "./tensor.ts";
-import type { Values } from "./values.ts";
+import { type GraphNode, type NewNode, newNode } from "../model/node.ts";
+import { ELEMENT } from "../model/tensor.ts";
+import type { Values } from "../model/values.ts";
 
 /**
  * How the heads of all tokens lie in a value.
