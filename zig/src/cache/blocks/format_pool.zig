@@ -98,7 +98,7 @@ pub const FormatPool = struct {
     /// Block table entries that name a block, [block].
     ref_counts: std.ArrayList(u32) = .empty,
     /// The cache that wrote a block last, [block]; 0 for nobody.
-    writers: std.ArrayList(u32) = .empty,
+    writers: std.ArrayList(u64) = .empty,
     /// Times that a block was taken, [block]; wraps.
     serials: std.ArrayList(u32) = .empty,
     /// Free blocks of mapped slabs, the last given back on top. Has room for every block.
@@ -173,13 +173,13 @@ pub const FormatPool = struct {
     }
 
     /// Takes `blocks.len` blocks for a writer (not 0), each with one reference: all of them or none.
-    pub fn take(pool: *FormatPool, writer: u32, blocks: []i32) TakeError!void {
+    pub fn take(pool: *FormatPool, writer: u64, blocks: []i32) TakeError!void {
         _ = try pool.takeUndoable(writer, blocks);
     }
 
     /// Takes blocks as `take` does, for a writer, or for those that `claim` them before anything is read. `untake` makes it
     /// undone.
-    pub fn takeUndoable(pool: *FormatPool, writer: ?u32, blocks: []i32) TakeError!Taken {
+    pub fn takeUndoable(pool: *FormatPool, writer: ?u64, blocks: []i32) TakeError!Taken {
         if (blocks.len == 0) return .{};
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
@@ -237,14 +237,14 @@ pub const FormatPool = struct {
     }
 
     /// Makes taken blocks those of a writer (not 0): what another one left there is zeroed.
-    pub fn claim(pool: *FormatPool, writer: u32, blocks: []const i32) void {
+    pub fn claim(pool: *FormatPool, writer: u64, blocks: []const i32) void {
         if (blocks.len == 0) return;
         pool.lock.lockUncancelable(cpu.io());
         defer pool.lock.unlock(cpu.io());
         pool.claimAll(writer, blocks);
     }
 
-    fn claimAll(pool: *FormatPool, writer: u32, blocks: []const i32) void {
+    fn claimAll(pool: *FormatPool, writer: u64, blocks: []const i32) void {
         assert(writer != 0);
         for (blocks) |entry| {
             const block: u32 = @intCast(entry);
@@ -308,7 +308,7 @@ pub const FormatPool = struct {
         if (builtin.mode == .Debug) {
             // A read of a block that was given back shows as NaN; the mark makes `take` zero it.
             @memset(pool.bytes(block), 0xff);
-            pool.writers.items[block] = std.math.maxInt(u32);
+            pool.writers.items[block] = std.math.maxInt(u64);
         }
         pool.free.appendAssumeCapacity(block);
         pool.used_count -= 1;
@@ -355,7 +355,7 @@ pub const FormatPool = struct {
         for (0..pool.slabs.end) |i| if (pool.slabs.at(@intCast(i))) |slab| {
             reserved += slab_memory.reservedBytes(slab);
         };
-        const words = pool.ref_counts.capacity + pool.writers.capacity + pool.serials.capacity + pool.free.capacity;
+        const words = pool.ref_counts.capacity + 2 * pool.writers.capacity + pool.serials.capacity + pool.free.capacity;
         return .{
             .block_bytes = pool.block_bytes,
             .total_blocks = pool.totalCount(),
@@ -473,17 +473,17 @@ pub const FormatPool = struct {
     fn growTables(pool: *FormatPool, block_count: u32) error{OutOfMemory}!void {
         const known = pool.ref_counts.items.len;
         if (block_count <= known) return;
-        for (pool.tables()) |table| try table.ensureTotalCapacity(pool.gpa, block_count);
+        inline for (pool.tables()) |table| try table.ensureTotalCapacity(pool.gpa, block_count);
         try pool.free.ensureTotalCapacity(pool.gpa, block_count);
-        for (pool.tables()) |table| table.appendNTimesAssumeCapacity(0, block_count - known);
+        inline for (pool.tables()) |table| table.appendNTimesAssumeCapacity(0, block_count - known);
     }
 
-    /// The tables with a word for each block.
-    fn tables(pool: *FormatPool) [3]*std.ArrayList(u32) {
+    /// The tables with an element for each block.
+    fn tables(pool: *FormatPool) struct { *std.ArrayList(u32), *std.ArrayList(u64), *std.ArrayList(u32) } {
         return .{ &pool.ref_counts, &pool.writers, &pool.serials };
     }
 
-    /// The size of the tables of blocks, which are all alike.
+    /// The size of the tables of blocks, which are as long as one another.
     const TableSize = struct { len: usize = 0, capacity: usize = 0 };
 
     fn tableSize(pool: *const FormatPool) TableSize {
@@ -493,14 +493,14 @@ pub const FormatPool = struct {
     /// Makes the tables as small as they were, unless a slab that was mapped since needs more.
     fn shrinkTables(pool: *FormatPool, before: TableSize) void {
         const len = @max(before.len, @min(pool.slabs.end * pool.blocks_per_slab, pool.block_count_max));
-        for (pool.tables()) |table| {
-            shrinkCapacity(table, pool.gpa, @max(before.capacity, len));
+        inline for (pool.tables()) |table| {
+            shrinkCapacity(std.meta.Elem(@TypeOf(table.items)), table, pool.gpa, @max(before.capacity, len));
             table.items.len = @min(len, table.items.len);
         }
-        shrinkCapacity(&pool.free, pool.gpa, @max(before.capacity, len));
+        shrinkCapacity(u32, &pool.free, pool.gpa, @max(before.capacity, len));
     }
 
-    fn shrinkCapacity(list: *std.ArrayList(u32), gpa: Allocator, capacity: usize) void {
+    fn shrinkCapacity(comptime T: type, list: *std.ArrayList(T), gpa: Allocator, capacity: usize) void {
         if (capacity >= list.capacity) return;
         const len = list.items.len;
         list.items.len = capacity;

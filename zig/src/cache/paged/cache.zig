@@ -106,11 +106,12 @@ pub const Prompt = struct {
     fingerprint: []const u8 = "",
 };
 
-/// Names who wrote a block; 0 is nobody, the largest is the pool's own.
-var writer_count: std.atomic.Value(u32) = .init(0);
+/// Names who wrote a block; 0 is nobody, the largest is the pool's own. No name comes twice: whoever made tenants until one
+/// did could read what another one left.
+var writer_count: std.atomic.Value(u64) = .init(0);
 
-fn newWriter() u32 {
-    return writer_count.fetchAdd(1, .monotonic) % (std.math.maxInt(u32) - 1) + 1;
+fn newWriter() u64 {
+    return writer_count.fetchAdd(1, .monotonic) + 1;
 }
 
 /// Sequences as tables of blocks, which forks share and a policy may quantize.

@@ -35,7 +35,7 @@ pub const CacheState = struct {
     retention: Retention,
     rewind_tokens: u32,
     /// The name by which pools know who wrote a block.
-    writer: u32,
+    writer: u64,
     groups: []Group,
     /// [layer]
     layers: []GroupedLayer,
@@ -69,7 +69,7 @@ pub const SequenceState = struct {
     /// Counts what makes a view of a layer stale, [layer]; wraps.
     generations: []u32,
     /// The name by which pools know who wrote a block.
-    writer: u32,
+    writer: u64,
     /// In a cache with a prefix index.
     tokens: ?Tokens = null,
 

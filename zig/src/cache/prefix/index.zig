@@ -177,7 +177,7 @@ pub const Index = struct {
 
     /// The root of a tenant, by their keys, for a sequence, which closes it.
     /// `newWriter` names the tenant at the pools where it is a new one.
-    pub fn open(index: *Index, key: chain.Key, tenant: chain.Key, newWriter: *const fn () u32) error{OutOfMemory}!Ref {
+    pub fn open(index: *Index, key: chain.Key, tenant: chain.Key, newWriter: *const fn () u64) error{OutOfMemory}!Ref {
         return index.roots.open(&index.tree, &index.tenants, key, tenant, newWriter);
     }
 
@@ -192,7 +192,7 @@ pub const Index = struct {
     }
 
     /// The name of a root's tenant at the pools.
-    pub fn writerOf(index: *const Index, node: u32) u32 {
+    pub fn writerOf(index: *const Index, node: u32) u64 {
         return index.tenants.of(&index.tree, node).writer;
     }
 

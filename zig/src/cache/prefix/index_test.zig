@@ -102,7 +102,7 @@ const Fixture = struct {
     }
 };
 
-fn newWriter() u32 {
+fn newWriter() u64 {
     return 1;
 }
 

@@ -41,7 +41,7 @@ pub const Roots = struct {
         tenants: *Tenants,
         key: chain.Key,
         tenant_key: chain.Key,
-        newWriter: *const fn () u32,
+        newWriter: *const fn () u64,
     ) error{OutOfMemory}!Ref {
         const gpa = roots.gpa;
         if (roots.by_key.get(key)) |root| {

@@ -16,7 +16,7 @@ const Tree = trees.Tree;
 pub const Tenant = struct {
     key: chain.Key,
     /// The name by which pools know who wrote a block: one tenant does not read what another one left there.
-    writer: u32,
+    writer: u64,
     /// Its trees, one a model.
     root_count: u32 = 0,
     /// Nodes of these, but for the roots.
@@ -96,7 +96,7 @@ pub const Tenants = struct {
     }
 
     /// The tenant of a key, for one tree more. `newWriter` names it at the pools where it is a new one.
-    pub fn openAssumeCapacity(tenants: *Tenants, key: chain.Key, newWriter: *const fn () u32) u32 {
+    pub fn openAssumeCapacity(tenants: *Tenants, key: chain.Key, newWriter: *const fn () u64) u32 {
         const tenant = tenants.by_key.get(key) orelse blk: {
             const number: u32 = tenants.free.pop() orelse new: {
                 _ = tenants.items.addOneAssumeCapacity();

@@ -50,7 +50,7 @@ pub const Migration = struct {
     table: *BlockTable,
     policy: Policy,
     seq_len: u32,
-    writer: u32,
+    writer: u64,
     prefix: ?Prefix = null,
 
     /// The prefix index, which gives memory back and names what blocks of its become.
