@@ -4,6 +4,20 @@
  * The graph of a model is cut at its attention nodes. The package has no dependency of its own: a program that has
  * onnxruntime hands it in.
  *
+ * @example Writes on behind a prompt
+ * ```ts
+ * import { OnnxDecoder, type Ort } from "@kvern/kvern/onnx";
+ *
+ * // `ort` is what `import * as ort from "onnxruntime-node"` gives.
+ * async function write(ort: Ort, tokens: number[]): Promise<number[]> {
+ *   await using decoder = await OnnxDecoder.load("model/", { ort, store: "i4" });
+ *   using sequence = decoder.sequence({ tokens });
+ *   const written: number[] = [];
+ *   for await (const token of decoder.generate(sequence, { tokens, maxTokens: 20 })) written.push(token);
+ *   return written;
+ * }
+ * ```
+ *
  * @module
  */
 

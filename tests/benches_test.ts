@@ -311,7 +311,7 @@ test("benches print a table with their rival in it where no JSON is wanted", TIM
     quantize: "f32 copy",
     tiers: "none",
     prefix: "match",
-    past: "keep",
+    past: "keep +f32",
     ...(withoutOnnx === "" ? { onnx: "whole" } : {}),
   };
   for (const [bench, rival] of Object.entries(rivals)) {
