@@ -195,8 +195,12 @@ test("generate.ts --score adds up the windows of a file, the last one shorter", 
   }
 });
 
+/** Why sums of half a minute are not made in Node as well; empty where they are. */
+const withoutScores = runtime === "node" ? " (skipped: JavaScript's own sums, which Deno and Bun make)" : "";
+
 for (const { bytes, window, bitsPerByte } of golden.score) {
-  test(`generate.ts --score gives the golden bits per byte in windows of ${window}`, LONG_TIMEOUT, async () => {
+  const name = `generate.ts --score gives the golden bits per byte in windows of ${window}${withoutScores}`;
+  test(name, { ...LONG_TIMEOUT, skip: withoutScores !== "" }, async () => {
     const text = await output("--score", HELDOUT, "--window", `${window}`, "--bytes", `${bytes}`);
     const [, number = "", ofBytes, inWindows] =
       text.match(/^([0-9.]+) bits per byte: (\d+) bytes in windows of (\d+)\n$/) ?? [];
@@ -206,7 +210,8 @@ for (const { bytes, window, bitsPerByte } of golden.score) {
   });
 }
 
-test("generate.ts --compare measures with the cache and without it", LONG_TIMEOUT, async () => {
+const compareName = `generate.ts --compare measures with the cache and without it${withoutScores}`;
+test(compareName, { ...LONG_TIMEOUT, skip: withoutScores !== "" }, async () => {
   const report = JSON.parse(await output("--compare", "--json"));
   assert.deepEqual(Object.keys(report), [...REPORT_FIELDS, ...BLOCK_FIELDS, "comparison"]);
   const { rows, computedTotals } = report.comparison;
