@@ -6,9 +6,7 @@
 
 import {
   checkAttribute,
-  checkHeads,
   inputOf,
-  intOf,
   masksOf,
   normsOf,
   numbersOf,
@@ -20,7 +18,7 @@ import {
 import type { GraphNode } from "../model/node.ts";
 import { rotaryOf } from "./rotary.ts";
 import { Chain } from "./rows.ts";
-import { headDimOf, partsOf, takenApart } from "./taken_apart.ts";
+import { headsOf, partsOf, takenApart } from "./taken_apart.ts";
 import type { Values } from "../model/values.ts";
 
 /** Inputs behind query, key and value; those that only the node's own cache needs are left out. */
@@ -40,14 +38,7 @@ export function takeGroupQuery(node: GraphNode, around: Surroundings): TakenApar
   const { values } = around;
   checkAttribute(node, "causal", 1, "a decoder sees no later token");
   checkAttribute(node, "qk_output", 0, "kvern gives no scores; export without them");
-  const qHeadCount = intOf(node, "num_heads");
-  const kvHeadCount = intOf(node, "kv_num_heads");
-  checkHeads(node, qHeadCount, kvHeadCount);
-  const heads = {
-    qHeadCount,
-    kvHeadCount,
-    headDim: headDimOf(node, values, { qHeadCount, kvHeadCount, past: pastDim(node, values) }),
-  };
+  const heads = headsOf(node, values, pastDim(node, values));
   const before = new Chain(values);
   return takenApart({
     node,
@@ -58,7 +49,7 @@ export function takeGroupQuery(node: GraphNode, around: Surroundings): TakenApar
     rotary: rotaryOf(node, around, { ...INPUT, headDim: heads.headDim }),
     numbers: {
       ...withMasks(node, numbersOf(node), { masks: masksOf(node, INPUT.bias, "zero"), isCausal: true, around }),
-      ...sinksOf(node, inputOf(node, INPUT.sink), qHeadCount, values),
+      ...sinksOf(node, inputOf(node, INPUT.sink), heads.qHeadCount, values),
     },
     output: { name: node.outputs[0]!, layout: "rows" },
   }, around);

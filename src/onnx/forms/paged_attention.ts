@@ -5,22 +5,12 @@
  * @module
  */
 
-import {
-  checkAttribute,
-  checkHeads,
-  inputOf,
-  intOf,
-  normsOf,
-  numbersOf,
-  sinksOf,
-  type Surroundings,
-  type TakenApart,
-} from "./form.ts";
+import { checkAttribute, inputOf, normsOf, numbersOf, sinksOf, type Surroundings, type TakenApart } from "./form.ts";
 import type { GraphNode } from "../model/node.ts";
 import { cannotCut, nodeText } from "../model/refusal.ts";
 import { rotaryOf } from "./rotary.ts";
 import { Chain } from "./rows.ts";
-import { headDimOf, partsOf, takenApart } from "./taken_apart.ts";
+import { headsOf, partsOf, takenApart } from "./taken_apart.ts";
 import type { Values } from "../model/values.ts";
 
 /** Inputs behind query, key and value; those that only the node's own cache needs are left out. */
@@ -36,14 +26,7 @@ export function takePaged(node: GraphNode, around: Surroundings): TakenApart {
       `kv_cache_layout of ${nodeText(node)} must be SEPARATE: it is LATENT; export without absorbed heads`,
     );
   }
-  const qHeadCount = intOf(node, "num_heads");
-  const kvHeadCount = intOf(node, "kv_num_heads");
-  checkHeads(node, qHeadCount, kvHeadCount);
-  const heads = {
-    qHeadCount,
-    kvHeadCount,
-    headDim: headDimOf(node, values, { qHeadCount, kvHeadCount, past: cacheDim(node, values) }),
-  };
+  const heads = headsOf(node, values, cacheDim(node, values));
   const before = new Chain(values);
   return takenApart({
     node,
@@ -52,7 +35,7 @@ export function takePaged(node: GraphNode, around: Surroundings): TakenApart {
     ...partsOf(node, before, "flat", heads),
     norms: normsOf(node, INPUT.qNorm, INPUT.kNorm),
     rotary: rotaryOf(node, around, { ...INPUT, positions: -1, headDim: heads.headDim }),
-    numbers: { ...numbersOf(node), ...sinksOf(node, inputOf(node, INPUT.sink), qHeadCount, values) },
+    numbers: { ...numbersOf(node), ...sinksOf(node, inputOf(node, INPUT.sink), heads.qHeadCount, values) },
     output: { name: node.outputs[0]!, layout: "flat" },
   }, around);
 }

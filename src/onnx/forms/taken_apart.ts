@@ -9,8 +9,10 @@
 import type { AttentionLayer } from "../cut/cut_model.ts";
 import {
   checkHeadDim,
+  checkHeads,
   type HeadNorms,
   inputOf,
+  intOf,
   type Numbers,
   type Part,
   type Surroundings,
@@ -100,8 +102,16 @@ export function partsOf(
   return { q: q!, k: k!, v: v! };
 }
 
+/** The heads that such a node says it has; `past` is the last dimension of what it keeps, where that is a head's. */
+export function headsOf(node: GraphNode, values: Values, past: number | string | undefined): HeadCounts {
+  const qHeadCount = intOf(node, "num_heads");
+  const kvHeadCount = intOf(node, "kv_num_heads");
+  checkHeads(node, qHeadCount, kvHeadCount);
+  return { qHeadCount, kvHeadCount, headDim: headDimOf(node, values, { qHeadCount, kvHeadCount, past }) };
+}
+
 /** The head dimension that the past of such a node says, or the width of what its heads lie in. */
-export function headDimOf(
+function headDimOf(
   node: GraphNode,
   values: Values,
   { qHeadCount, kvHeadCount, past }: Omit<HeadCounts, "headDim"> & { readonly past: number | string | undefined },

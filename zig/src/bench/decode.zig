@@ -91,7 +91,7 @@ pub const Decode = struct {
     layers: []const kvern.Rows,
     /// Keys, then values of the first layer.
     stored: []const f32,
-    /// Of a layer.
+    /// Bytes of a layer.
     bytes: u64,
     kv: kvern.Dtype,
     name: []const u8,

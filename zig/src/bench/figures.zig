@@ -54,7 +54,7 @@ pub const Output = struct {
         try out.writer.flush();
     }
 
-    /// Of these, those at one address.
+    /// Instructions at one address.
     pub fn address(out: Output, at: usize, instructions: f64) !void {
         try out.writer.print("{x} {d:.2}\n", .{ at, instructions });
         try out.writer.flush();

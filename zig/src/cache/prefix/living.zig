@@ -6,7 +6,7 @@ const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
 const Tokens = @import("tokens.zig").Tokens;
 
-/// Those of one root.
+/// Tokens of the sequences of one root.
 const List = std.ArrayList(*Tokens);
 
 pub const Living = struct {
